@@ -1,0 +1,86 @@
+"""Measures the predictions."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stages.lib import metrics
+from stages.lib.files import read_json, write_csv, write_json
+from stages.lib.stage import run
+
+DATASET = Path("data/raw/dataset.json")
+PREDICTIONS = Path("data/predictions.npz")
+METRICS = Path("reports/metrics.json")
+CONFUSION = Path("reports/confusion.csv")
+CLASSES = Path("reports/classes.csv")
+
+
+def summary(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | int]:
+    """Accuracy with its 95 % interval, loss and number of errors.
+
+    Args:
+        labels: Shape (n,), whole numbers in [0, classes).
+        probabilities: Shape (n, classes), rows add up to 1.
+
+    Returns:
+        accuracy, accuracy_low, accuracy_high, loss (nats), errors (images).
+    """
+    correct = int((probabilities.argmax(axis=1) == labels).sum())
+    low, high = metrics.accuracy_interval(correct, len(labels))
+    return {
+        "accuracy": correct / len(labels),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "loss": metrics.cross_entropy(labels, probabilities),
+        "errors": len(labels) - correct,
+    }
+
+
+def long_table(counts: np.ndarray, names: list[str]) -> pd.DataFrame:
+    """A confusion matrix, one row per cell: label, predicted, count, share of the label's images."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    label, predicted = np.divmod(np.arange(counts.size), len(names))
+    named = np.array(names)
+    return pd.DataFrame(
+        {"label": named[label], "predicted": named[predicted], "count": counts.ravel(), "share": shares.ravel()}
+    )
+
+
+def report(title: str, names: list[str], scores: Mapping[str, float], labels: np.ndarray, predicted: np.ndarray) -> str:
+    """What a person wants to see at once: the result, the first ten test images, the most confused pairs."""
+    width = max(map(len, (*names, "predicted")))
+    lines = [
+        f"{title}: {len(labels) - scores['errors']:,} of {len(labels):,} test images right, "
+        f"accuracy {scores['accuracy']:.4f} (95 % interval {scores['accuracy_low']:.4f} to "
+        f"{scores['accuracy_high']:.4f}), loss {scores['loss']:.4f}",
+        "first ten:",
+        f"  {'label':{width}}  {'predicted':{width}}",
+    ]
+    for label, guess in zip(labels[:10], predicted[:10], strict=True):
+        lines.append(f"  {names[label]:{width}}  {names[guess]:{width}}  {'' if label == guess else 'wrong'}".rstrip())
+    pairs = metrics.confused_pairs(metrics.confusion(labels, predicted, len(names)))[:5]
+    lines += ["most confused:", *(f"  {count:4} times {names[i]} taken for {names[j]}" for i, j, count in pairs)]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    dataset = read_json(DATASET)
+    predictions = np.load(PREDICTIONS)
+    names = dataset["classes"]
+    labels, probabilities = predictions["test_labels"], predictions["test_probabilities"]
+    predicted = probabilities.argmax(axis=1)
+    scores = summary(labels, probabilities)
+    scores |= {"test_examples": len(labels), "parameters": int(predictions["parameters"])}
+    content: dict[str, object] = dict(scores)
+    if len(predictions["validation_labels"]):
+        content["validation"] = summary(predictions["validation_labels"], predictions["validation_probabilities"])
+    write_json(METRICS, content)
+    write_csv(CONFUSION, long_table(metrics.confusion(labels, predicted, len(names)), names))
+    write_csv(CLASSES, metrics.per_class(labels, predicted, names))
+    print(report(dataset["title"], names, scores, labels, predicted))
+
+
+if __name__ == "__main__":
+    run(main)

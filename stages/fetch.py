@@ -1,0 +1,29 @@
+"""Fetches a data set's images and labels as they were published."""
+
+from pathlib import Path
+
+from stages.lib.files import replacing, write_arrays, write_json
+from stages.lib.params import read_dataset, read_params
+from stages.lib.sources import fetch_arrays
+from stages.lib.stage import run
+
+RAW = Path("data/raw")
+
+
+def main() -> None:
+    params = read_params()
+    dataset = read_dataset(params.dataset)
+    arrays = fetch_arrays(dataset, params.fetch.source)
+    with replacing(RAW) as folder:
+        folder.mkdir()
+        write_arrays(folder, arrays)
+        write_json(
+            folder / "dataset.json", {"name": params.dataset, "title": dataset.title, "classes": dataset.classes}
+        )
+    print(
+        f"{len(arrays['train_images']):,} training and {len(arrays['test_images']):,} test images, digests as published"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

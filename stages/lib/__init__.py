@@ -1,0 +1,1 @@
+"""What the stages share: nouns, each small, because every one of them is a DVC dependency."""

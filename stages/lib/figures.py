@@ -1,0 +1,214 @@
+"""Arrays in, matplotlib figures out, unsaved."""
+
+import math
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY, INK = "#1f6f9f", "#d9622b", "#b8c0c8", "#22292f"
+
+mpl.rcParams.update(
+    {
+        "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
+        "font.size": 10,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": GREY,
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.titlepad": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#e7eaed",
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "xtick.major.size": 0,
+        "ytick.major.size": 0,
+        "legend.frameon": False,
+        "figure.dpi": 120,
+    }
+)
+
+
+def _image(axes: Axes, image: np.ndarray) -> None:
+    axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(True)
+    axes.grid(False)
+
+
+def _grid(count: int, title: str, row_height: float) -> tuple[Figure, list[Axes]]:
+    columns = max(1, math.ceil(math.sqrt(count)))
+    rows = max(1, math.ceil(count / columns))
+    figure = Figure((1.75 * columns, row_height * rows + 0.5), layout="constrained")
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for empty in axes[count:]:
+        empty.set_axis_off()
+    return figure, axes
+
+
+def samples(title: str, images: np.ndarray, labels: Sequence[str]) -> Figure:
+    """A grid of images with the name of their class.
+
+    Args:
+        title: Above all.
+        images: Grey levels, shape (n, height, width), uint8.
+        labels: Names, n of them.
+
+    Returns:
+        The figure.
+    """
+    figure, grid = _grid(len(images), title, row_height=1.95)
+    for axes, image, label in zip(grid, images, labels, strict=False):
+        _image(axes, image)
+        axes.set_title(label, loc="center", fontweight="normal", fontsize=10, pad=4)
+    return figure
+
+
+def errors(
+    title: str, images: np.ndarray, labels: Sequence[str], predicted: Sequence[str], confidence: np.ndarray
+) -> Figure:
+    """A grid of wrongly classified images: what each is, what it was taken for, and how surely.
+
+    Args:
+        title: Above all.
+        images: Grey levels, shape (n, height, width), uint8; n may be 0.
+        labels: Names of the labels, n of them.
+        predicted: Names of the predicted classes, n of them.
+        confidence: Probabilities of the predicted classes, shape (n,), in [0, 1].
+
+    Returns:
+        The figure.
+    """
+    figure, grid = _grid(len(images), title, row_height=2.25)
+    for axes, image, label, guess, sure in zip(grid, images, labels, predicted, confidence, strict=False):
+        _image(axes, image)
+        axes.text(0, 1.16, label, transform=axes.transAxes, color=BLUE, fontsize=9.5)
+        axes.text(0, 1.04, f"{guess} {sure:.0%}", transform=axes.transAxes, color=ORANGE, fontsize=9.5)
+    if not len(images):
+        grid[0].text(0.5, 0.5, "none", ha="center")
+    return figure
+
+
+def history(title: str, epochs: pd.DataFrame, held_out: str) -> Figure:
+    """Loss and accuracy over the epochs, of the training split and of the other.
+
+    Args:
+        title: Above all.
+        epochs: Columns epoch, loss, accuracy, val_loss, val_accuracy; a row per epoch.
+        held_out: What the val_ columns were measured on.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure((9, 3.8), layout="constrained")
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    for axes, name, unit in zip(figure.subplots(1, 2), ("loss", "accuracy"), (" (nats)", ""), strict=True):
+        marker = "o" if len(epochs) <= 30 else ""
+        axes.plot(epochs["epoch"], epochs[name], color=BLUE, marker=marker, markersize=4, label="training")
+        axes.plot(epochs["epoch"], epochs[f"val_{name}"], color=ORANGE, marker=marker, markersize=4, label=held_out)
+        axes.set_title(f"{name}{unit}", fontweight="normal")
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+    return figure
+
+
+def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
+    """A confusion matrix with counts; the colour is the share of the label's images, right and wrong apart.
+
+    Args:
+        title: Above all.
+        counts: Rows are labels, columns predicted classes, shape (classes, classes).
+        names: Names of the classes.
+
+    Returns:
+        The figure.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    right = np.eye(len(names), dtype=bool)
+    side = 2.6 + 0.56 * len(names)
+    figure = Figure((side, side), layout="constrained")
+    axes = figure.subplots()
+    # One scale for both would leave all errors white: they are some thousandths of the diagonal.
+    most = max(shares[~right].max(initial=0), 1e-9)
+    axes.imshow(
+        np.where(right, np.nan, shares), cmap=LinearSegmentedColormap.from_list("", ["white", ORANGE]), vmax=most
+    )
+    axes.imshow(
+        np.where(right, shares, np.nan), cmap=LinearSegmentedColormap.from_list("", ["white", BLUE]), vmin=0, vmax=1
+    )
+    for (row, column), count in np.ndenumerate(counts):
+        dark = shares[row, column] > (0.5 if row == column else 0.6 * most)
+        colour = "white" if dark and count else INK if count else GREY
+        axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=9)
+    axes.set_xticks(range(len(names)), names)
+    if max(map(len, names)) > 3:
+        axes.tick_params("x", labelrotation=40)
+        for text in axes.get_xticklabels():
+            text.set(ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("label")
+    axes.set_title(title)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def classes(title: str, table: pd.DataFrame) -> Figure:
+    """Recall, precision and F1 of each class as dots on one line.
+
+    Args:
+        title: Above all.
+        table: Columns class, recall, precision, f1, in [0, 1]; a row per class.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure((8, 1.5 + 0.36 * len(table)), layout="constrained")
+    axes = figure.subplots()
+    rows = np.arange(len(table))
+    scores = table[["recall", "precision", "f1"]]
+    axes.hlines(rows, scores.min(axis=1), scores.max(axis=1), color=GREY, linewidth=2, zorder=1)
+    axes.scatter(table["recall"], rows, color=BLUE, s=55, label="recall", zorder=3)
+    axes.scatter(table["precision"], rows, color=ORANGE, s=55, label="precision", zorder=3)
+    axes.scatter(table["f1"], rows, color=INK, s=120, marker="|", label="F1", zorder=2)
+    axes.set_yticks(rows, table["class"])
+    axes.invert_yaxis()
+    axes.set_title(title)
+    figure.legend(loc="outside lower center", ncols=3)
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def pairs(title: str, confused: Sequence[tuple[str, str, int]]) -> Figure:
+    """The most confused pairs of classes as bars.
+
+    Args:
+        title: Above all.
+        confused: Label, class that was predicted instead, number of images; most often confused first.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure((8, 1.2 + 0.36 * max(len(confused), 1)), layout="constrained")
+    axes = figure.subplots()
+    rows = range(len(confused))
+    bars = axes.barh(rows, [count for _, _, count in confused], color=ORANGE, height=0.62)
+    axes.bar_label(bars, padding=4)
+    axes.set_yticks(rows, [f"{label}  taken for  {guess}" for label, guess, _ in confused])
+    axes.invert_yaxis()
+    axes.set_xlabel("test images")
+    axes.set_title(title)
+    axes.grid(axis="y", visible=False)
+    return figure

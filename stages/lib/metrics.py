@@ -1,0 +1,80 @@
+"""Labels and probabilities in, numbers out."""
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
+
+
+def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
+    """95 % interval of an accuracy, by Wilson's score (Wilson 1927, JASA 22:209, "Probable inference").
+
+    Args:
+        correct: Images whose most probable class is the label.
+        count: All images.
+
+    Returns:
+        Lower and upper end, both in [0, 1].
+    """
+    interval = binomtest(correct, count).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean over the images of -ln(probability of the label), in nats; what training minimizes.
+
+    Args:
+        labels: Shape (n,), whole numbers in [0, classes).
+        probabilities: Shape (n, classes), rows add up to 1.
+
+    Returns:
+        0 for certainty in the right class, ln(classes) for equal probabilities.
+    """
+    return float(log_loss(labels, probabilities, labels=np.arange(probabilities.shape[1])))
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Counts every pair of label and predicted class.
+
+    Args:
+        labels: Shape (n,), whole numbers in [0, classes).
+        predicted: The same.
+        classes: Number of classes.
+
+    Returns:
+        Rows are labels, columns predicted classes, shape (classes, classes), int64.
+    """
+    counts: np.ndarray = confusion_matrix(labels, predicted, labels=np.arange(classes))
+    return counts
+
+
+def per_class(labels: np.ndarray, predicted: np.ndarray, names: list[str]) -> pd.DataFrame:
+    """Recall, precision and F1 of each class.
+
+    Args:
+        labels: Shape (n,), whole numbers in [0, classes).
+        predicted: The same.
+        names: Names of the classes.
+
+    Returns:
+        A row per class: class, recall (share of its images that were found), precision (share of its predictions that
+        are right), f1 (their harmonic mean), images. A quotient by zero counts as 0.
+    """
+    precision, recall, f1, images = precision_recall_fscore_support(
+        labels, predicted, labels=np.arange(len(names)), zero_division=0
+    )
+    return pd.DataFrame({"class": names, "recall": recall, "precision": precision, "f1": f1, "images": images})
+
+
+def confused_pairs(counts: np.ndarray) -> list[tuple[int, int, int]]:
+    """Pairs of different classes that were confused, most often first.
+
+    Args:
+        counts: Rows are labels, columns predicted classes, shape (classes, classes).
+
+    Returns:
+        (label, predicted, how often), without the pairs that never were.
+    """
+    wrong = counts * ~np.eye(len(counts), dtype=bool)
+    order = np.argsort(-wrong, axis=None, kind="stable")[: np.count_nonzero(wrong)]
+    return [(int(i), int(j), int(wrong[i, j])) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)]

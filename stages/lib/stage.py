@@ -1,0 +1,26 @@
+"""How a stage starts and how it ends when something is wrong."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+class StageError(Exception):
+    """A fault that a user can mend; its message is one line: looked at, expected, found, what to do."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a stage's `main`, and ends the process with one line and no traceback where a user can mend the cause.
+
+    Args:
+        main: The stage, which raises `StageError`, or `OSError` where the disk or a right is at fault.
+    """
+    name = Path(sys.argv[0]).stem
+    # Lines are seen when they are printed, also where DVC's output goes into a file or a pipe.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    try:
+        main()
+    except (StageError, OSError) as error:
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{name}: interrupted")

@@ -1,0 +1,100 @@
+"""Scales pixels and holds out a validation split."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from stages.lib.files import read_array, read_chunks, read_json, replacing, write_chunks, write_json
+from stages.lib.params import read_params
+from stages.lib.stage import StageError, run
+
+RAW = Path("data/raw")
+NORMALIZED = Path("data/normalized")
+
+
+def held_out(count: int, validation: int, seed: int) -> np.ndarray:
+    """Chooses the images of the validation split.
+
+    Args:
+        count: Number of training images as published.
+        validation: How many to hold out.
+        seed: Seed of the choice.
+
+    Returns:
+        True for each image held out, shape (count,), bool.
+    """
+    mask = np.zeros(count, bool)
+    mask[np.random.default_rng(seed).permutation(count)[:validation]] = True
+    return mask
+
+
+def mean_and_deviation(chunks: Iterable[np.ndarray]) -> tuple[float, float]:
+    """Mean and standard deviation over all pixels.
+
+    Args:
+        chunks: Grey levels, any shapes, uint8, some images at a time.
+
+    Returns:
+        Both in grey levels; exact in any order, because they are computed from how often each level occurs.
+    """
+    counts = sum((np.bincount(chunk.ravel(), minlength=256) for chunk in chunks), np.zeros(256, np.int64))
+    levels = np.arange(256)
+    mean = float(counts @ levels / counts.sum())
+    return mean, float(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum()))
+
+
+def scale(images: np.ndarray, offset: float, divisor: float) -> np.ndarray:
+    """Maps grey levels to intensities.
+
+    Args:
+        images: Grey levels, shape (n, height, width), uint8.
+        offset: The level that becomes 0.
+        divisor: How many levels make 1.
+
+    Returns:
+        (images - offset) / divisor, the same shape, float32.
+    """
+    return (images.astype(np.float32) - np.float32(offset)) / np.float32(divisor)
+
+
+def kept_chunks(path: Path, kept: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the rows of a file for which `kept`, shape (n,), bool, is true, some at a time."""
+    start = 0
+    for chunk in read_chunks(path):
+        yield chunk[kept[start : start + len(chunk)]]
+        start += len(chunk)
+
+
+def main() -> None:
+    params = read_params().normalize
+    count, test_count = (len(read_array(RAW / f"{split}_labels.npy")) for split in ("train", "test"))
+    if params.validation >= count:
+        raise StageError(f"params.yaml: normalize.validation: expected less than {count}, found {params.validation}")
+    classes = len(read_json(RAW / "dataset.json")["classes"])
+    held = held_out(count, params.validation, params.seed)
+    offset, divisor = 0.0, 255.0
+    if params.method == "standardize":
+        offset, divisor = mean_and_deviation(kept_chunks(RAW / "train_images.npy", ~held))
+    with replacing(NORMALIZED) as folder:
+        folder.mkdir()
+        scaling = {"method": params.method, "offset": offset, "divisor": divisor, "classes": classes}
+        write_json(folder / "scaling.json", scaling)
+        for split, published, kept in (
+            ("train", "train", ~held),
+            ("validation", "train", held),
+            ("test", "test", np.ones(test_count, bool)),
+        ):
+            images, labels = (kept_chunks(RAW / f"{published}_{kind}.npy", kept) for kind in ("images", "labels"))
+            shape = (int(kept.sum()), *read_array(RAW / f"{published}_images.npy").shape[1:])
+            write_chunks(
+                folder / f"{split}_images.npy", shape, np.float32, (scale(chunk, offset, divisor) for chunk in images)
+            )
+            write_chunks(folder / f"{split}_labels.npy", shape[:1], np.uint8, labels)
+    print(
+        f"{count - params.validation:,} images to train on, {params.validation:,} to validate, {test_count:,} to test"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
