@@ -9,7 +9,7 @@ INSTALLED := .venv/installed
 repro: $(INSTALLED) ## runs the pipeline on what changed, and shows the results
 	dvc repro
 	@echo
-	@dvc metrics show --md
+	@dvc metrics diff --all
 	@echo "Pictures: reports/figures. Interactive: . .venv/bin/activate && dvc plots show"
 
 test: $(INSTALLED) ## runs the tests, offline

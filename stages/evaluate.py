@@ -17,24 +17,21 @@ CONFUSION = Path("reports/confusion.csv")
 CLASSES = Path("reports/classes.csv")
 
 
-def summary(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | int]:
-    """Accuracy with its 95 % interval, loss and number of errors.
+def summary(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Accuracy, loss and number of errors.
 
     Args:
         labels: Shape (n,), whole numbers in [0, classes).
         probabilities: Shape (n, classes), rows add up to 1.
 
     Returns:
-        accuracy, accuracy_low, accuracy_high, loss (nats), errors (images).
+        accuracy, loss (nats), errors (images).
     """
-    correct = int((probabilities.argmax(axis=1) == labels).sum())
-    low, high = metrics.accuracy_interval(correct, len(labels))
+    errors = int((probabilities.argmax(axis=1) != labels).sum())
     return {
-        "accuracy": correct / len(labels),
-        "accuracy_low": low,
-        "accuracy_high": high,
+        "accuracy": (len(labels) - errors) / len(labels),
         "loss": metrics.cross_entropy(labels, probabilities),
-        "errors": len(labels) - correct,
+        "errors": errors,
     }
 
 
@@ -72,11 +69,13 @@ def main() -> None:
     labels, probabilities = predictions["test_labels"], predictions["test_probabilities"]
     predicted = probabilities.argmax(axis=1)
     scores = summary(labels, probabilities)
+    low, high = metrics.accuracy_interval(len(labels) - int(scores["errors"]), len(labels))
+    scores |= {"accuracy_low": low, "accuracy_high": high}
     scores |= {"test_examples": len(labels), "parameters": int(predictions["parameters"])}
-    content: dict[str, object] = dict(scores)
+    validation = {}
     if len(predictions["validation_labels"]):
-        content["validation"] = summary(predictions["validation_labels"], predictions["validation_probabilities"])
-    write_json(METRICS, content)
+        validation["validation"] = summary(predictions["validation_labels"], predictions["validation_probabilities"])
+    write_json(METRICS, {**scores, **validation})
     write_csv(CONFUSION, long_table(metrics.confusion(labels, predicted, len(names)), names))
     write_csv(CLASSES, metrics.per_class(labels, predicted, names))
     print(report(dataset["title"], names, scores, labels, predicted))

@@ -94,6 +94,7 @@ def errors(
         _image(axes, image)
         axes.text(0, 1.16, label, transform=axes.transAxes, color=BLUE, fontsize=9.5)
         axes.text(0, 1.04, f"{guess} {sure:.0%}", transform=axes.transAxes, color=ORANGE, fontsize=9.5)
+    figure.supxlabel("blue: the label   orange: the prediction and its probability", fontsize=9.5)
     if not len(images):
         grid[0].text(0.5, 0.5, "none", ha="center")
     return figure
