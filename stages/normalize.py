@@ -76,6 +76,10 @@ def main() -> None:
     offset, divisor = 0.0, 255.0
     if params.method == "standardize":
         offset, divisor = mean_and_deviation(kept_chunks(RAW / "train_images.npy", ~held))
+        if not divisor:
+            raise StageError(
+                f"{RAW}/train_images.npy: expected different grey levels to standardize, found only {offset}"
+            )
     with replacing(NORMALIZED) as folder:
         folder.mkdir()
         scaling = {"method": params.method, "offset": offset, "divisor": divisor, "classes": classes}

@@ -7,7 +7,7 @@ import numpy as np
 from stages.lib.files import read_array, read_chunks, read_json, replacing
 from stages.lib.models import build, keras
 from stages.lib.params import read_params
-from stages.lib.stage import run
+from stages.lib.stage import StageError, run
 
 WEIGHTS = Path("data/model.weights.h5")
 NORMALIZED = Path("data/normalized")
@@ -32,7 +32,10 @@ def main() -> None:
     params = read_params()
     image = read_array(NORMALIZED / "test_images.npy").shape[1:]
     model = build(params.model, image, int(read_json(NORMALIZED / "scaling.json")["classes"]))
-    model.load_weights(WEIGHTS)
+    try:
+        model.load_weights(WEIGHTS)
+    except ValueError as error:
+        raise StageError(f"{WEIGHTS}: expected the weights of {params.model}, found other shapes") from error
     arrays = {"parameters": np.array(model.count_params())}
     for split in ("validation", "test"):
         arrays[f"{split}_labels"] = np.load(NORMALIZED / f"{split}_labels.npy")

@@ -37,10 +37,11 @@ class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no 
             f"{seconds:.1f} s",
             sep="  ",
         )
-        if not math.isfinite(values["loss"]):
-            raise StageError(
-                f"epoch {epoch + 1}: expected a finite loss, found {values['loss']}; lower the learning rate"
-            )
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise StageError(
+                    f"epoch {epoch + 1}: expected a finite {name}, found {value}; lower train.learning_rate"
+                )
         self.file.write(",".join([str(epoch + 1), *(f"{value:.6f}" for value in values.values())]) + "\n")
         self.file.flush()
 
@@ -88,13 +89,15 @@ def main() -> None:
         for split in ("train", "validation", "test")
     )
     keras.utils.set_random_seed(params.train.seed)
-    model = build(params.model, train[0].shape[1:], int(read_json(NORMALIZED / "scaling.json")["classes"]))
+    classes = int(read_json(NORMALIZED / "scaling.json")["classes"])
+    model, plain = (build(params.model, train[0].shape[1:], classes) for _ in range(2))
     model.summary()
     start = time.perf_counter()
     with replacing(WEIGHTS) as weights, replacing(HISTORY) as history, history.open("w") as file:
         # The tutorial's protocol holds nothing out and draws its curves on the test split.
         fit(model, params.train, train, validation if len(validation[0]) else test, EpochLog(params.train.epochs, file))
-        model.save_weights(weights)
+        plain.set_weights(model.get_weights())  # without Adam's moments, which are twice as large
+        plain.save_weights(weights)
     print(f"fit {time.perf_counter() - start:.1f} s")
 
 

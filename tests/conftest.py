@@ -1,5 +1,6 @@
 """A tiny data set with an entry of its own, and a folder in which stages run on it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,20 @@ def write_yaml(path: Path, content: object) -> None:
         YAML(typ="safe", pure=True).dump(content, file)
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:  # noqa: ANN401  # whatever the file holds
     return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+
+
+def set_params(folder: Path, values: dict[str, object]) -> None:
+    """Sets values of a folder's params.yaml by their dotted keys."""
+    params = read_yaml(folder / "params.yaml")
+    for key, value in values.items():
+        section = params
+        *parents, last = key.split(".")
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    write_yaml(folder / "params.yaml", params)
 
 
 def make_tiny(folder: Path) -> None:
@@ -80,16 +93,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def edit(project: Path) -> Any:
+def edit(project: Path) -> Callable[[str, object], None]:
     """Sets one value of params.yaml by its dotted key."""
-
-    def set_value(key: str, value: object) -> None:
-        params = read_yaml(project / "params.yaml")
-        section = params
-        *parents, last = key.split(".")
-        for parent in parents:
-            section = section[parent]
-        section[last] = value
-        write_yaml(project / "params.yaml", params)
-
-    return set_value
+    return lambda key, value: set_params(project, {key: value})

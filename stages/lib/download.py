@@ -29,9 +29,10 @@ class HttpsSession(requests.Session):
         busy = Retry(
             total=3,
             connect=1,
+            other=0,
             status_forcelist=(429, 500, 502, 503, 504),
             backoff_factor=0.5,
-            retry_after_max=10,
+            retry_after_max=5,
             raise_on_status=False,
         )
         self.mount("https://", HTTPAdapter(max_retries=busy))
@@ -39,15 +40,19 @@ class HttpsSession(requests.Session):
 
 def reason(error: BaseException) -> str:
     """What went wrong in one line, without the chain of library objects around it."""
-    while isinstance(cause := getattr(error, "reason", None) or (error.args or [None])[0], Exception):
+    where = "the proxy of HTTPS_PROXY: " if isinstance(error, requests.exceptions.ProxyError) else ""
+    while cause := next(
+        (one for one in (getattr(error, "reason", None), *error.args) if isinstance(one, Exception)), None
+    ):
         error = cause
-    return re.sub(r"^.*\(host=[^)]*\): ", "", " ".join(str(error).split())) or type(error).__name__
+    return where + (re.sub(r"^.*\(host=[^)]*\): ", "", " ".join(str(error).split())) or type(error).__name__)
 
 
 def _stream(session: requests.Session, url: str, path: Path, deadline: float) -> None:
     with session.get(url, stream=True, timeout=TIMEOUT) as response, path.open("wb") as file:
         response.raise_for_status()
-        size = int(response.headers.get("Content-Length", 0))
+        declared = response.headers.get("Content-Length", "")
+        size = int(declared) if declared.isdecimal() else 0
         with tqdm(total=size or None, desc=f"  {path.name}", unit="B", unit_scale=True, disable=None) as bar:
             # read1 returns what has arrived, so that a trickle of bytes meets the deadline too.
             while chunk := response.raw.read1(CHUNK):
@@ -81,5 +86,5 @@ def download(url: str, path: Path) -> None:
             except (requests.HTTPError, requests.exceptions.InvalidSchema, requests.TooManyRedirects) as error:
                 raise StageError(f"{url}: {error}") from error
             except (requests.RequestException, HTTPError) as error:
-                if not left:
+                if not left or isinstance(error, requests.exceptions.SSLError):
                     raise StageError(f"{url}: {reason(error)}") from error

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREY, INK = "#1f6f9f", "#d9622b", "#b8c0c8", "#22292f"
 
@@ -45,10 +46,14 @@ def _image(axes: Axes, image: np.ndarray) -> None:
     axes.grid(False)
 
 
+def _short(name: str, letters: int = 18) -> str:
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"
+
+
 def _grid(count: int, title: str, row_height: float) -> tuple[Figure, list[Axes]]:
     columns = max(1, math.ceil(math.sqrt(count)))
     rows = max(1, math.ceil(count / columns))
-    figure = Figure((1.75 * columns, row_height * rows + 0.5), layout="constrained")
+    figure = Figure((max(1.75 * columns, 5), row_height * rows + 0.5), layout="constrained")
     figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for empty in axes[count:]:
@@ -70,7 +75,7 @@ def samples(title: str, images: np.ndarray, labels: Sequence[str]) -> Figure:
     figure, grid = _grid(len(images), title, row_height=1.95)
     for axes, image, label in zip(grid, images, labels, strict=False):
         _image(axes, image)
-        axes.set_title(label, loc="center", fontweight="normal", fontsize=10, pad=4)
+        axes.set_title(_short(label), loc="center", fontweight="normal", fontsize=10, pad=4)
     return figure
 
 
@@ -92,8 +97,10 @@ def errors(
     figure, grid = _grid(len(images), title, row_height=2.25)
     for axes, image, label, guess, sure in zip(grid, images, labels, predicted, confidence, strict=False):
         _image(axes, image)
-        axes.text(0, 1.16, label, transform=axes.transAxes, color=BLUE, fontsize=9.5)
-        axes.text(0, 1.04, f"{guess} {sure:.0%}", transform=axes.transAxes, color=ORANGE, fontsize=9.5)
+        for text, up, colour in ((_short(label), 17, BLUE), (f"{_short(guess, 14)} {sure:.0%}", 4, ORANGE)):
+            axes.annotate(
+                text, (0, 1), xycoords="axes fraction", xytext=(0, up), textcoords="offset points", color=colour
+            )
     figure.supxlabel("blue: the label   orange: the prediction and its probability", fontsize=9.5)
     if not len(images):
         grid[0].text(0.5, 0.5, "none", ha="center")
@@ -119,7 +126,7 @@ def history(title: str, epochs: pd.DataFrame, held_out: str) -> Figure:
         axes.plot(epochs["epoch"], epochs[f"val_{name}"], color=ORANGE, marker=marker, markersize=4, label=held_out)
         axes.set_title(f"{name}{unit}", fontweight="normal")
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.legend()
     return figure
 
@@ -137,7 +144,7 @@ def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     right = np.eye(len(names), dtype=bool)
-    side = 2.6 + 0.56 * len(names)
+    side = max(2.6 + 0.56 * len(names), 5.5)
     figure = Figure((side, side), layout="constrained")
     axes = figure.subplots()
     # One scale for both would leave all errors white: they are some thousandths of the diagonal.
@@ -207,7 +214,10 @@ def pairs(title: str, confused: Sequence[tuple[str, str, int]]) -> Figure:
     rows = range(len(confused))
     bars = axes.barh(rows, [count for _, _, count in confused], color=ORANGE, height=0.62)
     axes.bar_label(bars, padding=4)
-    axes.set_yticks(rows, [f"{label}  taken for  {guess}" for label, guess, _ in confused])
+    axes.set_yticks(rows, [f"{_short(label)}  taken for  {_short(guess)}" for label, guess, _ in confused])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if not confused:
+        axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center")
     axes.invert_yaxis()
     axes.set_xlabel("test images")
     axes.set_title(title)

@@ -2,7 +2,9 @@
 
 import gzip
 import io
+import lzma
 import math
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,13 +15,29 @@ import pandas as pd
 
 from stages.lib.stage import StageError
 
-DAMAGED = (EOFError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile, ValueError, NotImplementedError, RuntimeError)
+# What gzip, zipfile and NumPy's header parser raise on bytes that are not what they should be.
+DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    SyntaxError,
+    RuntimeError,
+    tokenize.TokenError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+)
 
 
 def _read_at_most(file: IO[bytes] | gzip.GzipFile, size: int, name: str) -> bytes:
     # One byte more tells a file that is too long from one that fits, without unpacking a bomb.
     content = file.read(size + 1)
     if len(content) > size:
+        if content.lstrip()[:1] == b"<":
+            raise StageError(f"{name}: expected data, found a web page")
         raise StageError(f"{name}: expected at most {size:,} bytes, found more; this is another file")
     return content
 
@@ -42,7 +60,11 @@ def _unpacked(path: Path, size: int) -> bytes:
         with path.open("rb") as plain:
             return _read_at_most(plain, size, path.name)
     except DAMAGED as error:
-        raise StageError(f"{path.name}: expected a whole archive, found: {error}") from error
+        raise StageError(f"{path.name}: expected a whole archive, found: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _looks(content: bytes) -> str:
@@ -94,9 +116,8 @@ def read_npz(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.nda
     try:
         with zipfile.ZipFile(path) as archive:
             if sorted(archive.namelist()) != sorted(f"{name}.npy" for name in shapes):
-                raise StageError(
-                    f"{path.name}: expected arrays {', '.join(shapes)}, found {', '.join(archive.namelist())}"
-                )
+                names = ", ".join(map(repr, archive.namelist()))
+                raise StageError(f"{path.name}: expected arrays {', '.join(shapes)}, found {names}")
             for name, shape in shapes.items():
                 with archive.open(f"{name}.npy") as member:
                     version = np.lib.format.read_magic(member)
@@ -111,7 +132,7 @@ def read_npz(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.nda
                     content = _read_at_most(member, math.prod(shape), path.name)
                     arrays[name] = np.frombuffer(content, np.uint8).reshape(shape)
     except DAMAGED as error:
-        raise StageError(f"{path.name}: expected a whole npz, found: {error}") from error
+        raise StageError(f"{path.name}: expected a whole npz, found: {_one_line(error)}") from error
     return arrays
 
 
@@ -134,9 +155,10 @@ def read_csv(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.nd
     if not header.startswith(b"label,") or header.count(b",") != columns - 1:
         raise StageError(f"{path.name}: expected a header of label and {columns - 1} pixels, found {_looks(content)}")
     try:
-        table = pd.read_csv(io.BytesIO(body), header=None, dtype=np.uint8, skip_blank_lines=False).to_numpy()
-    except (ValueError, pd.errors.ParserError) as error:
-        raise StageError(f"{path.name}: expected whole numbers from 0 to 255, found: {error}") from error
+        with np.errstate(all="ignore"):  # a number too large for any integer
+            table = pd.read_csv(io.BytesIO(body), header=None, dtype=np.uint8, skip_blank_lines=False).to_numpy()
+    except (ValueError, OverflowError, pd.errors.ParserError) as error:
+        raise StageError(f"{path.name}: expected whole numbers from 0 to 255, found: {_one_line(error)}") from error
     if table.shape != (count, columns):
         raise StageError(
             f"{path.name}: expected {count:,} rows of {columns}, found {table.shape[0]:,} of {table.shape[1]}"

@@ -28,7 +28,8 @@ def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
         probabilities: Shape (n, classes), rows add up to 1.
 
     Returns:
-        0 for certainty in the right class, ln(classes) for equal probabilities.
+        0 for certainty in the right class, ln(classes) for equal probabilities; a probability of 0 counts as the
+        smallest step from 1 of its type, 1.2e-7 in float32, as in Keras.
     """
     return float(log_loss(labels, probabilities, labels=np.arange(probabilities.shape[1])))
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from stages.lib.stage import StageError
 
@@ -115,8 +115,8 @@ class Source(Section):
 
     url: Annotated[str, Field(pattern="^https://.+/$")] | None = None
     kaggle: Annotated[str, Field(pattern="^[^/]+/[^/]+$")] | None = None
-    npm: Annotated[str, Field(pattern="^[^@]+@[^@]+$")] | None = None
-    debian: Annotated[str, Field(pattern="^[a-z0-9.+-]+$")] | None = None
+    npm: Annotated[str, Field(pattern="^[a-z0-9][^@]*@[^@]+$")] | None = None
+    debian: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9.+-]+$")] | None = None
     folder: str | None = None
     files: dict[str, str]
 
@@ -141,6 +141,14 @@ class Dataset(Section):
     sha256: Digests
     sources: dict[str, Source] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _names_are_clear(self) -> Self:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes with different names")
+        if "auto" in self.sources:
+            raise ValueError("no source named auto, which means all of them")
+        return self
+
 
 def _read_yaml(path: Path) -> object:
     # YAML 1.2 as DVC reads it: `dvc exp run -S train.learning_rate=0.00001` writes 1e-05,
@@ -152,6 +160,8 @@ def _read_yaml(path: Path) -> object:
         raise StageError(f"{path}{where}: expected YAML, found: {error.problem}; mend the file") from error
     except UnicodeDecodeError as error:
         raise StageError(f"{path}: expected UTF-8 text, found: {error.reason}; mend the file") from error
+    except (YAMLError, ValueError, KeyError, OverflowError, RecursionError) as error:
+        raise StageError(f"{path}: expected YAML, found: {' '.join(str(error).split())}; mend the file") from error
 
 
 def _keys(kind: Any, location: Iterable[int | str]) -> list[str]:  # noqa: ANN401  # a class, or dict[str, class]
@@ -167,7 +177,7 @@ def _check(kind: type[Kind], content: object, path: Path, *prefix: str) -> Kind:
     except ValidationError as error:
         # A typo is both a missing and an unknown key: the unknown one is what was typed.
         fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-        key = ".".join(map(str, (*prefix, *fault["loc"]))) or "the file"
+        key = repr(".".join(map(str, (*prefix, *fault["loc"]))))[1:-1] or "the file"
         found = f"found {reprlib.repr(fault['input'])}"
         if fault["type"] == "extra_forbidden":
             expected, found = f"one of {', '.join(_keys(kind, fault['loc'][:-1]))}", "found this unknown key"
@@ -176,7 +186,9 @@ def _check(kind: type[Kind], content: object, path: Path, *prefix: str) -> Kind:
         elif fault["type"] == "model_type":
             expected = "a section with keys"
         else:
-            expected = re.sub("^(Input|String|List|Value error,) (should (be|match|have) )?", "", fault["msg"])
+            expected = re.sub(
+                "^(Input|String|List|Dictionary|Value error,) (should (be|match|have) )?", "", fault["msg"]
+            )
         raise StageError(f"{path}: {key}: expected {expected}, {found}") from error
 
 

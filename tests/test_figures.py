@@ -1,0 +1,321 @@
+"""Every figure is drawn, says what it has to, and its texts are apart from each other."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from stages.lib import figures
+from tests.conftest import ROOT, read_yaml
+
+CATALOGUE = read_yaml(ROOT / "datasets.yaml")
+FASHION: list[str] = CATALOGUE["fashion_mnist"]["classes"]
+DIGITS: list[str] = CATALOGUE["mnist"]["classes"]
+LONG = [f"{letter} has a longer name" for letter in "abcdefghij"]
+EPOCHS = pd.DataFrame(
+    {
+        "epoch": [1, 2, 3],
+        "loss": [0.5, 0.3, 0.2],
+        "accuracy": [0.8, 0.9, 0.95],
+        "val_loss": [0.6, 0.5, 0.4],
+        "val_accuracy": [0.7, 0.8, 0.85],
+    }
+)
+
+
+def images(count: int) -> np.ndarray:
+    levels: np.ndarray = np.random.default_rng(0).integers(0, 256, (count, 28, 28)).astype(np.uint8)
+    return levels
+
+
+def counts(classes: int) -> np.ndarray:
+    """A good model's: 1,000 of each class right, some tens wrong."""
+    matrix: np.ndarray = np.random.default_rng(0).integers(0, 40, (classes, classes))
+    matrix[np.diag_indices(classes)] += 960
+    return matrix
+
+
+def table(names: Sequence[str]) -> pd.DataFrame:
+    shares = np.linspace(0.7, 0.99, len(names))
+    return pd.DataFrame({"class": names, "recall": shares, "precision": shares - 0.1, "f1": shares - 0.05})
+
+
+def samples(names: Sequence[str], count: int = 16) -> Figure:
+    return figures.samples("Samples", images(count), [names[i % len(names)] for i in range(count)])
+
+
+def errors(names: Sequence[str], count: int = 16) -> Figure:
+    labels = [names[i % len(names)] for i in range(count)]
+    guesses = [names[(i + 1) % len(names)] for i in range(count)]
+    return figures.errors("Errors", images(count), labels, guesses, np.linspace(0.4, 1, count))
+
+
+def confusion(names: Sequence[str]) -> Figure:
+    return figures.confusion("Confusion", counts(len(names)), names)
+
+
+def classes(names: Sequence[str]) -> Figure:
+    return figures.classes("Classes", table(names))
+
+
+def pairs(names: Sequence[str]) -> Figure:
+    return figures.pairs("Pairs", [(first, second, 9) for first, second in combinations(names, 2)][:10])
+
+
+DRAWN = pytest.mark.parametrize("draw", [samples, errors, confusion, classes, pairs])
+
+
+def render(figure: Figure) -> np.ndarray:
+    """The pixels, shape (height, width, 3), uint8."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[:, :, :3]  # type: ignore[no-untyped-call]
+
+
+def colours(figure: Figure) -> np.ndarray:
+    """How many pixels each colour has, in no order."""
+    pixels = render(figure).astype(np.int64) @ [1 << 16, 1 << 8, 1]
+    return np.unique(pixels, return_counts=True)[1]
+
+
+def drawn_texts(figure: Figure) -> list[Text]:
+    """All texts that a person sees."""
+    unseen: set[Text] = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in axis.get_major_ticks():
+                if not axes.axison or not low <= tick.get_loc() <= high:
+                    unseen |= {tick.label1, tick.label2}
+    found = [text for text in figure.findobj(Text) if isinstance(text, Text) and text not in unseen]
+    return [text for text in found if text.get_text().strip() and text.get_visible()]
+
+
+def words(figure: Figure) -> str:
+    return "\n".join(text.get_text() for text in drawn_texts(figure))
+
+
+def boxes(figure: Figure) -> Iterator[tuple[str, Bbox]]:
+    """Where the level texts stand, in pixels."""
+    render(figure)
+    for text in drawn_texts(figure):
+        if not text.get_rotation() % 90:
+            yield text.get_text(), text.get_window_extent()
+
+
+def assert_apart_and_inside(figure: Figure) -> None:
+    placed = [*boxes(figure)]
+    assert len(placed) > 1
+    overlapping = [(a, b) for (a, box), (b, other) in combinations(placed, 2) if box.overlaps(other)]
+    assert overlapping == []
+    outside = [a for a, box in placed if not (figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1)]
+    outside += [a for a, box in placed if not (figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1)]
+    assert outside == []
+
+
+@DRAWN
+@pytest.mark.parametrize("names", [["no", "yes"], FASHION[:3], LONG], ids=["two", "three", "ten long"])
+def test_a_figure_shows_something_and_every_name(draw: Callable[[Sequence[str]], Figure], names: list[str]) -> None:
+    figure = draw(names)
+    pixels = colours(figure)
+    assert len(pixels) > 50
+    assert pixels.max() < 0.98 * pixels.sum()
+    assert all(name[:13] in words(figure) for name in names)
+    assert draw.__name__.capitalize() in words(figure)
+
+
+@DRAWN
+@pytest.mark.parametrize("names", [FASHION, DIGITS], ids=["fashion", "digits"])
+def test_no_text_is_cut_off_or_on_another_one(draw: Callable[[Sequence[str]], Figure], names: list[str]) -> None:
+    assert_apart_and_inside(draw(names))
+
+
+@pytest.mark.parametrize("names", [FASHION, LONG], ids=["fashion", "long"])
+def test_the_slanted_names_below_a_confusion_matrix_are_a_lines_height_apart(names: list[str]) -> None:
+    figure = confusion(names)
+    render(figure)
+    labels = figure.axes[0].get_xticklabels()
+    positions = [label.get_transform().transform(label.get_position())[0] for label in labels]
+    for label in labels:
+        slant = math.radians(label.get_rotation())
+        assert slant
+        box = label.get_window_extent()
+        assert figure.bbox.x0 <= box.x0
+        assert figure.bbox.y0 <= box.y0
+        label.set_rotation(0)
+        height = label.get_window_extent().height
+        assert np.diff(positions).min() * math.sin(slant) > height
+
+
+@pytest.mark.parametrize("draw", [samples, errors])
+@pytest.mark.parametrize("count", [1, 2, 5, 16])
+def test_every_image_is_drawn_once_whatever_their_number(
+    draw: Callable[[Sequence[str], int], Figure], count: int
+) -> None:
+    figure = draw(FASHION, count)
+    render(figure)
+    shown = [np.asarray(image.get_array()) for axes in figure.axes for image in axes.images]
+    np.testing.assert_array_equal(np.stack(shown), images(count))
+    assert all(axes.images or not axes.axison for axes in figure.axes)
+
+
+@pytest.mark.parametrize("shape", [(8, 28), (28, 28), (28, 8)])
+def test_the_lines_above_an_error_are_apart_for_wide_and_tall_images(shape: tuple[int, int]) -> None:
+    names = FASHION[:9]
+    assert_apart_and_inside(figures.errors("E", np.zeros((9, *shape), np.uint8), names, names[::-1], np.ones(9)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_title_of_a_grid_of_few_images_is_not_cut_off(count: int) -> None:
+    title = "Fashion-MNIST: 4 of 1,020 wrong test images"
+    names = FASHION[:count]
+    assert_apart_and_inside(figures.errors(title, images(count), names, names, np.ones(count)))
+
+
+@pytest.mark.parametrize("draw", [samples, errors])
+def test_long_names_above_images_are_apart(draw: Callable[[Sequence[str]], Figure]) -> None:
+    assert_apart_and_inside(draw([f"{name} that is worn in summer" for name in FASHION]))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_title_of_a_confusion_matrix_of_few_classes_is_not_cut_off(classes: int) -> None:
+    title = "Fashion-MNIST: labels and predictions on test"
+    assert_apart_and_inside(figures.confusion(title, counts(classes), DIGITS[:classes]))
+
+
+def test_bars_have_room_beside_long_names() -> None:
+    assert_apart_and_inside(figures.pairs("P", [(f"{'a long name ' * 4}one", f"{'a long name ' * 4}two", 9)]))
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        pytest.param(figures.history("H", EPOCHS[:1], "test"), id="one epoch"),
+        pytest.param(figures.history("H", EPOCHS, "test"), id="three epochs"),
+        pytest.param(figures.pairs("P", [("a", "b", 1)]), id="one image"),
+        pytest.param(figures.pairs("P", [("a", "b", 90)]), id="ninety images"),
+    ],
+)
+def test_epochs_and_images_are_counted_in_whole_numbers(figure: Figure) -> None:
+    render(figure)
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert ticks
+        assert all(tick == round(tick) for tick in ticks)
+
+
+def test_ink_is_dark_on_light_paper() -> None:
+    image = np.zeros((1, 28, 28), np.uint8)
+    image[0, :14] = 255
+    figure = figures.samples("S", image, ["half"])
+    pixels = render(figure)
+    box = figure.axes[0].get_window_extent()
+    column = pixels[::-1, int((box.x0 + box.x1) / 2), 0]  # from below
+    assert column[int(box.y0 + box.height * 0.75)] < 10
+    assert column[int(box.y0 + box.height * 0.25)] > 245
+
+
+def test_an_error_says_what_it_is_what_it_was_taken_for_and_how_surely() -> None:
+    figure = figures.errors("E", images(2), ["Coat", "Bag"], ["Shirt", "Dress"], np.array([0.874, 1.0]))
+    shown = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert shown == [["Coat", "Shirt 87%"], ["Bag", "Dress 100%"]]
+
+
+def test_a_picture_of_no_errors_says_none() -> None:
+    figure = errors(FASHION, 0)
+    assert "none" in words(figure).lower()
+    assert len(colours(figure)) > 10
+
+
+def test_a_confusion_matrix_shows_every_count_in_its_cell() -> None:
+    figure = figures.confusion("C", np.array([[1_000, 20], [3, 0]]), ["a", "b"])
+    cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
+    assert cells == {(0, 0): "1,000", (1, 0): "20", (0, 1): "3", (1, 1): "0"}
+    assert figure.axes[0].get_xlabel() == "predicted"
+    assert figure.axes[0].get_ylabel() == "label"
+
+
+def cell_colour(figure: Figure, row: int, column: int) -> np.ndarray:
+    """The colour near a cell's corner, away from its count."""
+    pixels = render(figure)
+    x, y = figure.axes[0].transData.transform((column - 0.4, row - 0.4))
+    colour: np.ndarray = pixels[len(pixels) - 1 - int(y), int(x)].astype(int)
+    return colour
+
+
+def test_errors_of_some_thousandths_have_a_colour_of_their_own() -> None:
+    figure = figures.confusion("C", np.array([[995, 5, 0], [0, 1000, 0], [0, 1, 999]]), ["a", "b", "c"])
+    red, _, blue = cell_colour(figure, 0, 1)
+    assert red > blue + 50
+    red, _, blue = cell_colour(figure, 0, 0)
+    assert blue > red + 50
+    assert cell_colour(figure, 0, 2).min() > 245
+    paler, deeper = cell_colour(figure, 2, 1), cell_colour(figure, 0, 1)
+    assert paler[2] > deeper[2] + 50
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_confusion_matrix_may_be_all_right_or_all_wrong(right: bool) -> None:
+    matrix = np.diag([5, 5, 5]) if right else np.array([[0, 9, 0], [0, 0, 9], [0, 0, 0]])
+    figure = figures.confusion("C", matrix, FASHION[:3])
+    assert len(colours(figure)) > 20
+
+
+def test_classes_has_a_dot_of_each_kind_on_the_line_of_each_class() -> None:
+    figure = classes(FASHION)
+    axes = figure.axes[0]
+    dots = [np.asarray(points.get_offsets()) for points in axes.collections[1:]]
+    for points, name in zip(dots, ("recall", "precision", "f1"), strict=True):
+        np.testing.assert_allclose(points[:, 0], table(FASHION)[name])
+        np.testing.assert_array_equal(points[:, 1], np.arange(10))
+    assert [label.get_text() for label in axes.get_yticklabels()] == FASHION
+    assert axes.yaxis_inverted()
+    assert all(word in words(figure) for word in ("recall", "precision", "F1"))
+
+
+def test_pairs_has_a_bar_for_each_pair_the_longest_above() -> None:
+    figure = figures.pairs("P", [("Coat", "Shirt", 70), ("Bag", "Dress", 5)])
+    axes = figure.axes[0]
+    assert [bar.get_width() for bar in axes.patches if isinstance(bar, Rectangle)] == [70, 5]
+    assert axes.yaxis_inverted()
+    assert [text.get_text() for text in axes.texts] == ["70", "5"]
+    first, second = (label.get_text().split() for label in axes.get_yticklabels())
+    assert (first, second) == (["Coat", "taken", "for", "Shirt"], ["Bag", "taken", "for", "Dress"])
+
+
+@pytest.mark.parametrize("confused", [[], [("Coat", "Shirt", 1)]])
+def test_pairs_may_be_none_or_one(confused: list[tuple[str, str, int]]) -> None:
+    figure = figures.pairs("Pairs", confused)
+    assert len(colours(figure)) > 20
+    assert "Pairs" in words(figure)
+
+
+@pytest.mark.parametrize("epochs", [EPOCHS[:1], EPOCHS], ids=["one", "three"])
+def test_history_has_both_curves_of_loss_and_accuracy_by_name(epochs: pd.DataFrame) -> None:
+    figure = figures.history("History", epochs, "held out")
+    for axes, name in zip(figure.axes, ("loss", "accuracy"), strict=True):
+        training, other = axes.lines
+        np.testing.assert_array_equal(training.get_xdata(), epochs["epoch"])
+        np.testing.assert_array_equal(training.get_ydata(), epochs[name])
+        np.testing.assert_array_equal(other.get_ydata(), epochs[f"val_{name}"])
+        assert (training.get_label(), other.get_label()) == ("training", "held out")
+        assert axes.get_title(loc="left").startswith(name)
+    assert len(colours(figure)) > 50
+    assert_apart_and_inside(figure)
+
+
+def test_a_single_epoch_is_seen_as_a_point() -> None:
+    pixels = render(figures.history("H", EPOCHS[:1], "test")).reshape(-1, 3).astype(int)
+    blue, orange = (np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) for colour in ("#1f6f9f", "#d9622b"))
+    legend = 2 * 20 * 2  # two lines of some 20 by 2 pixels
+    for colour in (blue, orange):
+        assert (np.abs(pixels - colour).max(axis=1) < 8).sum() > legend

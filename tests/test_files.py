@@ -1,0 +1,213 @@
+"""Reading and writing: whole or absent, and the same bytes every time."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from stages.lib.files import (
+    read_array,
+    read_chunks,
+    read_json,
+    replacing,
+    write_arrays,
+    write_chunks,
+    write_csv,
+    write_figure,
+    write_json,
+)
+
+
+def fill(path: Path, content: str, kind: str) -> None:
+    """Puts a file, or a folder with one file in it, at `path`."""
+    if kind == "folder":
+        path.mkdir()
+        path = path / "inside"
+    path.write_text(content)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def content_of(path: Path) -> str:
+    return (path / "inside" if path.is_dir() else path).read_text()
+
+
+def fail_within(path: Path, kind: str, fault: type[BaseException]) -> None:
+    """Writes a part of what should replace `path`, then fails."""
+    with replacing(path) as partial:
+        fill(partial, "half of the new", kind)
+        raise fault
+
+
+KINDS = pytest.mark.parametrize("kind", ["file", "folder"])
+BEFORE = pytest.mark.parametrize("before", ["nothing", "file", "folder"])
+
+
+@KINDS
+def test_what_the_block_wrote_is_in_place_once_it_succeeds(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "new/folders/out"
+    with replacing(path) as partial:
+        fill(partial, "new", kind)
+        assert not path.exists()
+    assert content_of(path) == "new"
+    assert names_in(path.parent) == ["out"]
+
+
+@KINDS
+def test_what_stood_there_is_replaced_as_a_whole(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "out"
+    fill(path, "old", kind)
+    if kind == "folder":
+        (path / "stale").touch()
+    with replacing(path) as partial:
+        fill(partial, "new", kind)
+        assert content_of(path) == "old"
+    assert content_of(path) == "new"
+    assert not (path / "stale").exists()
+
+
+@KINDS
+@pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt, SystemExit])
+def test_what_stood_there_survives_a_block_that_fails(tmp_path: Path, kind: str, fault: type[BaseException]) -> None:
+    path = tmp_path / "out"
+    fill(path, "old", kind)
+    with pytest.raises(fault):
+        fail_within(path, kind, fault)
+    assert content_of(path) == "old"
+    assert names_in(tmp_path) == ["out"]
+
+
+@KINDS
+def test_nothing_stands_there_after_a_first_block_that_fails(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # raised here, without words
+        fail_within(tmp_path / "out", kind, ValueError)
+    assert names_in(tmp_path) == []
+
+
+def test_a_block_that_writes_nothing_fails_and_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError), replacing(path):
+        pass
+    assert path.read_text() == "old"
+
+
+@KINDS
+@BEFORE
+def test_what_a_killed_run_left_behind_is_gone(tmp_path: Path, kind: str, before: str) -> None:
+    path = tmp_path / "out.npz"
+    unfinished = replacing(path)
+    partial = unfinished.__enter__()  # and never left, as by a process that is killed
+    if before != "nothing":
+        fill(partial, "left behind", before)
+    with replacing(path) as second:
+        assert second == partial
+        assert not second.exists()
+        fill(second, "new", kind)
+    assert content_of(path) == "new"
+    assert names_in(tmp_path) == ["out.npz"]
+
+
+def test_the_name_lent_has_the_suffixes_of_the_final_one(tmp_path: Path) -> None:
+    with replacing(tmp_path / "model.weights.h5") as partial:
+        assert partial.parent == tmp_path
+        assert partial.suffixes == [".weights", ".h5"]
+        partial.touch()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, np.dtype(">i2"), bool])
+@pytest.mark.parametrize("shape", [(0,), (0, 3, 2), (1,), (7, 3, 2), (8, 3, 2), (9, 1)])
+def test_chunks_written_and_read_are_the_array(tmp_path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
+    path = tmp_path / "array.npy"
+    write_chunks(path, shape, dtype, (array[start : start + 4] for start in range(0, shape[0], 4)))
+    loaded = np.load(path, allow_pickle=False)
+    assert loaded.dtype == array.dtype
+    np.testing.assert_array_equal(loaded, array)
+
+    chunks = list(read_chunks(path, rows=4))
+    assert [len(chunk) for chunk in chunks] == [len(array[start : start + 4]) for start in range(0, shape[0], 4)]
+    np.testing.assert_array_equal(np.concatenate([array[:0], *chunks]), array)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 100])
+def test_a_chunk_has_as_many_rows_as_asked_and_the_last_one_what_is_left(tmp_path: Path, rows: int) -> None:
+    write_arrays(tmp_path, {"array": np.arange(5)})
+    sizes = [len(chunk) for chunk in read_chunks(tmp_path / "array.npy", rows)]
+    assert sizes == {1: [1] * 5, 2: [2, 2, 1], 3: [3, 2], 5: [5], 100: [5]}[rows]
+
+
+def test_chunks_are_cast_to_the_type_of_the_file_and_may_be_of_any_memory_order(tmp_path: Path) -> None:
+    array = np.asfortranarray(np.arange(6, dtype=np.int64).reshape(2, 3))
+    write_chunks(tmp_path / "array.npy", (2, 3), np.float32, [array])
+    loaded = np.load(tmp_path / "array.npy")
+    assert loaded.dtype == np.float32
+    np.testing.assert_array_equal(loaded, array)
+
+
+def test_a_chunk_can_be_changed_without_changing_the_file(tmp_path: Path) -> None:
+    write_arrays(tmp_path, {"array": np.zeros(3)})
+    for chunk in read_chunks(tmp_path / "array.npy"):
+        chunk += 1
+    np.testing.assert_array_equal(np.load(tmp_path / "array.npy"), np.zeros(3))
+
+
+def test_an_array_that_is_mapped_cannot_be_changed(tmp_path: Path) -> None:
+    write_arrays(tmp_path, {"array": np.arange(3)})
+    array = read_array(tmp_path / "array.npy")
+    np.testing.assert_array_equal(array, [0, 1, 2])
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 1
+
+
+def test_an_array_of_objects_is_neither_written_nor_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        write_arrays(tmp_path, {"array": np.array([{}])})
+    np.save(tmp_path / "array.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(ValueError, match="Python objects"):
+        read_array(tmp_path / "array.npy")
+
+
+def test_json_is_one_key_per_line_in_the_order_given_as_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    content = {"z": 1, "a": {"é": 0.1}, "names": ["x"]}
+    write_json(path, content)
+    assert path.read_bytes() == '{\n  "z": 1,\n  "a": {\n    "é": 0.1\n  },\n  "names": [\n    "x"\n  ]\n}\n'.encode()
+    assert read_json(path) == content
+
+
+def test_csv_has_a_header_six_decimals_line_feeds_and_no_index(tmp_path: Path) -> None:
+    table = pd.DataFrame({"class": ["é", 'a, "b"'], "share": [1 / 3, 0.0], "images": [2, 1_000_000]})
+    write_csv(tmp_path / "out.csv", table)
+    assert (tmp_path / "out.csv").read_bytes() == (
+        'class,share,images\né,0.333333,2\n"a, ""b""",0.000000,1000000\n'.encode()
+    )
+
+
+def test_csv_of_no_rows_is_its_header(tmp_path: Path) -> None:
+    write_csv(tmp_path / "out.csv", pd.DataFrame({"a": [], "b": []}))
+    assert (tmp_path / "out.csv").read_bytes() == b"a,b\n"
+
+
+def png_chunks(content: bytes) -> list[bytes]:
+    """The types of a PNG's chunks: length, type, content and checksum follow one another (RFC 2083, section 3)."""
+    kinds, position = [], 8
+    while position < len(content):
+        kinds.append(content[position + 4 : position + 8])
+        position += int.from_bytes(content[position : position + 4], "big") + 12
+    return kinds
+
+
+def test_a_picture_says_neither_when_nor_by_what_it_was_made_and_is_the_same_bytes_twice(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        figure = Figure((1, 1))
+        figure.subplots().plot([1, 2])
+        write_figure(tmp_path / name, figure)
+    content = (tmp_path / "a.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    assert set(png_chunks(content)) <= {b"IHDR", b"pHYs", b"IDAT", b"IEND"}
+    assert content == (tmp_path / "b.png").read_bytes()

@@ -1,0 +1,132 @@
+"""Every measure against a case worked out by hand and against another way to compute it."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.lib.metrics import accuracy_interval, confused_pairs, confusion, cross_entropy, per_class
+from stages.lib.models import keras
+
+LABELS = np.array([0, 0, 0, 1, 1, 2], np.uint8)
+PREDICTED = np.array([0, 1, 1, 1, 0, 1])
+
+
+def random_case(classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and probabilities of 500 images."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, classes, 500).astype(np.uint8), rng.dirichlet(np.ones(classes), 500).astype(np.float32)
+
+
+@pytest.mark.parametrize(("correct", "count"), [(0, 1), (1, 1), (0, 30), (30, 30), (7, 10), (9_780, 10_000)])
+def test_the_interval_is_wilsons_closed_formula(correct: int, count: int) -> None:
+    z, share = 1.959963984540054, correct / count
+    middle = share + z**2 / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    expected = np.array([middle - half, middle + half]) / (1 + z**2 / count)
+    assert accuracy_interval(correct, count) == pytest.approx(tuple(expected), abs=1e-9)
+
+
+def test_the_interval_of_8_in_10_is_what_tables_say() -> None:
+    low, high = accuracy_interval(8, 10)
+    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
+
+
+@pytest.mark.parametrize("correct", range(6))
+def test_the_interval_contains_the_accuracy_and_stays_between_0_and_1(correct: int) -> None:
+    low, high = accuracy_interval(correct, 5)
+    assert -1e-12 <= low <= correct / 5 <= high <= 1 + 1e-12
+    assert low < high
+
+
+def test_cross_entropy_is_the_mean_of_minus_ln_of_the_labels_probability() -> None:
+    probabilities = np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]])
+    assert cross_entropy(np.array([1, 2]), probabilities) == pytest.approx((math.log(4) + math.log(1.25)) / 2)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_cross_entropy_agrees_with_the_formula_and_with_what_keras_minimizes(classes: int) -> None:
+    labels, probabilities = random_case(classes, seed=classes)
+    found = cross_entropy(labels, probabilities)
+    formula = -np.mean(np.log(probabilities[np.arange(500), labels].astype(np.float64)))
+    assert found == pytest.approx(formula, rel=1e-6)
+    loss = np.asarray(keras.losses.sparse_categorical_crossentropy(labels, probabilities))
+    assert found == pytest.approx(float(loss.mean()), rel=1e-5)
+
+
+def test_cross_entropy_is_0_for_certainty_and_ln_of_the_classes_for_ignorance() -> None:
+    labels = np.array([2, 0])
+    assert cross_entropy(labels, np.eye(3)[labels]) == pytest.approx(0, abs=1e-12)
+    assert cross_entropy(labels, np.full((2, 3), 1 / 3)) == pytest.approx(math.log(3))
+
+
+def test_cross_entropy_of_certainty_in_a_wrong_class_is_large_but_a_number() -> None:
+    assert 10 < cross_entropy(np.array([0]), np.array([[0, 1]], np.float32)) < 40
+
+
+def test_cross_entropy_knows_the_classes_that_no_image_has() -> None:
+    assert cross_entropy(np.array([1, 1]), np.full((2, 4), 0.25)) == pytest.approx(math.log(4))
+
+
+def test_confusion_has_labels_in_rows_and_predictions_in_columns() -> None:
+    counts = confusion(LABELS, PREDICTED, 3)
+    assert counts.tolist() == [[1, 2, 0], [1, 1, 0], [0, 1, 0]]
+    assert counts.dtype == np.int64
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_confusion_counts_what_a_loop_counts(classes: int) -> None:
+    labels, probabilities = random_case(classes, seed=1)
+    predicted = probabilities.argmax(axis=1)
+    counted = np.zeros((classes, classes), int)
+    for label, guess in zip(labels, predicted, strict=True):
+        counted[label, guess] += 1
+    np.testing.assert_array_equal(confusion(labels, predicted, classes), counted)
+
+
+def test_confusion_has_a_row_and_a_column_for_a_class_that_never_occurs() -> None:
+    assert confusion(np.array([1]), np.array([1]), 3).tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_recall_precision_and_f1_of_a_case_worked_out_by_hand() -> None:
+    # "c" is never predicted; "d" is neither a label nor predicted: their quotients by zero are 0, without a warning.
+    expected = pd.DataFrame(
+        {
+            "class": ["a", "b", "c", "d"],
+            "recall": [1 / 3, 1 / 2, 0, 0],
+            "precision": [1 / 2, 1 / 4, 0, 0],
+            "f1": [2 / 5, 1 / 3, 0, 0],
+            "images": [3, 2, 1, 0],
+        }
+    )
+    pd.testing.assert_frame_equal(per_class(LABELS, PREDICTED, ["a", "b", "c", "d"]), expected, check_dtype=False)
+
+
+def test_recall_precision_and_f1_follow_from_the_confusion_matrix() -> None:
+    labels, probabilities = random_case(10, seed=2)
+    predicted = probabilities.argmax(axis=1)
+    counts = confusion(labels, predicted, 10)
+    table = per_class(labels, predicted, [*"abcdefghij"])
+    np.testing.assert_allclose(table["recall"], counts.diagonal() / counts.sum(axis=1))
+    np.testing.assert_allclose(table["precision"], counts.diagonal() / counts.sum(axis=0))
+    np.testing.assert_allclose(table["f1"], 2 * counts.diagonal() / (counts.sum(axis=0) + counts.sum(axis=1)))
+    np.testing.assert_array_equal(table["images"], counts.sum(axis=1))
+
+
+def test_pairs_come_most_often_first_and_in_the_order_of_the_classes_where_equal() -> None:
+    counts = np.array([[90, 2, 0], [5, 80, 2], [2, 0, 70]])
+    assert confused_pairs(counts) == [(1, 0, 5), (0, 1, 2), (1, 2, 2), (2, 0, 2)]
+
+
+def test_no_pair_is_confused_where_all_is_right() -> None:
+    assert confused_pairs(np.diag([3, 4])) == []
+
+
+def test_pairs_hold_every_error_once() -> None:
+    labels, probabilities = random_case(10, seed=3)
+    counts = confusion(labels, probabilities.argmax(axis=1), 10)
+    pairs = confused_pairs(counts)
+    assert sum(count for _, _, count in pairs) == (probabilities.argmax(axis=1) != labels).sum()
+    assert len({pair[:2] for pair in pairs}) == len(pairs)
+    assert all(label != predicted and counts[label, predicted] == count for label, predicted, count in pairs)

@@ -1,0 +1,117 @@
+"""The architectures."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from stages.lib.models import build, keras
+from stages.lib.params import LinearParams, MlpParams, ModelParams
+from tests.conftest import ROOT
+
+
+def model_of(
+    kind: str, hidden: tuple[int, ...] = (8,), dropout: float = 0.0, l2: float = 0.0, seed: int = 0
+) -> keras.Model:
+    """A model for images of 6x5 and 3 classes."""
+    keras.utils.set_random_seed(seed)
+    return build(params_of(kind, hidden, dropout, l2), (6, 5), 3)
+
+
+def params_of(kind: str, hidden: tuple[int, ...] = (8,), dropout: float = 0.0, l2: float = 0.0) -> ModelParams:
+    mlp, linear = MlpParams(hidden=[*hidden], dropout=dropout), LinearParams(l2=l2)
+    return ModelParams.model_validate({"kind": kind, "mlp": mlp, "linear": linear})
+
+
+def kinds_of_layers(model: keras.Model) -> list[str]:
+    return [type(layer).__name__ for layer in model.layers]
+
+
+def images(count: int) -> np.ndarray:
+    return np.random.default_rng(0).random((count, 6, 5), np.float32)
+
+
+@pytest.mark.parametrize(("kind", "parameters"), [("mlp", 784 * 1000 + 1000 + 1000 * 10 + 10), ("linear", 7_850)])
+def test_the_tutorials_sizes_have_the_tutorials_number_of_parameters(kind: str, parameters: int) -> None:
+    model = build(params_of(kind, (1000,)), (28, 28), 10)
+    assert model.count_params() == parameters
+    assert model.input_shape == (None, 28, 28)
+    assert model.output_shape == (None, 10)
+
+
+def test_the_tutorials_perceptron_has_795_010_parameters() -> None:
+    assert build(params_of("mlp", (1000,)), (28, 28), 10).count_params() == 795_010
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear"])
+def test_probabilities_add_up_to_1(kind: str) -> None:
+    probabilities = model_of(kind).predict_on_batch(images(50) * 9)
+    assert probabilities.shape == (50, 3)
+    assert probabilities.dtype == np.float32
+    assert (probabilities >= 0).all()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+def test_the_perceptron_computes_what_its_weights_say() -> None:
+    model = model_of("mlp", hidden=(8, 4))
+    rows = images(5).reshape(5, -1)
+    (w1, b1, w2, b2, w3, b3) = model.get_weights()
+    scores = np.maximum(np.maximum(rows @ w1 + b1, 0) @ w2 + b2, 0) @ w3 + b3
+    expected = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(model.predict_on_batch(images(5)), expected, atol=1e-6)
+
+
+def test_no_hidden_layers_make_a_perceptron_of_one_layer() -> None:
+    assert kinds_of_layers(model_of("mlp", hidden=())) == ["Flatten", "Dense"]
+
+
+def test_dropout_follows_each_hidden_layer_where_it_is_asked_for() -> None:
+    model = model_of("mlp", hidden=(8, 4), dropout=0.25)
+    assert kinds_of_layers(model) == ["Flatten", "Dense", "Dropout", "Dense", "Dropout", "Dense"]
+    assert [layer.rate for layer in model.layers if hasattr(layer, "rate")] == [0.25, 0.25]
+
+
+def test_no_dropout_makes_no_layer() -> None:
+    assert kinds_of_layers(model_of("mlp", hidden=(8, 4))) == ["Flatten", "Dense", "Dense", "Dense"]
+
+
+def test_dropout_drops_nothing_from_predictions() -> None:
+    dropping, plain = model_of("mlp", dropout=0.9), model_of("mlp")
+    plain.set_weights(dropping.get_weights())
+    np.testing.assert_array_equal(dropping.predict_on_batch(images(5)), plain.predict_on_batch(images(5)))
+
+
+def test_the_penalty_is_l2_times_the_squared_weights_without_the_biases() -> None:
+    model = model_of("linear", l2=0.5)
+    weights, biases = model.get_weights()
+    model.set_weights([weights, biases + 1])
+    (penalty,) = model.losses
+    assert float(penalty) == pytest.approx(0.5 * float((weights**2).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_no_penalty_adds_nothing_to_the_loss(kind: str) -> None:
+    assert model_of(kind).losses == []
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear"])
+def test_the_seed_decides_the_weights(kind: str) -> None:
+    first, again, other = (model_of(kind, seed=seed).get_weights()[0] for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).mean() > 0.9
+
+
+def test_importing_tensorflow_says_nothing_and_what_comes_after_is_heard() -> None:
+    code = "from stages.lib.models import keras; keras.ops.add(1, 1); raise SystemExit('heard')"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("TF_")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "heard\n")

@@ -1,0 +1,171 @@
+"""The stage normalize."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages import fetch, normalize
+from stages.lib.files import write_arrays, write_json
+from stages.lib.stage import StageError
+from tests.conftest import tiny_arrays
+
+Edit = Callable[[str, object], None]
+
+
+def splits(project: Path) -> dict[str, np.ndarray]:
+    """What the stage wrote, by name."""
+    return {path.stem: np.load(path) for path in (project / "data/normalized").glob("*.npy")}
+
+
+def write_numbered(project: Path, count: int) -> None:
+    """Raw data whose images are their own index in 2x2 pixels, and whose labels are that index modulo 7."""
+
+    def arrays(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        index = np.arange(start, stop)
+        pixels = np.stack([index % 256, index // 256, index * 0, index * 0 + 255], axis=1)
+        return pixels.reshape(-1, 2, 2).astype(np.uint8), (index % 7).astype(np.uint8)
+
+    raw = project / "data/raw"
+    raw.mkdir(parents=True)
+    for split, (images, labels) in {"train": arrays(0, count), "test": arrays(count, count + 5000)}.items():
+        write_arrays(raw, {f"{split}_images": images, f"{split}_labels": labels})
+    write_json(raw / "dataset.json", {"classes": [*"abcdefg"]})
+
+
+def numbers(images: np.ndarray) -> np.ndarray:
+    """The indexes that `write_numbered` put into the images, scaled by 255."""
+    pixels = np.rint(images * 255).astype(int)
+    numbered: np.ndarray = pixels[:, 0, 0] + 256 * pixels[:, 0, 1]
+    return numbered
+
+
+def test_min_max_maps_0_to_0_and_255_to_1(project: Path) -> None:
+    fetch.main()
+    normalize.main()
+    found, published = splits(project), tiny_arrays()
+    np.testing.assert_allclose(found["test_images"], published["test_images"] / 255, rtol=1e-6)
+    everything = np.concatenate([found[f"{split}_images"] for split in ("train", "validation", "test")])
+    assert everything.min() == 0
+    assert everything.max() == 1
+    assert all(found[f"{split}_images"].dtype == np.float32 for split in ("train", "validation", "test"))
+    assert json.loads((project / "data/normalized/scaling.json").read_text()) == {
+        "method": "min_max",
+        "offset": 0,
+        "divisor": 255,
+        "classes": 3,
+    }
+
+
+def test_standardize_gives_the_training_split_mean_0_and_deviation_1_and_no_other(project: Path, edit: Edit) -> None:
+    edit("normalize.method", "standardize")
+    fetch.main()
+    normalize.main()
+    found = splits(project)
+    assert found["train_images"].dtype == np.float32
+    assert found["train_images"].mean(dtype=np.float64) == pytest.approx(0, abs=1e-6)
+    assert found["train_images"].std(dtype=np.float64) == pytest.approx(1, abs=1e-6)
+    for split in ("validation", "test"):
+        assert abs(found[f"{split}_images"].mean()) > 1e-4
+        assert found[f"{split}_images"].std() != pytest.approx(1, abs=1e-4)
+
+
+def test_standardize_moves_every_split_by_the_training_splits_numbers(project: Path, edit: Edit) -> None:
+    edit("normalize.method", "standardize")
+    fetch.main()
+    normalize.main()
+    kept = ~normalize.held_out(90, 18, 0)
+    levels = tiny_arrays()["train_images"][kept].astype(np.float64)
+    scaling = json.loads((project / "data/normalized/scaling.json").read_text())
+    assert scaling["offset"] == pytest.approx(levels.mean(), rel=1e-12)
+    assert scaling["divisor"] == pytest.approx(levels.std(), rel=1e-12)
+    np.testing.assert_allclose(
+        splits(project)["test_images"],
+        (tiny_arrays()["test_images"] - levels.mean()) / levels.std(),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_mean_and_deviation_do_not_depend_on_the_chunks() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (50, 4, 3)).astype(np.uint8)
+    whole = normalize.mean_and_deviation([images])
+    assert whole == pytest.approx((images.mean(), images.std()), rel=1e-12)
+    assert normalize.mean_and_deviation(images[start : start + 7] for start in range(0, 50, 7)) == whole
+    assert normalize.mean_and_deviation(reversed(images)) == whole
+
+
+def test_the_images_held_out_are_as_many_as_asked_and_the_same_at_every_call() -> None:
+    held = normalize.held_out(50, 20, 3)
+    assert held.dtype == np.bool_
+    assert held.shape == (50,)
+    assert held.sum() == 20
+    np.testing.assert_array_equal(held, normalize.held_out(50, 20, 3))
+
+
+def test_another_seed_holds_out_others_and_none_holds_out_the_first_ones() -> None:
+    assert (normalize.held_out(50, 20, 3) != normalize.held_out(50, 20, 4)).any()
+    assert not normalize.held_out(1000, 500, 0)[:500].all()
+    assert np.mean([normalize.held_out(10, 5, seed) for seed in range(400)], axis=0) == pytest.approx(0.5, abs=0.1)
+
+
+def test_every_published_image_is_in_one_split_with_its_label(project: Path, edit: Edit) -> None:
+    edit("normalize.validation", 1_234)
+    write_numbered(project, 9_000)  # more than two chunks
+    normalize.main()
+    found = splits(project)
+    index = {split: numbers(found[f"{split}_images"]) for split in ("train", "validation", "test")}
+    assert [len(numbers) for numbers in index.values()] == [7_766, 1_234, 5_000]
+    assert sorted([*index["train"], *index["validation"]]) == [*range(9_000)]
+    np.testing.assert_array_equal(index["test"], np.arange(9_000, 14_000))
+    for split, numbered in index.items():
+        assert found[f"{split}_labels"].dtype == np.uint8
+        np.testing.assert_array_equal(found[f"{split}_labels"], numbered % 7)
+    np.testing.assert_array_equal(index["validation"], np.flatnonzero(normalize.held_out(9_000, 1_234, 0)))
+
+
+def test_the_seed_chooses_which_images_are_held_out(project: Path, edit: Edit) -> None:
+    fetch.main()
+    normalize.main()
+    before = splits(project)["validation_images"]
+    edit("normalize.seed", 1)
+    normalize.main()
+    after = splits(project)["validation_images"]
+    assert before.shape == after.shape == (18, 6, 5)
+    assert (before != after).any()
+
+
+def test_no_validation_leaves_an_empty_split_and_all_images_to_train_on(project: Path, edit: Edit) -> None:
+    edit("normalize.validation", 0)
+    fetch.main()
+    normalize.main()
+    found = splits(project)
+    assert found["validation_images"].shape == (0, 6, 5)
+    assert found["validation_labels"].shape == (0,)
+    np.testing.assert_array_equal(found["train_labels"], tiny_arrays()["train_labels"])
+
+
+def test_all_but_one_image_may_be_held_out(project: Path, edit: Edit) -> None:
+    edit("normalize.validation", 89)
+    fetch.main()
+    normalize.main()
+    assert len(splits(project)["train_images"]) == 1
+
+
+def test_holding_out_every_image_is_refused_by_name_and_writes_nothing(project: Path, edit: Edit) -> None:
+    edit("normalize.validation", 90)
+    fetch.main()
+    with pytest.raises(StageError, match=r"^params.yaml: normalize.validation: expected less than 90, found 90"):
+        normalize.main()
+    assert [path.name for path in (project / "data").iterdir()] == ["raw"]
+
+
+def test_a_second_run_writes_the_same_bytes(project: Path) -> None:
+    fetch.main()
+    normalize.main()
+    before = {path.name: path.read_bytes() for path in (project / "data/normalized").iterdir()}
+    normalize.main()
+    assert {path.name: path.read_bytes() for path in (project / "data/normalized").iterdir()} == before
+    assert len(before) == 7

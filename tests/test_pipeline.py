@@ -1,0 +1,400 @@
+"""dvc.yaml, params.yaml and the code agree, read from the files; each test beside one that plants the fault."""
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.util import resolve_name
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from stages.lib.params import ModelParams, Params
+from tests.conftest import ROOT, read_yaml
+
+STAGES = ["fetch", "normalize", "train", "predict", "evaluate", "plot", "extract_errors"]
+BUILT_IN = {"simple"}  # templates of DVC itself that dvc.yaml may name
+
+
+@dataclass
+class Tree:
+    """What the checks look at: files as parsed or as text, so that a test can plant a fault."""
+
+    dvc: Any
+    params: Any
+    modules: dict[str, str]  # source by dotted name, without __init__
+    templates: set[str]
+    tests: set[str]
+
+    def stages(self) -> Iterator[tuple[str, dict[str, Any], str]]:
+        """Name, entry of dvc.yaml and source of each stage."""
+        for name, entry in self.dvc["stages"].items():
+            yield name, entry, self.modules[f"stages.{name}"]
+
+
+@pytest.fixture
+def tree() -> Tree:
+    paths = (path for path in (ROOT / "stages").rglob("*.py") if path.name != "__init__.py")
+    return Tree(
+        dvc=read_yaml(ROOT / "dvc.yaml"),
+        params=read_yaml(ROOT / "params.yaml"),
+        modules={".".join(p.relative_to(ROOT).with_suffix("").parts): p.read_text(encoding="utf-8") for p in paths},
+        templates={path.stem for path in (ROOT / ".dvc/plots").glob("*.json")},
+        tests={path.stem for path in (ROOT / "tests").glob("test_*.py")},
+    )
+
+
+def differences(where: str, expected: Iterable[str], found: Iterable[str]) -> list[str]:
+    expected, found = set(expected), set(found)
+    return [f"{where}: {name} is missing" for name in sorted(expected - found)] + [
+        f"{where}: {name} is too many" for name in sorted(found - expected)
+    ]
+
+
+def imports(name: str, source: str) -> set[str]:
+    """Dotted names that a module imports, or runs by a name that is a text of its own (`python -m`)."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            origin = resolve_name("." * node.level + (node.module or ""), name.rpartition(".")[0])
+            names |= {origin} | {f"{origin}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"stages(\.\w+)+", str(node.value)):
+            names.add(str(node.value))
+    return names
+
+
+def reached(modules: dict[str, str], name: str) -> set[str]:
+    """The project's modules that a module imports, directly or through another, and itself."""
+    seen, left = set(), {name}
+    while left:
+        seen.add(module := left.pop())
+        left |= (imports(module, modules[module]) & set(modules)) - seen
+    return seen
+
+
+def constants(source: str) -> dict[str, str]:
+    """The UPPER constants of a module that are `Path("...")`."""
+    return {
+        target.id: str(node.value.args[0].value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Call)
+        and called(node.value) == "Path"
+        and isinstance(node.value.args[0], ast.Constant)
+        for target in node.targets
+        if isinstance(target, ast.Name) and target.id.isupper()
+    }
+
+
+def names_in(node: ast.AST) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+
+
+def called(node: ast.AST) -> str:
+    """The name that a call calls, without the module before it; of anything else, nothing."""
+    function = getattr(node, "func", None)
+    return str(getattr(function, "id", getattr(function, "attr", "")))
+
+
+def written(source: str) -> set[str]:
+    """The names in the first argument, whole or with a file inside it, of `replacing` and `write_...`."""
+    calls = (node for node in ast.walk(ast.parse(source)) if re.match("replacing$|write_", called(node)))
+    return {name for call in calls if isinstance(call, ast.Call) for name in names_in(call.args[0])}
+
+
+def sections(source: str) -> set[str]:
+    """Sections of params.yaml that a module reads: the attribute beside `read_params()` or a name given to it."""
+    found: set[str] = set()
+    for function in ast.parse(source).body:
+        nodes = list(ast.walk(function))
+        calls = [node for node in nodes if called(node) == "read_params"]
+        named = [node for node in nodes if isinstance(node, ast.Assign) and node.value in calls]
+        names = {target.id for node in named for target in node.targets if isinstance(target, ast.Name)}
+        whole = calls + [n for n in nodes if isinstance(n, ast.Name) and n.id in names and isinstance(n.ctx, ast.Load)]
+        beside = [node for node in nodes if isinstance(node, ast.Attribute) and node.value in whole]
+        found |= {attribute.attr for attribute in beside}
+        if set(whole) - {node.value for node in beside} - {node.value for node in named}:
+            found.add("all of params.yaml")  # handed on whole: nobody can tell which section is read
+    return found
+
+
+def outs(entry: dict[str, Any]) -> dict[str, bool]:
+    """The outs of a stage, and whether DVC caches each."""
+    options: dict[str, dict[str, Any]] = {}
+    for out in entry["outs"]:
+        options |= out if isinstance(out, dict) else {out: {}}
+    return {path: option.get("cache", True) for path, option in options.items()}
+
+
+def leaves(content: dict[str, Any], *prefix: str) -> set[str]:
+    """Dotted keys of a YAML mapping that are no mapping themselves."""
+    found: set[str] = set()
+    for key, value in content.items():
+        found |= leaves(value, *prefix, key) if isinstance(value, dict) else {".".join((*prefix, key))}
+    return found
+
+
+def fields(kind: type[BaseModel], *prefix: str) -> set[str]:
+    """Dotted keys of a schema."""
+    found: set[str] = set()
+    for key, field in kind.model_fields.items():
+        inner: Any = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found |= fields(inner, *prefix, key)
+        else:
+            found.add(".".join((*prefix, key)))
+    return found
+
+
+def stage_faults(tree: Tree) -> list[str]:
+    names = list(tree.dvc["stages"])
+    faults = differences("dvc.yaml", [name.split(".")[1] for name in tree.modules if name.count(".") == 1], names)
+    faults += [] if names == STAGES else [f"dvc.yaml: stages in the order {', '.join(names)}"]
+    made: set[str] = set()
+    for name, entry in tree.dvc["stages"].items():
+        if entry["cmd"] != f"python -m stages.{name}":
+            faults.append(f"{name}: cmd is {entry['cmd']}")
+        data = [dep for dep in entry["deps"] if dep.startswith(("data/", "reports/"))]
+        faults += [f"{name}: {dep} is made by no earlier stage" for dep in data if not _inside(dep, made)]
+        made |= set(outs(entry))
+    return faults
+
+
+def _inside(path: str, folders: set[str]) -> bool:
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+
+
+def code_faults(tree: Tree) -> list[str]:
+    faults = []
+    for name, entry, _ in tree.stages():
+        code = [module.replace(".", "/") + ".py" for module in reached(tree.modules, f"stages.{name}")]
+        faults += differences(name, code, [dep for dep in entry["deps"] if dep.startswith("stages/")])
+    return faults
+
+
+def data_faults(tree: Tree) -> list[str]:
+    faults = []
+    for name, entry, source in tree.stages():
+        paths, loaded, out = constants(source), names_in(ast.parse(source)), written(source)
+        data = [dep for dep in entry["deps"] if not dep.startswith("stages/")]
+        faults += differences(f"{name} deps", [p for n, p in paths.items() if n in loaded - out], data)
+        faults += differences(f"{name} outs", [p for n, p in paths.items() if n in out], outs(entry))
+    for name, source in tree.modules.items():
+        texts = (str(node.value) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+        named = {text for text in texts if re.match(r"(data|reports)(/\S*)?$", text)}
+        faults += [f"{name}: {text} is no constant" for text in sorted(named - set(constants(source).values()))]
+    return faults
+
+
+def params_faults(tree: Tree) -> list[str]:
+    faults = []
+    for name, entry, _ in tree.stages():
+        read = {
+            section for module in reached(tree.modules, f"stages.{name}") for section in sections(tree.modules[module])
+        }
+        if "model" in read:
+            read = read - {"model"} | {"model.kind", "model.${model.kind}"}
+        listed: set[str] = set()
+        for item in entry.get("params", []):
+            listed |= (
+                {f"{file}:{key}" for file, keys in item.items() for key in keys} if isinstance(item, dict) else {item}
+            )
+        faults += differences(name, read, listed)
+    return faults
+
+
+def schema_faults(tree: Tree) -> list[str]:
+    return differences("params.yaml", fields(Params), leaves(tree.params))
+
+
+def layer_faults(tree: Tree) -> list[str]:
+    faults = []
+    for name, source in tree.modules.items():
+        imported = imports(name, source)
+        faults += [
+            f"{name} imports {other}"
+            for other in sorted(imported)
+            if re.fullmatch(rf"stages\.({'|'.join(STAGES)})", other)
+        ]
+        if {other.split(".")[0] for other in imported} & {"keras", "tensorflow"} and name != "stages.lib.models":
+            faults.append(f"{name} imports TensorFlow")
+        if name.count(".") == 1 and "stages.lib.models" in reached(tree.modules, name):
+            faults += [] if name in ("stages.train", "stages.predict") else [f"{name} reaches TensorFlow"]
+    return faults
+
+
+def cache_faults(tree: Tree) -> list[str]:
+    faults = []
+    for name, entry, _ in tree.stages():
+        cached = outs(entry)
+        faults += [f"{name}: {out}: cache is {kept}" for out, kept in cached.items() if out.startswith("data/") != kept]
+        faults += [f"{name}: cached and uncached outs"] * (len(set(cached.values())) > 1)
+    return faults
+
+
+def report_faults(tree: Tree) -> list[str]:
+    shown, templates = list(tree.dvc["metrics"]), set()
+    for item in tree.dvc["plots"]:
+        for key, plot in item.items() if isinstance(item, dict) else [(item, {})]:
+            sources = [axis for axis in (plot.get("x"), plot.get("y")) if isinstance(axis, dict)]
+            shown += [file for axis in sources for file in axis] or [key]
+            templates |= {plot["template"]} if "template" in plot else set()
+    made = {out for _, entry, _ in tree.stages() for out in outs(entry)}
+    faults = [f"dvc.yaml: {file} is no out" for file in sorted(set(shown) - made)]
+    return faults + [f"dvc.yaml: template {name} is no file" for name in sorted(templates - tree.templates - BUILT_IN)]
+
+
+def name_faults(tree: Tree) -> list[str]:
+    modules = {name.rpartition(".")[2] for name in tree.modules} | {path.stem for path in (ROOT / "tools").glob("*.py")}
+    allowed = {f"test_{name}" for name in modules | {"pipeline", "end_to_end"}}
+    return differences("tests", {f"test_{name}" for name in STAGES} | (tree.tests & allowed), tree.tests)
+
+
+def test_stages_are_the_modules_each_run_by_its_name_after_what_it_reads_from(tree: Tree) -> None:
+    assert stage_faults(tree) == []
+
+
+def test_finds_a_stage_out_of_line(tree: Tree) -> None:
+    tree.modules["stages.publish"] = ""
+    tree.dvc["stages"]["train"]["cmd"] = "python stages/train.py"
+    tree.dvc["stages"]["fetch"] = tree.dvc["stages"].pop("fetch")
+    assert stage_faults(tree) == [
+        "dvc.yaml: publish is missing",
+        "dvc.yaml: stages in the order normalize, train, predict, evaluate, plot, extract_errors, fetch",
+        "normalize: data/raw is made by no earlier stage",
+        "train: cmd is python stages/train.py",
+        "evaluate: data/raw/dataset.json is made by no earlier stage",
+        "plot: data/raw is made by no earlier stage",
+        "extract_errors: data/raw is made by no earlier stage",
+    ]
+
+
+def test_code_deps_are_the_modules_imported_directly_or_through_another(tree: Tree) -> None:
+    assert code_faults(tree) == []
+
+
+def test_finds_a_code_dep_too_few_and_too_many(tree: Tree) -> None:
+    tree.dvc["stages"]["fetch"]["deps"].remove("stages/lib/kaggle.py")
+    tree.dvc["stages"]["plot"]["deps"].append("stages/lib/models.py")
+    tree.modules["stages.lib.stage"] += "from . import formats"
+    assert code_faults(tree) == [
+        "fetch: stages/lib/kaggle.py is missing",
+        *(f"{name}: stages/lib/formats.py is missing" for name in STAGES[1:5]),
+        "plot: stages/lib/formats.py is missing",
+        "plot: stages/lib/models.py is too many",
+        "extract_errors: stages/lib/formats.py is missing",
+    ]
+
+
+def test_data_deps_and_outs_are_the_path_constants_and_no_path_is_named_elsewhere(tree: Tree) -> None:
+    assert data_faults(tree) == []
+
+
+def test_finds_data_too_few_and_too_many(tree: Tree) -> None:
+    tree.dvc["stages"]["train"]["deps"].remove("data/normalized")
+    tree.dvc["stages"]["train"]["deps"].append("data/raw")
+    tree.dvc["stages"]["predict"]["outs"] = ["data/other.npz"]
+    tree.modules["stages.plot"] += '\nTABLE = Path("reports/table.csv")\nwrite_csv(TABLE, epochs)'
+    tree.modules["stages.lib.files"] += '\nnp.load(Path("data") / "raw")'
+    assert data_faults(tree) == [
+        "train deps: data/normalized is missing",
+        "train deps: data/raw is too many",
+        "predict outs: data/predictions.npz is missing",
+        "predict outs: data/other.npz is too many",
+        "plot outs: reports/table.csv is missing",
+        "stages.lib.files: data is no constant",
+    ]
+
+
+def test_params_are_the_sections_read(tree: Tree) -> None:
+    assert params_faults(tree) == []
+
+
+def test_finds_a_section_too_few_and_too_many(tree: Tree) -> None:
+    tree.dvc["stages"]["fetch"]["params"].remove("dataset")
+    tree.dvc["stages"]["predict"]["params"] = ["model"]
+    tree.modules["stages.plot"] += "\ndef seed():\n    everything = read_params()\n    return everything.train.seed"
+    tree.modules["stages.lib.metrics"] += "\ndef hand_on():\n    return dict(read_params())"
+    assert params_faults(tree) == [
+        "fetch: dataset is missing",
+        "predict: model.${model.kind} is missing",
+        "predict: model.kind is missing",
+        "predict: model is too many",
+        "evaluate: all of params.yaml is missing",
+        "plot: all of params.yaml is missing",
+        "plot: train is missing",
+    ]
+
+
+def test_params_yaml_has_the_keys_of_its_schema_and_a_section_for_each_kind_of_model(tree: Tree) -> None:
+    assert schema_faults(tree) == []
+    kinds = ModelParams.model_json_schema()["properties"]["kind"]["enum"]
+    assert set(kinds) == set(ModelParams.model_fields) - {"kind"}
+
+
+def test_finds_a_key_without_schema_and_a_field_without_key(tree: Tree) -> None:
+    tree.params["train"]["epoch"] = tree.params["train"].pop("epochs")
+    tree.params["seed"] = 0
+    assert schema_faults(tree) == [
+        "params.yaml: train.epochs is missing",
+        "params.yaml: seed is too many",
+        "params.yaml: train.epoch is too many",
+    ]
+
+
+def test_nothing_imports_a_stage_and_only_train_and_predict_reach_tensorflow(tree: Tree) -> None:
+    assert layer_faults(tree) == []
+
+
+def test_finds_an_import_across_layers(tree: Tree) -> None:
+    tree.modules["stages.evaluate"] += "\nfrom stages.predict import probabilities"
+    tree.modules["stages.lib.metrics"] += "\nfrom .. import train\nfrom tensorflow import nn"
+    assert set(layer_faults(tree)) == {
+        "stages.evaluate imports stages.predict",
+        "stages.evaluate reaches TensorFlow",
+        "stages.plot reaches TensorFlow",
+        "stages.lib.metrics imports stages.train",
+        "stages.lib.metrics imports TensorFlow",
+    }
+
+
+def test_data_is_cached_and_reports_are_not_and_no_stage_writes_both(tree: Tree) -> None:
+    assert cache_faults(tree) == []
+
+
+def test_finds_cached_and_uncached_outs_in_one_stage(tree: Tree) -> None:
+    tree.dvc["stages"]["train"]["outs"][0] = {"data/history.csv": {"cache": False}}
+    tree.dvc["stages"]["extract_errors"]["outs"] = ["reports/errors.csv"]
+    assert cache_faults(tree) == [
+        "train: data/history.csv: cache is False",
+        "train: cached and uncached outs",
+        "extract_errors: reports/errors.csv: cache is True",
+    ]
+
+
+def test_metrics_and_plots_are_outs_and_templates_are_files(tree: Tree) -> None:
+    assert report_faults(tree) == []
+
+
+def test_finds_a_plot_of_nothing(tree: Tree) -> None:
+    tree.dvc["metrics"] = ["reports/scores.json"]
+    tree.dvc["plots"] += ["reports/figures/new.png", {"new": {"template": "pie", "y": {"reports/new.csv": "count"}}}]
+    assert report_faults(tree) == [
+        "dvc.yaml: reports/figures/new.png is no out",
+        "dvc.yaml: reports/new.csv is no out",
+        "dvc.yaml: reports/scores.json is no out",
+        "dvc.yaml: template pie is no file",
+    ]
+
+
+def test_every_stage_has_a_test_file_and_every_test_file_the_name_of_a_module(tree: Tree) -> None:
+    assert name_faults(tree) == []
+
+
+def test_finds_a_test_file_too_few_and_too_many(tree: Tree) -> None:
+    tree.tests -= {"test_plot"}
+    tree.tests |= {"test_plots"}
+    assert name_faults(tree) == ["tests: test_plot is missing", "tests: test_plots is too many"]

