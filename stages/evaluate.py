@@ -36,7 +36,15 @@ def summary(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
 
 
 def long_table(counts: np.ndarray, names: list[str]) -> pd.DataFrame:
-    """A confusion matrix, one row per cell: label, predicted, count, share of the label's images."""
+    """A confusion matrix as a long table.
+
+    Args:
+        counts: Rows are labels, columns predicted classes, shape (classes, classes).
+        names: Names of the classes.
+
+    Returns:
+        A row per cell, label by label: label, predicted (names), count (images), share (of the label's images).
+    """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     label, predicted = np.divmod(np.arange(counts.size), len(names))
     named = np.array(names)
@@ -46,7 +54,18 @@ def long_table(counts: np.ndarray, names: list[str]) -> pd.DataFrame:
 
 
 def report(title: str, names: list[str], scores: Mapping[str, float], labels: np.ndarray, predicted: np.ndarray) -> str:
-    """What a person wants to see at once: the result, the first ten test images, the most confused pairs."""
+    """What a person wants to see at once: the result, the first ten test images, the most confused pairs.
+
+    Args:
+        title: Of the data set.
+        names: Names of the classes.
+        scores: accuracy, accuracy_low, accuracy_high, loss, errors of the test split.
+        labels: Shape (n,), whole numbers in [0, classes).
+        predicted: The same.
+
+    Returns:
+        Some lines of text.
+    """
     width = max(map(len, (*names, "predicted")))
     lines = [
         f"{title}: {len(labels) - scores['errors']:,} of {len(labels):,} test images right, "

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from stages.lib.catalogue import read_dataset
 from stages.lib.files import replacing, write_arrays, write_json
-from stages.lib.params import read_dataset, read_params
+from stages.lib.params import read_params
 from stages.lib.sources import fetch_arrays
 from stages.lib.stage import run
 

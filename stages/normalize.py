@@ -70,7 +70,7 @@ def main() -> None:
     params = read_params().normalize
     count, test_count = (len(read_array(RAW / f"{split}_labels.npy")) for split in ("train", "test"))
     if params.validation >= count:
-        raise StageError(f"params.yaml: normalize.validation: expected less than {count}, found {params.validation}")
+        raise StageError(f"params.yaml: normalize.validation: expected fewer than {count:,}, found {params.validation}")
     classes = len(read_json(RAW / "dataset.json")["classes"])
     held = held_out(count, params.validation, params.seed)
     offset, divisor = 0.0, 255.0

@@ -23,7 +23,17 @@ PAIRS_FIGURE = Path("reports/figures/pairs.png")
 
 
 def draw_samples(title: str, raw: Path, count: int, seed: int) -> Figure:
-    """Draws training images at random, as published, with the names of their classes."""
+    """Draws training images at random, as published, with the names of their classes.
+
+    Args:
+        title: Above all.
+        raw: The folder of the raw arrays.
+        count: How many images, at most.
+        seed: Which ones.
+
+    Returns:
+        The figure.
+    """
     labels = np.load(raw / "train_labels.npy")
     names = read_json(raw / "dataset.json")["classes"]
     chosen = np.random.default_rng(seed).choice(len(labels), min(count, len(labels)), replace=False)

@@ -35,7 +35,9 @@ def main() -> None:
     try:
         model.load_weights(WEIGHTS)
     except ValueError as error:
-        raise StageError(f"{WEIGHTS}: expected the weights of {params.model}, found other shapes") from error
+        raise StageError(
+            f"{WEIGHTS}: expected weights of model.{params.model.kind} in params.yaml, found others; dvc repro"
+        ) from error
     arrays = {"parameters": np.array(model.count_params())}
     for split in ("validation", "test"):
         arrays[f"{split}_labels"] = np.load(NORMALIZED / f"{split}_labels.npy")

@@ -18,7 +18,12 @@ HISTORY = Path("data/history.csv")
 
 
 class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
-    """Prints a line and writes a CSV row at the end of each epoch; stops where the loss is no longer a number."""
+    """Prints a line and writes a CSV row at the end of each epoch; stops where a loss is no longer a number.
+
+    Args:
+        epochs: How many there will be.
+        file: Open for writing; gets a header and then a row per epoch.
+    """
 
     def __init__(self, epochs: int, file: IO[str]) -> None:
         super().__init__()
@@ -82,20 +87,23 @@ def fit(
     )
 
 
+def split(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images, shape (n, height, width), float32, and labels, shape (n,), uint8, of a normalized split."""
+    return np.load(NORMALIZED / f"{name}_images.npy"), np.load(NORMALIZED / f"{name}_labels.npy")
+
+
 def main() -> None:
     params = read_params()
-    train, validation, test = (
-        (np.load(NORMALIZED / f"{split}_images.npy"), np.load(NORMALIZED / f"{split}_labels.npy"))
-        for split in ("train", "validation", "test")
-    )
+    train, held_out = split("train"), split("validation")
+    if not len(held_out[1]):  # the tutorial's protocol holds nothing out and draws its curves on the test split
+        held_out = split("test")
     keras.utils.set_random_seed(params.train.seed)
     classes = int(read_json(NORMALIZED / "scaling.json")["classes"])
     model, plain = (build(params.model, train[0].shape[1:], classes) for _ in range(2))
     model.summary()
     start = time.perf_counter()
     with replacing(WEIGHTS) as weights, replacing(HISTORY) as history, history.open("w") as file:
-        # The tutorial's protocol holds nothing out and draws its curves on the test split.
-        fit(model, params.train, train, validation if len(validation[0]) else test, EpochLog(params.train.epochs, file))
+        fit(model, params.train, train, held_out, EpochLog(params.train.epochs, file))
         plain.set_weights(model.get_weights())  # without Adam's moments, which are twice as large
         plain.save_weights(weights)
     print(f"fit {time.perf_counter() - start:.1f} s")

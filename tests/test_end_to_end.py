@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ def first_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Clon
 def later_runs(first_runs: dict[str, tuple[Clone, list[str]]]) -> dict[str, list[str]]:
     """What ran for the experiments `other` and `slow` in the plain clone, and for another split in the odd one."""
     plain, odd = first_runs["plain"][0], first_runs["odd"][0]
-    odd.edit({"normalize.seed": 1})
+    odd.edit({"normalize.seed": 1, "model.kind": "linear"})
     with ThreadPoolExecutor() as pool:
         split = pool.submit(odd.ran, "dvc", "repro")
         ran = {}
@@ -267,6 +268,48 @@ def test_the_confusion_plot_has_a_cell_also_for_a_class_that_was_never_predicted
     counts = np.array([int(cell["count"]) for cell in cells]).reshape(len(CLASSES), -1)
     assert counts.sum() == COUNTS["test"]
     assert (counts.sum(axis=0) == 0).any(), "after two epochs a class should still be unknown"
+
+
+def test_the_confusion_plot_writes_counts_in_cells_coloured_by_share_of_the_label(clone: Clone) -> None:
+    (plot,) = clone.json("dvc", "plots", "show", "confusion")["data"]["confusion"]
+    cells, spec = plot["content"]["data"]["values"], plot["content"]["spec"]
+    for label in CLASSES:
+        assert sum(float(cell["share"]) for cell in cells if cell["label"] == label) == pytest.approx(1, abs=1e-5)
+    assert {spec["encoding"][axis]["sort"] for axis in "xy"} == {None}  # the catalogue's order, not the alphabet's
+    colour, number = (layer["encoding"] for layer in spec["layer"])
+    assert colour["color"]["field"] == "share of label"
+    assert number["text"]["field"] == "images"
+    assert {"calculate": "toNumber(datum.share)", "as": "share of label"} in spec["transform"]
+
+
+def test_an_unknown_kind_of_model_stops_with_one_line_that_names_it(clone: Clone) -> None:
+    said = clone.call("dvc", "exp", "run", "-S", "model.kind=cnnn", code=255)
+    assert "model.cnnn" in said
+    assert "Traceback" not in said
+    assert clone.call("python", "-m", "stages.lib.params", code=1) == (
+        "params: params.yaml: model.kind: expected 'mlp' or 'linear', found 'cnnn'\n"
+    )
+
+
+def test_dvc_shows_the_graph_the_metrics_and_what_differs(compared: Clone) -> None:
+    edges = compared.call("dvc", "dag", "--dot")
+    assert '"train" -> "predict"' in edges
+    assert "accuracy" in compared.call("dvc", "metrics", "show")
+    assert "tiny2" in compared.call("dvc", "exp", "diff", "HEAD", "other")
+    compared.edit({"train.epochs": 3})
+    assert compared.json("dvc", "params", "diff") == {"params.yaml": {"train.epochs": {"old": 2, "new": 3, "diff": 1}}}
+
+
+def test_queued_experiments_run_in_the_background_one_after_another(clone: Clone) -> None:
+    clone.call("dvc", "exp", "run", "--queue", "-S", "plot.seed=range(1,3)")
+    clone.call("dvc", "queue", "start", "--jobs", "1")
+    deadline = time.monotonic() + 120
+    while "Running" in (status := clone.call("dvc", "queue", "status")) or "Queued" in status:
+        assert time.monotonic() < deadline, status
+        time.sleep(0.5)
+    assert status.count("Success") == 2
+    clone.call("dvc", "queue", "stop")
+    clone.call("dvc", "queue", "remove", "--all")
 
 
 def test_a_typo_stops_the_first_stage_with_one_line_that_names_the_key(clone: Clone) -> None:

@@ -1,8 +1,12 @@
 """Every figure is drawn, says what it has to, and its texts are apart from each other."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -119,6 +123,20 @@ def assert_apart_and_inside(figure: Figure) -> None:
     outside = [a for a, box in placed if not (figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1)]
     outside += [a for a, box in placed if not (figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1)]
     assert outside == []
+
+
+def test_a_persons_own_matplotlibrc_changes_no_byte(tmp_path: Path) -> None:
+    code = (
+        "from stages.lib import figures; import numpy as np, sys;"
+        "figures.confusion('C', np.eye(2), ['a', 'b']).savefig(sys.stdout.buffer, metadata={'Software': None})"
+    )
+    own = tmp_path / "matplotlibrc"
+    own.write_text("savefig.dpi: 70\nimage.interpolation: bilinear\nfont.size: 20\n")
+    plain, theirs = (
+        subprocess.run([sys.executable, "-c", code], env=os.environ | extra, cwd=ROOT, capture_output=True, check=True)
+        for extra in ({}, {"MATPLOTLIBRC": str(own)})
+    )
+    assert plain.stdout == theirs.stdout
 
 
 @DRAWN

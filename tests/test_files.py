@@ -1,5 +1,6 @@
 """Reading and writing: whole or absent, and the same bytes every time."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -88,12 +89,35 @@ def test_nothing_stands_there_after_a_first_block_that_fails(tmp_path: Path, kin
     assert names_in(tmp_path) == []
 
 
-def test_a_block_that_writes_nothing_fails_and_leaves_the_old_file(tmp_path: Path) -> None:
+@KINDS
+def test_a_block_that_writes_nothing_fails_and_leaves_what_stood_there(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "out"
-    path.write_text("old")
+    fill(path, "old", kind)
     with pytest.raises(FileNotFoundError), replacing(path):
         pass
-    assert path.read_text() == "old"
+    assert content_of(path) == "old"
+
+
+def test_an_old_folder_that_cannot_be_removed_is_never_half_of_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out"
+    fill(path, "old", "folder")
+    (path / "stale").touch()
+
+    def interrupted(folder: Path) -> None:
+        next(folder.iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    def fill_and_interrupt() -> None:
+        with replacing(path) as partial:
+            fill(partial, "new", "folder")
+            monkeypatch.setattr(shutil, "rmtree", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        fill_and_interrupt()
+    assert content_of(path) == "new"
+    assert not (path / "stale").exists()
 
 
 @KINDS

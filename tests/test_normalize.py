@@ -157,7 +157,7 @@ def test_all_but_one_image_may_be_held_out(project: Path, edit: Edit) -> None:
 def test_holding_out_every_image_is_refused_by_name_and_writes_nothing(project: Path, edit: Edit) -> None:
     edit("normalize.validation", 90)
     fetch.main()
-    with pytest.raises(StageError, match=r"^params.yaml: normalize.validation: expected less than 90, found 90"):
+    with pytest.raises(StageError, match=r"^params.yaml: normalize.validation: expected fewer than 90, found 90"):
         normalize.main()
     assert [path.name for path in (project / "data").iterdir()] == ["raw"]
 

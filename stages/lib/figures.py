@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREY, INK = "#1f6f9f", "#d9622b", "#b8c0c8", "#22292f"
 
+mpl.rcdefaults()  # a person's own matplotlibrc would change the bytes
 mpl.rcParams.update(
     {
         "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere

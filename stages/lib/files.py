@@ -33,20 +33,21 @@ def replacing(path: Path) -> Iterator[Path]:
         A name in the same folder, free, with the same suffixes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
+    partial, old = (path.with_name(f".{word}-{path.name}") for word in ("partial", "old"))
     _remove(partial)
+    _remove(old)
     try:
         yield partial
-        if path.is_dir():
-            shutil.rmtree(path)
+        if path.is_dir() and partial.exists():  # a folder can only be renamed to a free name
+            path.replace(old)
         partial.replace(path)
-    except BaseException:
+    finally:
         _remove(partial)
-        raise
+        _remove(old)
 
 
 def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes each array as `<folder>/<name>.npy`."""
+    """Writes each array as `<folder>/<name>.npy`; any shape, any dtype but object."""
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
 

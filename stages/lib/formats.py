@@ -74,7 +74,7 @@ def _looks(content: bytes) -> str:
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Reads an IDX file (http://yann.lecun.com/exdb/mnist), plain, gzipped or zipped.
+    """Reads an IDX file, plain, gzipped or zipped (LeCun, Cortes, Burges: "The MNIST database of handwritten digits").
 
     Args:
         path: The file.

@@ -29,7 +29,16 @@ with _without_stderr():  # TensorFlow says that it found no GPU before its log l
 
 
 def mlp(params: MlpParams, image: tuple[int, int], classes: int) -> keras.Model:
-    """A multilayer perceptron: flatten, dense layers with relu and dropout, softmax over the classes."""
+    """A multilayer perceptron: flatten, dense layers with relu and dropout, softmax over the classes.
+
+    Args:
+        params: The section `model.mlp` of params.yaml.
+        image: Height and width in pixels.
+        classes: Number of classes.
+
+    Returns:
+        A model as from `build`.
+    """
     stack = [keras.Input(image), layers.Flatten()]
     for units in params.hidden:
         stack.append(layers.Dense(units, activation="relu"))
@@ -39,7 +48,16 @@ def mlp(params: MlpParams, image: tuple[int, int], classes: int) -> keras.Model:
 
 
 def linear(params: LinearParams, image: tuple[int, int], classes: int) -> keras.Model:
-    """Softmax regression: one dense layer, with its squared weights added to the loss."""
+    """Softmax regression: one dense layer, with its squared weights added to the loss.
+
+    Args:
+        params: The section `model.linear` of params.yaml.
+        image: Height and width in pixels.
+        classes: Number of classes.
+
+    Returns:
+        A model as from `build`.
+    """
     penalty = keras.regularizers.L2(params.l2) if params.l2 else None
     output = layers.Dense(classes, activation="softmax", kernel_regularizer=penalty)
     return keras.Sequential([keras.Input(image), layers.Flatten(), output], name="linear")

@@ -1,21 +1,20 @@
-"""params.yaml and datasets.yaml as checked, frozen dataclasses."""
+"""params.yaml as checked, frozen objects."""
 
 import re
 import reprlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from stages.lib.stage import StageError
+from stages.lib.stage import StageError, run
 
 PARAMS = Path("params.yaml")
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Section(BaseModel):
@@ -82,77 +81,20 @@ class Params(Section):
     extract_errors: ExtractErrorsParams
 
 
-class Split(Section):
-    train: int = Field(ge=1)
-    test: int = Field(ge=1)
+def read_yaml(path: Path) -> object:
+    """Reads a YAML file as DVC reads it; runs no code in it.
 
+    Args:
+        path: The file.
 
-class Arrays(Section):
-    """Something for each of the four arrays that make a data set."""
+    Returns:
+        What it holds.
 
-    train_images: str
-    train_labels: str
-    test_images: str
-    test_labels: str
-
-
-class Digests(Arrays):
-    """SHA-256 of each array's bytes: uint8, C order."""
-
-    train_images: Sha256
-    train_labels: Sha256
-    test_images: Sha256
-    test_labels: Sha256
-
-
-class Source(Section):
-    """One place that has the data set: exactly one of the five ways in, and what its files are called there.
-
-    The files are one npz with x_train, y_train, x_test and y_test, as Keras publishes data sets; or a CSV per split,
-    with a header and then a row per image, its label before its pixels; or a file per array, IDX as MNIST's authors
-    published it.
+    Raises:
+        StageError: It is no UTF-8, or no YAML 1.2.
     """
-
-    url: Annotated[str, Field(pattern="^https://.+/$")] | None = None
-    kaggle: Annotated[str, Field(pattern="^[^/]+/[^/]+$")] | None = None
-    npm: Annotated[str, Field(pattern="^[a-z0-9][^@]*@[^@]+$")] | None = None
-    debian: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9.+-]+$")] | None = None
-    folder: str | None = None
-    files: dict[str, str]
-
-    @model_validator(mode="after")
-    def _is_complete(self) -> Self:
-        ways = ("url", "kaggle", "npm", "debian", "folder")
-        if sum(getattr(self, way) is not None for way in ways) != 1:
-            raise ValueError(f"exactly one of {', '.join(ways)}")
-        if set(self.files) not in ({"npz"}, {"train_csv", "test_csv"}, set(Arrays.model_fields)):
-            raise ValueError(f"files: npz; or train_csv and test_csv; or {', '.join(Arrays.model_fields)}")
-        return self
-
-
-class Dataset(Section):
-    """An entry of datasets.yaml."""
-
-    title: str
-    licence: str
-    classes: list[str] = Field(min_length=2, max_length=256)
-    image: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
-    images: Split
-    sha256: Digests
-    sources: dict[str, Source] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _names_are_clear(self) -> Self:
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError("classes with different names")
-        if "auto" in self.sources:
-            raise ValueError("no source named auto, which means all of them")
-        return self
-
-
-def _read_yaml(path: Path) -> object:
-    # YAML 1.2 as DVC reads it: `dvc exp run -S train.learning_rate=0.00001` writes 1e-05,
-    # which YAML 1.1 (PyYAML) takes for a text.
+    # `dvc exp run -S train.learning_rate=0.00001` writes 1e-05: a number in YAML 1.2, which DVC reads, but a text in
+    # YAML 1.1, which PyYAML reads.
     try:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except MarkedYAMLError as error:
@@ -171,7 +113,21 @@ def _keys(kind: Any, location: Iterable[int | str]) -> list[str]:  # noqa: ANN40
     return list(kind.model_fields)
 
 
-def _check(kind: type[Kind], content: object, path: Path, *prefix: str) -> Kind:
+def check(kind: type[Kind], content: object, path: Path, *prefix: str) -> Kind:
+    """Checks a part of a YAML file.
+
+    Args:
+        kind: What the part must be.
+        content: What was read.
+        path: The file, for the message.
+        prefix: The keys under which the part stands in the file, for the message.
+
+    Returns:
+        The part.
+
+    Raises:
+        StageError: A key is missing, unknown, of the wrong type or out of range: the first one found.
+    """
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -201,24 +157,8 @@ def read_params() -> Params:
     Raises:
         StageError: A key is missing, unknown, of the wrong type or out of range; or the file is no YAML.
     """
-    return _check(Params, _read_yaml(PARAMS), PARAMS)
+    return check(Params, read_yaml(PARAMS), PARAMS)
 
 
-def read_dataset(catalogue: Path, name: str) -> Dataset:
-    """Reads and checks one entry of datasets.yaml.
-
-    Args:
-        catalogue: The file.
-        name: The entry's key, as in `dataset` of params.yaml.
-
-    Returns:
-        The entry.
-
-    Raises:
-        StageError: No such entry; or a fault in it, as in `read_params`.
-    """
-    entries = _read_yaml(catalogue)
-    if not isinstance(entries, dict) or name not in entries:
-        known = ", ".join(map(str, entries)) if isinstance(entries, dict) else "no data set at all"
-        raise StageError(f"{PARAMS}: dataset: expected an entry of {catalogue} ({known}), found {name!r}")
-    return _check(Dataset, entries[name], catalogue, name)
+if __name__ == "__main__":  # checks params.yaml and says nothing if it is right
+    run(read_params)

@@ -9,7 +9,7 @@ class StageError(Exception):
     """A fault that a user can mend; its message is one line: looked at, expected, found, what to do."""
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], object]) -> None:
     """Runs a stage's `main`, and ends the process with one line and no traceback where a user can mend the cause.
 
     Args:
@@ -23,4 +23,5 @@ def run(main: Callable[[], None]) -> None:
     except (StageError, OSError) as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{name}: interrupted")
+        print(f"{name}: interrupted", file=sys.stderr)
+        sys.exit(130)
