@@ -52,7 +52,7 @@ def main() -> None:
     table = errors(predictions["test_labels"], predictions["test_probabilities"], dataset["classes"])
     drawn = table.sample(min(params.examples, len(table)), random_state=params.seed)
     images = read_array(RAW / "test_images.npy")[drawn["index"]]
-    title = f"{dataset['title']}: {len(drawn)} of {len(table):,} wrong test images"
+    title = f"{dataset['title']}: {len(drawn)} of {len(table):,} wrong test images, drawn at random"
     figure = figures.errors(
         title, images, [*drawn["label_name"]], [*drawn["predicted_name"]], drawn["confidence"].to_numpy()
     )

@@ -22,9 +22,7 @@ def main() -> None:
         write_json(
             folder / "dataset.json", {"name": params.dataset, "title": dataset.title, "classes": dataset.classes}
         )
-    print(
-        f"{len(arrays['train_images']):,} training and {len(arrays['test_images']):,} test images, digests as published"
-    )
+    print(f"{len(arrays['train_images']):,} training and {len(arrays['test_images']):,} test images, as in {DATASETS}")
 
 
 if __name__ == "__main__":

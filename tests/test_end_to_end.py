@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import vl_convert
 
 from stages.lib.sources import digest
 from tests.conftest import (
@@ -255,6 +257,17 @@ def test_plots_of_two_data_sets_line_up(compared: Clone) -> None:
     assert compared.changed() == set()
 
 
+def test_every_chart_renders_and_names_what_it_compares(compared: Clone) -> None:
+    plots = compared.json("dvc", "plots", "diff", "HEAD", "other")["data"]
+    charts = {name: parts[0]["content"] for name, parts in plots.items() if parts[0]["type"] == "vega"}
+    assert set(charts) == {"loss", "accuracy", "recall", "precision", "confusion"}
+    for name, chart in charts.items():
+        texts = set(re.findall(r"<text[^>]*>([^<]*)</text>", vl_convert.vegalite_to_svg(chart, vl_version="5.8")))
+        assert {"HEAD", "other"} <= texts, name
+        if name in ("recall", "precision", "confusion"):
+            assert set(CLASSES) <= texts, name
+
+
 def test_a_learning_rate_in_powers_of_ten_is_a_number_for_every_program(compared: Clone) -> None:
     rows = csv.DictReader(compared.call("dvc", "exp", "show", "--csv").splitlines())
     rates = {row["Experiment"]: row["train.learning_rate"] for row in rows if row["Experiment"]}
@@ -320,7 +333,7 @@ def test_a_typo_stops_the_first_stage_with_one_line_that_names_the_key(clone: Cl
     said = clone.call("dvc", "repro", code=255)
     assert [line for line in said.splitlines() if "epoch" in line] == [
         "normalize: params.yaml: train.epoch: expected one of seed, epochs, batch_size, learning_rate, "
-        "found this unknown key"
+        "found a key with this name"
     ]
     assert "Traceback" not in said
     assert "Running stage 'train'" not in said

@@ -258,7 +258,7 @@ def test_a_confusion_matrix_shows_every_count_in_its_cell() -> None:
     figure = figures.confusion("C", np.array([[1_000, 20], [3, 0]]), ["a", "b"])
     cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
     assert cells == {(0, 0): "1,000", (1, 0): "20", (0, 1): "3", (1, 1): "0"}
-    assert figure.axes[0].get_xlabel() == "predicted"
+    assert figure.axes[0].get_xlabel().startswith("predicted\n")
     assert figure.axes[0].get_ylabel() == "label"
 
 

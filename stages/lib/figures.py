@@ -102,8 +102,9 @@ def errors(
             axes.annotate(
                 text, (0, 1), xycoords="axes fraction", xytext=(0, up), textcoords="offset points", color=colour
             )
-    figure.supxlabel("blue: the label   orange: the prediction and its probability", fontsize=9.5)
-    if not len(images):
+    if len(images):
+        figure.supxlabel("blue: the label   orange: the prediction and its probability", fontsize=9.5)
+    else:
         grid[0].text(0.5, 0.5, "none", ha="center")
     return figure
 
@@ -161,12 +162,12 @@ def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
         colour = "white" if dark and count else INK if count else GREY
         axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=9)
     axes.set_xticks(range(len(names)), names)
-    if max(map(len, names)) > 3:
+    if max(map(len, names)) > 6:
         axes.tick_params("x", labelrotation=40)
         for text in axes.get_xticklabels():
             text.set(ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted")
+    axes.set_xlabel("predicted\n\nblue: right    orange: wrong; darker for a larger share of the label's images")
     axes.set_ylabel("label")
     axes.set_title(title)
     axes.grid(False)
@@ -190,10 +191,14 @@ def classes(title: str, table: pd.DataFrame) -> Figure:
     scores = table[["recall", "precision", "f1"]]
     axes.hlines(rows, scores.min(axis=1), scores.max(axis=1), color=GREY, linewidth=2, zorder=1)
     axes.scatter(table["recall"], rows, color=BLUE, s=55, label="recall", zorder=3)
-    axes.scatter(table["precision"], rows, color=ORANGE, s=55, label="precision", zorder=3)
+    axes.scatter(
+        table["precision"], rows, color="none", edgecolor=ORANGE, linewidth=2, s=70, label="precision", zorder=3
+    )
     axes.scatter(table["f1"], rows, color=INK, s=120, marker="|", label="F1", zorder=2)
     axes.set_yticks(rows, table["class"])
-    axes.invert_yaxis()
+    axes.set_ylim(len(table) - 0.5, -0.5)
+    axes.set_xlim(right=min(axes.get_xlim()[1], 1.002))
+    axes.set_xlabel("share of the class's test images (recall), of its predictions (precision); F1 lies between")
     axes.set_title(title)
     figure.legend(loc="outside lower center", ncols=3)
     axes.grid(axis="y", visible=False)
@@ -215,9 +220,10 @@ def pairs(title: str, confused: Sequence[tuple[str, str, int]]) -> Figure:
     rows = range(len(confused))
     bars = axes.barh(rows, [count for _, _, count in confused], color=ORANGE, height=0.62)
     axes.bar_label(bars, padding=4)
-    axes.set_yticks(rows, [f"{_short(label)}  taken for  {_short(guess)}" for label, guess, _ in confused])
+    axes.set_yticks(rows, [f"{_short(label)} taken for {_short(guess)}" for label, guess, _ in confused])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if not confused:
+        axes.set_xticks([])
         axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center")
     axes.invert_yaxis()
     axes.set_xlabel("test images")

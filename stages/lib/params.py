@@ -136,7 +136,7 @@ def check(kind: type[Kind], content: object, path: Path, *prefix: str) -> Kind:
         key = repr(".".join(map(str, (*prefix, *fault["loc"]))))[1:-1] or "the file"
         found = f"found {reprlib.repr(fault['input'])}"
         if fault["type"] == "extra_forbidden":
-            expected, found = f"one of {', '.join(_keys(kind, fault['loc'][:-1]))}", "found this unknown key"
+            expected, found = f"one of {', '.join(_keys(kind, fault['loc'][:-1]))}", "found a key with this name"
         elif fault["type"] == "missing":
             expected, found = "a value", "found no such key"
         elif fault["type"] == "model_type":

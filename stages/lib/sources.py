@@ -71,10 +71,11 @@ def digest(array: np.ndarray) -> str:
 
 
 def _check(arrays: dict[str, np.ndarray], dataset: Dataset) -> None:
+    digests = {name: (getattr(dataset.sha256, name), digest(array)) for name, array in arrays.items()}
+    others = [f"{name}: expected sha256 {e}, found {f}" for name, (e, f) in digests.items() if e != f]
+    if others:
+        raise StageError("; ".join(others))
     for name, array in arrays.items():
-        expected, found = getattr(dataset.sha256, name), digest(array)
-        if found != expected:
-            raise StageError(f"{name}: expected sha256 {expected}, found {found}: other data")
         if name.endswith("labels") and array.max() >= len(dataset.classes):
             raise StageError(
                 f"{name}: expected labels below {len(dataset.classes)}, the number of classes, found {array.max()}"
@@ -98,8 +99,9 @@ def fetch_arrays(dataset: Dataset, source: str) -> dict[str, np.ndarray]:
     if source not in ("auto", *dataset.sources):
         known = ", ".join(("auto", *dataset.sources))
         raise StageError(f"params.yaml: fetch.source: expected one of {known}, found {source!r}")
+    names = [*dataset.sources] if source == "auto" else [source]
     reasons = []
-    for name in dataset.sources if source == "auto" else [source]:
+    for name in names:
         chosen = dataset.sources[name]
         way = next(way for way in WAYS if getattr(chosen, way) is not None)
         print(f"{dataset.title} from {name} ({getattr(chosen, way)})")
@@ -111,8 +113,9 @@ def fetch_arrays(dataset: Dataset, source: str) -> dict[str, np.ndarray]:
             return arrays
         except (StageError, OSError, subprocess.CalledProcessError) as error:
             reasons.append(f"{name}: {error}")
-            print(f"  failed: {error}")
-    raise StageError(
-        f"{dataset.title} could not be fetched; {'; '.join(reasons).rstrip('.')}. Check the network "
-        "(HTTPS_PROXY is honoured), or name a source that this machine reaches as fetch.source in params.yaml"
-    )
+            if name != names[-1]:
+                print(f"  failed: {error}")
+    todo = "Mend the files, or their entry in datasets.yaml"
+    if way != "folder":
+        todo = "Check the network (HTTPS_PROXY is honoured), or name one that this machine reaches as fetch.source"
+    raise StageError(f"{dataset.title} could not be fetched; {'; '.join(reasons).rstrip('.')}. {todo}")

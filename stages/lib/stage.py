@@ -20,6 +20,8 @@ def run(main: Callable[[], object]) -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
         main()
+    except FileNotFoundError as error:
+        sys.exit(f"{name}: {error.filename}: expected the file, found none; dvc repro makes what is missing")
     except (StageError, OSError) as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
