@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/installed
 
-.PHONY: repro test lint lock clean
+.PHONY: repro test lint bench lock clean
 
 repro: $(INSTALLED) ## runs the pipeline on what changed, and shows the results
 	dvc repro
@@ -20,16 +20,27 @@ lint: $(INSTALLED) ## checks style and types
 	ruff format --check
 	mypy
 
-lock: $(INSTALLED) ## compiles requirements.lock anew from pyproject.toml
+bench: $(INSTALLED) benchmarks/.venv/installed ## measures speed and memory beside PyTorch, JAX and the tutorial's script
+	.venv/bin/python -m benchmarks.run $(BENCH)
+
+lock: $(INSTALLED) ## compiles the lock files anew from pyproject.toml
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --quiet --upgrade --output-file requirements.lock
+	uv pip compile --group bench --constraint requirements.lock --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate --quiet --upgrade --output-file requirements-bench.lock
 
 clean: ## removes the environment, and what a run leaves outside Git
-	rm -rf .venv dvc_plots .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv benchmarks/.venv benchmarks/.data dvc_plots .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(INSTALLED): requirements.lock
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit( \
 		"expected Python 3.11 to 3.13, found " + sys.version.split()[0] + ": make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@touch $@
+
+benchmarks/.venv/installed: requirements-bench.lock
+	$(PYTHON) -m venv benchmarks/.venv
+	benchmarks/.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--requirement requirements-bench.lock
 	@touch $@
