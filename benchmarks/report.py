@@ -45,7 +45,7 @@ class Part:
     """One part's results.
 
     Args:
-        title: Above its table.
+        title: Above its table; above its bars, up to the first colon.
         header: Names of the columns.
         rows: Cells, a row per contender.
         checks: Its targets.
@@ -96,13 +96,16 @@ def content(machine: Mapping[str, str], settings: Mapping[str, Any], parts: Mapp
 def _bars(axes: Axes, part: Part) -> None:
     names = [name for name, _ in part.bars]
     values = [value for _, value in part.bars]
-    colours = [BLUE if name.startswith("ours") else ORANGE if "tutorial" in name else GREY for name in names]
+    alone = not any(name.startswith("ours") for name in names)
+    colours = [
+        BLUE if alone or name.startswith("ours") else ORANGE if name.startswith("tutorial") else GREY for name in names
+    ]
     bars = axes.barh(range(len(names)), values, color=colours, height=0.64)
     axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=4)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.margins(x=0.14)
-    axes.set_title(part.title)
+    axes.set_title(part.title.partition(":")[0])
     axes.set_xlabel(part.unit)
     axes.grid(axis="y", visible=False)
 
