@@ -6,7 +6,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/installed
 
-.PHONY: help repro test lint lock clean
+.PHONY: help repro test lint bench lock clean
 
 help: ## shows what make can do
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
@@ -26,16 +26,27 @@ lint: $(INSTALLED) ## checks style and types
 	ruff format --check
 	mypy
 
-lock: $(INSTALLED) ## compiles requirements.lock anew from pyproject.toml
+bench: $(INSTALLED) benchmarks/.venv/installed ## measures speed and memory beside PyTorch, JAX and the tutorial's script
+	.venv/bin/python -m benchmarks.run $(BENCH)
+
+lock: $(INSTALLED) ## compiles the lock files anew from pyproject.toml
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --quiet --upgrade --output-file requirements.lock
+	uv pip compile --group bench --constraint requirements.lock --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate --quiet --upgrade --output-file requirements-bench.lock
 
-clean: ## removes the environment and the tools' caches; not the data
-	rm -rf .venv dvc_plots .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## removes the environments and the tools' caches; not the data
+	rm -rf .venv benchmarks/.venv benchmarks/.data dvc_plots .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(INSTALLED): requirements.lock
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit( \
 		"expected Python 3.11 to 3.13, found " + sys.version.split()[0] + ": make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@touch $@
+
+benchmarks/.venv/installed: requirements-bench.lock
+	$(PYTHON) -m venv benchmarks/.venv
+	benchmarks/.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--requirement requirements-bench.lock
 	@touch $@

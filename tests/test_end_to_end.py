@@ -332,7 +332,7 @@ def test_a_typo_stops_the_first_stage_with_one_line_that_names_the_key(clone: Cl
     written = {path: path.stat().st_mtime_ns for path in clone.path.glob("reports/**/*")}
     said = clone.call("dvc", "repro", code=255)
     assert [line for line in said.splitlines() if "epoch" in line] == [
-        "normalize: params.yaml: train.epoch: expected one of seed, epochs, batch_size, learning_rate, "
+        "normalize: params.yaml: train.epoch: expected one of seed, epochs, batch_size, learning_rate, schedule, "
         "found a key with this name"
     ]
     assert "Traceback" not in said

@@ -249,7 +249,7 @@ def report_faults(tree: Tree) -> list[str]:
 
 def name_faults(tree: Tree) -> list[str]:
     modules = {name.rpartition(".")[2] for name in tree.modules} | {path.stem for path in (ROOT / "tools").glob("*.py")}
-    allowed = {f"test_{name}" for name in modules | {"pipeline", "end_to_end"}}
+    allowed = {f"test_{name}" for name in modules | {"pipeline", "end_to_end", "benchmarks"}}
     return differences("tests", {f"test_{name}" for name in STAGES} | (tree.tests & allowed), tree.tests)
 
 

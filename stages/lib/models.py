@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from stages.lib.params import LinearParams, MlpParams, ModelParams
 
-__all__ = ["build", "keras"]  # keras too: imported here first, it stays quiet
+__all__ = ["build", "keras", "tensorflow"]  # the libraries too: imported here first, they stay quiet
 
 
 @contextmanager
@@ -25,6 +25,7 @@ def _without_stderr() -> Iterator[None]:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with _without_stderr():  # TensorFlow says that it found no GPU before its log level counts
     import keras
+    import tensorflow
     from keras import layers
 
 

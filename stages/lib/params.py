@@ -56,6 +56,7 @@ class TrainParams(Section):
     epochs: int = Field(ge=1, le=10_000)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0, le=10)
+    schedule: Literal["constant", "one_cycle"]
 
 
 class PlotParams(Section):

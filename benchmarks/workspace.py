@@ -1,0 +1,115 @@
+"""Copies of the project in temporary folders, and the images they run on."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "benchmarks" / ".data"
+DATASETS = ("mnist", "fashion_mnist")
+ARRAYS = {"x_train": "train_images", "y_train": "train_labels", "x_test": "test_images", "y_test": "test_labels"}
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment, the project's programs first, without settings that hold a library back."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENBLAS_", "OMP_", "MKL_"))}
+    path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
+    return kept | {"PATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"} | more
+
+
+def call(*command: str, cwd: Path) -> None:
+    """Runs a command that is not timed, silently; its output comes with the error if it fails."""
+    done = subprocess.run(command, cwd=cwd, env=environment(), text=True, capture_output=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} in {cwd}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+
+
+def edit(path: Path, values: Mapping[str, Any]) -> None:
+    """Sets values of a YAML file by their dotted keys."""
+    yaml = YAML()
+    content = yaml.load(path.read_text(encoding="utf-8"))
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        section = content
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(content, file)
+
+
+def copy_project(folder: Path, params: Mapping[str, Any]) -> Path:
+    """Copies what belongs into Git, without a trace of earlier runs, as a repository of its own.
+
+    Args:
+        folder: Where to; must not exist.
+        params: Values to set in params.yaml.
+
+    Returns:
+        The folder.
+    """
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in filter(None, names):
+        if not name.startswith(("reports/", "dvc.lock")) and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    call("git", "init", "--quiet", cwd=folder)
+    for name in DATASETS:
+        if (DATA / f"{name}.npz").exists():
+            source = {"folder": str(DATA), "files": {"npz": f"{name}.npz"}}
+            edit(folder / "datasets.yaml", {f"{name}.sources": {"npz": source}})
+    edit(folder / "params.yaml", {"fetch.source": "auto", **params})
+    return folder
+
+
+def fetch_data(scratch: Path) -> None:
+    """Fetches both data sets once, and keeps each as Keras publishes them: an npz of four arrays.
+
+    Args:
+        scratch: An empty folder to work in.
+    """
+    for dataset in DATASETS:
+        if not (DATA / f"{dataset}.npz").exists():
+            folder = copy_project(scratch / dataset, {"dataset": dataset})
+            print(f"fetches {dataset}", flush=True)
+            call("python", "-m", "stages.fetch", cwd=folder)
+            arrays = {short: np.load(folder / f"data/raw/{name}.npy") for short, name in ARRAYS.items()}
+            DATA.mkdir(exist_ok=True)
+            np.savez_compressed(DATA / f"{dataset}.npz", allow_pickle=False, **arrays)
+
+
+def write_synthetic(raw: Path, train: int, test: int, classes: list[str]) -> None:
+    """Writes images that a perceptron can tell apart, some thousands at a time, so that this process stays small.
+
+    Each class is a random pattern under noise; 2 % of the labels are wrong, so that there are errors to extract.
+
+    Args:
+        raw: The folder `data/raw` to make.
+        train: Number of training images.
+        test: Number of test images.
+        classes: Names of the ten classes.
+    """
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(0, 128, (10, 28, 28), np.uint8)
+    for split, count in (("train", train), ("test", test)):
+        images = open_memmap(raw / f"{split}_images.npy", "w+", np.uint8, (count, 28, 28))
+        labels = rng.integers(0, 10, count).astype(np.uint8)
+        for start in range(0, count, 4096):
+            part = labels[start : start + 4096]
+            images[start : start + 4096] = patterns[part] + rng.integers(0, 128, (len(part), 28, 28), np.uint8)
+        images.flush()
+        wrong = rng.random(count) < 0.02
+        labels[wrong] = (labels[wrong] + 1) % 10
+        np.save(raw / f"{split}_labels.npy", labels)
+    names = ", ".join(f'"{name}"' for name in classes)
+    (raw / "dataset.json").write_text(f'{{"name": "synthetic", "title": "Synthetic", "classes": [{names}]}}\n')

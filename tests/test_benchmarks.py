@@ -1,0 +1,49 @@
+"""What the benchmark computes; what it times is no matter of tests."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import contest, flop, report
+
+
+def test_counts_the_operations_of_the_tutorials_model_as_by_hand() -> None:
+    layers = (784, 1000, 10)
+    assert flop.forward(layers) == 1_588_000
+    assert flop.backward(layers) == 1_608_000
+    assert flop.epoch(layers, 60_000) == 191_760_000_000
+    assert flop.epoch(layers, 60_000, 10_000) == 207_640_000_000
+
+
+def test_softmax_regression_needs_no_gradient_of_its_pixels() -> None:
+    assert flop.backward((784, 10)) == flop.forward((784, 10)) == 15_680
+
+
+def test_compares_medians_so_that_one_slow_round_counts_for_nothing() -> None:
+    runs = {"ours": [{"wall": seconds} for seconds in (1.0, 2.0, 99.0)], "other": [{"wall": 5.0}]}
+    assert contest.middle(runs, "ours") == 2.0
+    assert contest.ratio(runs, "other", "ours") == 2.5
+
+
+@pytest.mark.parametrize(
+    ("at_least", "measured", "holds"), [(True, 2.5, True), (True, 2.4, False), (False, 2.6, False)]
+)
+def test_a_target_holds_on_its_own_side_of_the_limit(at_least: bool, measured: float, holds: bool) -> None:
+    check = report.Check("fit", measured, 2.5, at_least=at_least)
+    assert check.holds is holds
+    assert str(check).startswith("holds" if holds else "MISSED")
+
+
+def test_contenders_take_turns_after_a_warm_up_that_does_not_count(tmp_path: Path) -> None:
+    contenders = [
+        contest.Contender(name, ["sh", "-c", f"echo {name}{{round}} >> turns; echo '{{\"seconds\": 1}}'"], tmp_path)
+        for name in ("a", "b")
+    ]
+    runs = contest.in_turn(contenders, 2)
+    assert (tmp_path / "turns").read_text().split() == ["a0", "b0", "a0", "b0", "a1", "b1"]
+    assert [result["seconds"] for result in runs["a"]] == [1, 1]
+
+
+def test_a_contender_that_fails_ends_the_benchmark_with_what_it_said(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)broken.*exit code 3.*no such luck"):
+        contest.run(contest.Contender("broken", ["sh", "-c", "echo no such luck; exit 3"], tmp_path), 0)
