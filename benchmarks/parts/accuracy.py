@@ -10,7 +10,7 @@ from benchmarks.settings import Settings
 from benchmarks.workspace import DATA, call, copy_project
 
 TO_REACH = {"mnist": 0.9804, "fashion_mnist": 0.8821}
-# One cycle in few epochs of larger batches; found on seeds 0 to 2.
+# One cycle in few epochs of larger batches; chosen among seven settings by accuracy on the validation split.
 FAST = {"train.schedule": "one_cycle", "train.learning_rate": 0.006, "train.batch_size": 500, "train.epochs": 5}
 
 
