@@ -148,20 +148,29 @@ class Clone:
         set_params(self.path, values)
 
 
-def new_clone(path: Path, tools: Path) -> Clone:
-    """A commit of the working tree's files, pointed at the tiny data set, with a second one, tiny2; nothing run yet."""
+def clone_env(tools: Path, name: str) -> dict[str, str]:
+    """The environment of a clone's commands: nobody's settings of Git and DVC; `tools` has what Python starts with."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))}
     env |= {f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     env |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "DVC_SITE_CACHE_DIR": str(tools / "site")}
     env |= {"DVC_GLOBAL_CONFIG_DIR": str(tools / "none"), "DVC_SYSTEM_CONFIG_DIR": str(tools / "none")}
     env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "PYTHONPATH": str(tools)}
-    env |= {"WATCHED": str(tools / f"{path.name}.txt")}
+    return env | {"WATCHED": str(tools / f"{name}.txt")}
+
+
+def copy_files(path: Path, env: dict[str, str]) -> Clone:
+    """The working tree's files in a folder of their own."""
     clone = Clone(path, env)
-    names = Clone(ROOT, env).call("git", "ls-files", "-coz", "--exclude-standard").split("\0")
-    for name in filter(None, names):
+    for name in filter(None, Clone(ROOT, env).call("git", "ls-files", "-coz", "--exclude-standard").split("\0")):
         if (ROOT / name).exists():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, path / name)
+    return clone
+
+
+def new_clone(path: Path, tools: Path) -> Clone:
+    """A commit of the working tree's files, pointed at the tiny data set, with a second one, tiny2; nothing run yet."""
+    clone = copy_files(path, clone_env(tools, path.name))
     make_tiny(path)
     negatives = {name: 255 - a if name.endswith("images") else a for name, a in tiny_arrays().items()}
     entry = tiny_entry() | {"title": "Tiny 2", "sha256": {name: digest(a) for name, a in negatives.items()}}
