@@ -4,6 +4,7 @@ import csv
 import json
 import platform
 import re
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -247,6 +248,25 @@ def test_queued_experiments_run_in_the_background_one_after_another(clone: Clone
     assert status.count("Success") == 2
     clone.call("dvc", "queue", "stop")
     clone.call("dvc", "queue", "remove", "--all")
+
+
+def test_of_two_runs_at_once_one_waits_or_is_told_so_and_the_result_is_that_of_one(
+    compared: Clone, first_runs: dict[str, tuple[Clone, list[str]]]
+) -> None:
+    compared.edit({"normalize.seed": 1, "model.kind": "linear"})  # as the odd clone ran alone
+    command = ["dvc", "repro"]
+    runs = []
+    for _ in range(2):
+        runs.append(subprocess.Popen(command, cwd=compared.path, env=compared.env, stdout=-1, stderr=-2, text=True))
+        time.sleep(1)
+    said = [run.communicate()[0] for run in runs]
+    assert 0 in [run.returncode for run in runs], said
+    for run, words in zip(runs, said, strict=True):
+        assert run.returncode == 0 or re.search("Unable to acquire lock|is busy, it is being blocked by", words), words
+        assert "Traceback" not in words
+    assert compared.ran("dvc", "repro") == []
+    assert compared.call("python", "-m", "tools.verify").startswith("verify: ")
+    assert outs(compared) == outs(first_runs["odd"][0])
 
 
 def test_a_typo_stops_the_first_stage_with_one_line_that_names_the_key(clone: Clone) -> None:

@@ -368,10 +368,8 @@ MARKS = [
     "...",
 ]
 MARKS += [*"{}[]|>\t'\"\0", "1e999", "9" * 5000, "\ud800", "\x85"]
-SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 SCALARS |= st.sampled_from(["a\0b", "\ud800", "a\nb"])
-)
 TREES = st.recursive(SCALARS, lambda part: st.lists(part, max_size=3) | st.dictionaries(SCALARS, part, max_size=3))
 a_hundred = settings(max_examples=100, derandomize=True, deadline=None, database=None)
 
