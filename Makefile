@@ -6,10 +6,10 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/installed
 
-.PHONY: help repro test lint bench lock clean
+.PHONY: help repro verify about test test-slow lint bench audit lock clean
 
 help: ## shows what make can do
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
 
 repro: $(INSTALLED) ## runs the pipeline on what changed, and shows the results
 	@python -m stages.lib.params # a typo in params.yaml ends it here
@@ -18,8 +18,17 @@ repro: $(INSTALLED) ## runs the pipeline on what changed, and shows the results
 	@dvc metrics diff --all
 	@echo "Pictures: reports/figures. Interactive: . .venv/bin/activate && dvc plots show"
 
+verify: $(INSTALLED) ## hashes the cache and every out anew, and says how to mend what is wrong
+	@python -m tools.verify
+
+about: $(INSTALLED) ## says what this machine is: CPU, system, versions
+	@python -m tools.about
+
 test: $(INSTALLED) ## runs the tests, offline
 	pytest
+
+test-slow: $(INSTALLED) ## runs the tests that take minutes, on real data
+	pytest -m slow
 
 lint: $(INSTALLED) ## checks style and types
 	ruff check
@@ -28,6 +37,9 @@ lint: $(INSTALLED) ## checks style and types
 
 bench: $(INSTALLED) benchmarks/.venv/installed ## measures speed and memory beside PyTorch, JAX and the tutorial's script
 	.venv/bin/python -m benchmarks.run $(BENCH)
+
+audit: $(INSTALLED) ## asks for known vulnerabilities of the locked packages
+	@python -m tools.audit
 
 lock: $(INSTALLED) ## compiles the lock files anew from pyproject.toml
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

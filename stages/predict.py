@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from stages.lib.files import read_array, read_chunks, read_json, replacing
-from stages.lib.models import build, keras
+from stages.lib.models import build, keras, load
 from stages.lib.params import read_params
-from stages.lib.stage import StageError, run
+from stages.lib.stage import run
 
 WEIGHTS = Path("data/model.weights.h5")
 NORMALIZED = Path("data/normalized")
@@ -32,12 +32,7 @@ def main() -> None:
     params = read_params()
     image = read_array(NORMALIZED / "test_images.npy").shape[1:]
     model = build(params.model, image, int(read_json(NORMALIZED / "scaling.json")["classes"]))
-    try:
-        model.load_weights(WEIGHTS)
-    except ValueError as error:
-        raise StageError(
-            f"{WEIGHTS}: expected weights of model.{params.model.kind} in params.yaml, found others; dvc repro"
-        ) from error
+    load(model, WEIGHTS)
     arrays = {"parameters": np.array(model.count_params())}
     for split in ("validation", "test"):
         arrays[f"{split}_labels"] = np.load(NORMALIZED / f"{split}_labels.npy")

@@ -1,6 +1,13 @@
 """A tiny data set with an entry of its own, and a folder in which stages run on it."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +103,104 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def edit(project: Path) -> Callable[[str, object], None]:
     """Sets one value of params.yaml by its dotted key."""
     return lambda key, value: set_params(project, {key: value})
+
+
+# Python reads this at each start: what DVC only says about a stage, the stage's own process tells.
+WATCH = """
+import os, sys
+def note(word):
+    with open(os.environ["WATCHED"], "a") as file:
+        file.write(word + "\\n")
+if sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith("stages."):
+    note(sys.orig_argv[2].removeprefix("stages."))
+sys.addaudithook(lambda event, args: note("tensorflow") if event == "import" and args[0] == "tensorflow" else None)
+"""
+
+
+@dataclass
+class Clone:
+    """A Git repository with the project in it, and the environment of its commands."""
+
+    path: Path
+    env: dict[str, str]
+
+    def call(self, *command: str, code: int = 0) -> str:
+        """Runs a command, whose exit code must be `code`; what it says on stdout, or on both where it must fail."""
+        result = subprocess.run(command, cwd=self.path, env=self.env, capture_output=True, text=True)
+        assert result.returncode == code, result.stdout + result.stderr
+        return result.stdout + result.stderr * (code != 0)
+
+    def json(self, *command: str) -> Any:  # noqa: ANN401  # whatever DVC prints
+        return json.loads(self.call(*command, "--json"))
+
+    def ran(self, *command: str, code: int = 0) -> list[str]:
+        """The stages that ran under a command, in order, and after each whether it imported TensorFlow."""
+        watched = Path(self.env["WATCHED"])
+        watched.write_text("")
+        self.call(*command, code=code)
+        return watched.read_text().split()
+
+    def changed(self) -> set[str]:
+        """Files that Git sees changed or new."""
+        return {line[3:] for line in self.call("git", "status", "--porcelain", "-uall").splitlines()}
+
+    def edit(self, values: dict[str, object]) -> None:
+        set_params(self.path, values)
+
+
+def clone_env(tools: Path, name: str) -> dict[str, str]:
+    """The environment of a clone's commands: nobody's settings of Git and DVC; `tools` has what Python starts with."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))}
+    env |= {f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    env |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "DVC_SITE_CACHE_DIR": str(tools / "site")}
+    env |= {"DVC_GLOBAL_CONFIG_DIR": str(tools / "none"), "DVC_SYSTEM_CONFIG_DIR": str(tools / "none")}
+    env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "PYTHONPATH": str(tools)}
+    return env | {"WATCHED": str(tools / f"{name}.txt")}
+
+
+def copy_files(path: Path, env: dict[str, str]) -> Clone:
+    """The working tree's files in a folder of their own."""
+    clone = Clone(path, env)
+    for name in filter(None, Clone(ROOT, env).call("git", "ls-files", "-coz", "--exclude-standard").split("\0")):
+        if (ROOT / name).exists():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, path / name)
+    return clone
+
+
+def new_clone(path: Path, tools: Path) -> Clone:
+    """A commit of the working tree's files, pointed at the tiny data set, with a second one, tiny2; nothing run yet."""
+    clone = copy_files(path, clone_env(tools, path.name))
+    make_tiny(path)
+    negatives = {name: 255 - a if name.endswith("images") else a for name, a in tiny_arrays().items()}
+    entry = tiny_entry() | {"title": "Tiny 2", "sha256": {name: digest(a) for name, a in negatives.items()}}
+    entry["sources"]["local"]["folder"] = "tiny2"
+    (path / "tiny2").mkdir()
+    for name, array in negatives.items():
+        (path / f"tiny2/{name}.idx").write_bytes(idx(array))
+    write_yaml(path / "datasets.yaml", read_yaml(path / "datasets.yaml") | {"tiny2": entry})
+    clone.call("git", "init", "-q")
+    clone.call("git", "add", "-A")
+    clone.call("git", "commit", "-qm", "Before")
+    return clone
+
+
+# All that could leak into a result: the odd clone runs under it, and the plain one as the tests are run.
+LIBRARY = os.environ.get("LIBFAKETIME") or next(map(str, Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), "")
+CLOCK = [f"LD_PRELOAD={LIBRARY}", "FAKETIME=@1999-12-31 12:00:00"] if LIBRARY else []
+ODD = ["sh", "-c", 'umask 077 && exec "$@"', "sh", "env", "LC_ALL=C", "TZ=Pacific/Chatham", "PYTHONHASHSEED=1", *CLOCK]
+
+
+@pytest.fixture(scope="session")
+def first_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Clone, list[str]]]:
+    """Two clones with the results of their first `dvc repro` committed, and what ran; side by side to save time."""
+    folder = tmp_path_factory.mktemp("end-to-end")
+    (folder / "tools").mkdir()
+    (folder / "tools/sitecustomize.py").write_text(WATCH)
+    clones = [new_clone(folder / name, folder / "tools") for name in ("project", "zweite Übung")]
+    with ThreadPoolExecutor() as pool:
+        ran = list(pool.map(lambda clone, start: clone.ran(*start, "dvc", "repro"), clones, ([], ODD)))
+    for clone in clones:
+        clone.call("git", "add", "-A")
+        clone.call("git", "commit", "-qm", "After")
+    return dict(zip(("plain", "odd"), zip(clones, ran, strict=True), strict=True))

@@ -3,7 +3,9 @@
 import base64
 import hashlib
 import json
+import socket
 import ssl
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +22,18 @@ HOSTS = ("api.kaggle.com", "storage.googleapis.com")
 
 @dataclass(frozen=True)
 class Answer:
-    """What is sent for one request; a `length` other than the body's is a promise that is not kept."""
+    """What is sent for one request.
+
+    A `length` other than the body's is a promise that is not kept; a negative one is not told, and the connection
+    closed in its stead. With a `pause`, bytes come one by one, that many seconds apart. A `reset` follows the body.
+    """
 
     body: bytes = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     length: int | None = None
+    pause: float = 0
+    reset: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,13 +68,22 @@ class _Handler(BaseHTTPRequestHandler):
         answers = self.server.answers.get(address, [Answer(b"not found", 404)])
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         self.send_response(answer.status)
-        if "Transfer-Encoding" not in answer.headers:
+        if "Transfer-Encoding" not in answer.headers and (answer.length or 0) >= 0:
             self.send_header("Content-Length", str(len(answer.body) if answer.length is None else answer.length))
         for key, value in answer.headers.items():
             self.send_header(key, value)
         self.end_headers()
-        self.wfile.write(answer.body)
+        for sent in map(bytes, zip(answer.body)) if answer.pause else (answer.body,):
+            self.wfile.write(sent)
+            self.wfile.flush()
+            threading.Event().wait(answer.pause)  # not time.sleep, which some tests replace
         self.close_connection |= answer.length is not None
+        if answer.reset:
+            threading.Event().wait(0.1)  # else what was sent is lost too
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.rfile.close()
+            self.wfile.close()
+            self.connection.close()
 
     do_POST = do_GET  # noqa: N815
 

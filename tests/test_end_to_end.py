@@ -2,123 +2,22 @@
 
 import csv
 import json
-import os
+import platform
 import re
-import shutil
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import vl_convert
 
-from stages.lib.sources import digest
-from tests.conftest import (
-    CLASSES,
-    COUNTS,
-    ROOT,
-    idx,
-    make_tiny,
-    read_yaml,
-    set_params,
-    tiny_arrays,
-    tiny_entry,
-    write_yaml,
-)
+from tests.conftest import CLASSES, CLOCK, COUNTS, ODD, Clone
+from tools.about import about
 
 REPORTING = ["evaluate", "plot", "extract_errors"]
 FROM_TRAIN = ["train", "tensorflow", "predict", "tensorflow", *REPORTING]
 ALL = ["fetch", "normalize", *FROM_TRAIN]
-
-# Python reads this at each start: what DVC only says about a stage, the stage's own process tells.
-WATCH = """
-import os, sys
-def note(word):
-    with open(os.environ["WATCHED"], "a") as file:
-        file.write(word + "\\n")
-if sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith("stages."):
-    note(sys.orig_argv[2].removeprefix("stages."))
-sys.addaudithook(lambda event, args: note("tensorflow") if event == "import" and args[0] == "tensorflow" else None)
-"""
-
-
-@dataclass
-class Clone:
-    """A Git repository with the project in it, and the environment of its commands."""
-
-    path: Path
-    env: dict[str, str]
-
-    def call(self, *command: str, code: int = 0) -> str:
-        """Runs a command, whose exit code must be `code`; what it says on stdout, or on both where it must fail."""
-        result = subprocess.run(command, cwd=self.path, env=self.env, capture_output=True, text=True)
-        assert result.returncode == code, result.stdout + result.stderr
-        return result.stdout + result.stderr * (code != 0)
-
-    def json(self, *command: str) -> Any:  # noqa: ANN401  # whatever DVC prints
-        return json.loads(self.call(*command, "--json"))
-
-    def ran(self, *command: str, code: int = 0) -> list[str]:
-        """The stages that ran under a command, in order, and after each whether it imported TensorFlow."""
-        watched = Path(self.env["WATCHED"])
-        watched.write_text("")
-        self.call(*command, code=code)
-        return watched.read_text().split()
-
-    def changed(self) -> set[str]:
-        """Files that Git sees changed or new."""
-        return {line[3:] for line in self.call("git", "status", "--porcelain", "-uall").splitlines()}
-
-    def edit(self, values: dict[str, object]) -> None:
-        set_params(self.path, values)
-
-
-def new_clone(path: Path, tools: Path) -> Clone:
-    """A commit of the working tree's files, pointed at the tiny data set, with a second one, tiny2; nothing run yet."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))}
-    env |= {f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    env |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "DVC_SITE_CACHE_DIR": str(tools / "site")}
-    env |= {"DVC_GLOBAL_CONFIG_DIR": str(tools / "none"), "DVC_SYSTEM_CONFIG_DIR": str(tools / "none")}
-    env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "PYTHONPATH": str(tools)}
-    env |= {"WATCHED": str(tools / f"{path.name}.txt")}
-    clone = Clone(path, env)
-    names = Clone(ROOT, env).call("git", "ls-files", "-coz", "--exclude-standard").split("\0")
-    for name in filter(None, names):
-        if (ROOT / name).exists():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, path / name)
-    make_tiny(path)
-    negatives = {name: 255 - a if name.endswith("images") else a for name, a in tiny_arrays().items()}
-    entry = tiny_entry() | {"title": "Tiny 2", "sha256": {name: digest(a) for name, a in negatives.items()}}
-    entry["sources"]["local"]["folder"] = "tiny2"
-    (path / "tiny2").mkdir()
-    for name, array in negatives.items():
-        (path / f"tiny2/{name}.idx").write_bytes(idx(array))
-    write_yaml(path / "datasets.yaml", read_yaml(path / "datasets.yaml") | {"tiny2": entry})
-    clone.call("git", "init", "-q")
-    clone.call("git", "add", "-A")
-    clone.call("git", "commit", "-qm", "Before")
-    return clone
-
-
-@pytest.fixture(scope="module")
-def first_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Clone, list[str]]]:
-    """Two clones with the results of their first `dvc repro` committed, and what ran; side by side to save time."""
-    folder = tmp_path_factory.mktemp("end-to-end")
-    (folder / "tools").mkdir()
-    (folder / "tools/sitecustomize.py").write_text(WATCH)
-    clones = [new_clone(folder / name, folder / "tools") for name in ("project", "zweite Übung")]
-    with ThreadPoolExecutor() as pool:
-        ran = list(pool.map(lambda clone: clone.ran("dvc", "repro"), clones))
-    for clone in clones:
-        clone.call("git", "add", "-A")
-        clone.call("git", "commit", "-qm", "After")
-    return dict(zip(("plain", "odd"), zip(clones, ran, strict=True), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -160,17 +59,43 @@ def test_a_first_run_runs_every_stage_and_only_train_and_predict_import_tensorfl
     assert first_runs["plain"][1] == first_runs["odd"][1] == ALL
 
 
+def outs(clone: Clone) -> dict[str, bytes]:
+    """Every file that a stage wrote, by name."""
+    written = [path for folder in ("data", "reports") for path in (clone.path / folder).rglob("*") if path.is_file()]
+    return {path.relative_to(clone.path).as_posix(): path.read_bytes() for path in written}
+
+
 def test_a_run_leaves_nothing_for_git_but_the_lock_file_and_reports(clone: Clone) -> None:
     names = clone.call("git", "diff", "--name-only", "HEAD~", "HEAD").splitlines()
     assert {name.split("/")[0] for name in names} == {"dvc.lock", "reports"}
     assert not list(clone.path.glob("*/.partial-*"))
 
 
-def test_equal_seeds_give_equal_files_also_at_a_path_with_a_space_and_an_umlaut(
+def test_equal_seeds_give_equal_files_at_any_path_in_any_locale_and_time_zone_for_any_umask_and_hash_seed(
     first_runs: dict[str, tuple[Clone, list[str]]],
 ) -> None:
     plain, odd = (clone.call("git", "ls-tree", "-r", "HEAD") for clone, _ in first_runs.values())
+    assert "dvc.lock" in plain
     assert plain == odd
+    plain_outs, odd_outs = (outs(clone) for clone, _ in first_runs.values())
+    assert len(plain_outs) > 25
+    assert plain_outs == odd_outs
+
+
+def test_equal_seeds_give_equal_files_in_1999(first_runs: dict[str, tuple[Clone, list[str]]]) -> None:
+    if not CLOCK:
+        pytest.skip("libfaketime is not on this machine: the clock could not be set to 1999")
+    assert first_runs["odd"][0].call(*ODD, "python", "-c", "import time; print(time.gmtime().tm_year)") == "1999\n"
+    plain, odd = (outs(clone) for clone, _ in first_runs.values())
+    assert plain == odd
+
+
+def test_no_out_tells_the_machine_or_the_path(first_runs: dict[str, tuple[Clone, list[str]]]) -> None:
+    for clone, _ in first_runs.values():
+        words = [str(clone.path), platform.node(), platform.release(), about()["CPU"]]
+        words = [word for word in words if len(word) > 5]  # shorter ones stand in a picture's bytes by chance
+        told = [(name, word) for name, content in outs(clone).items() for word in words if word.encode() in content]
+        assert told == []
 
 
 def test_a_second_run_does_nothing(clone: Clone) -> None:
@@ -323,6 +248,25 @@ def test_queued_experiments_run_in_the_background_one_after_another(clone: Clone
     assert status.count("Success") == 2
     clone.call("dvc", "queue", "stop")
     clone.call("dvc", "queue", "remove", "--all")
+
+
+def test_of_two_runs_at_once_one_waits_or_is_told_so_and_the_result_is_that_of_one(
+    compared: Clone, first_runs: dict[str, tuple[Clone, list[str]]]
+) -> None:
+    compared.edit({"normalize.seed": 1, "model.kind": "linear"})  # as the odd clone ran alone
+    command = ["dvc", "repro"]
+    runs = []
+    for _ in range(2):
+        runs.append(subprocess.Popen(command, cwd=compared.path, env=compared.env, stdout=-1, stderr=-2, text=True))
+        time.sleep(1)
+    said = [run.communicate()[0] for run in runs]
+    assert 0 in [run.returncode for run in runs], said
+    for run, words in zip(runs, said, strict=True):
+        assert run.returncode == 0 or re.search("Unable to acquire lock|is busy, it is being blocked by", words), words
+        assert "Traceback" not in words
+    assert compared.ran("dvc", "repro") == []
+    assert compared.call("python", "-m", "tools.verify").startswith("verify: ")
+    assert outs(compared) == outs(first_runs["odd"][0])
 
 
 def test_a_typo_stops_the_first_stage_with_one_line_that_names_the_key(clone: Clone) -> None:

@@ -38,6 +38,35 @@ def damaged(archive: bytes) -> bytes:
     return archive[:at] + bytes([archive[at] ^ 0xFF]) + archive[at + 1 :]
 
 
+def named(name: str, *more: str) -> bytes:
+    """A zip of the good IDX file under these names, written as given."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive, warnings.catch_warnings(action="ignore"):  # of a name twice
+        for one in (name, *more):
+            archive.writestr(zipfile.ZipInfo(one), idx(IMAGES))
+    return packed.getvalue()
+
+
+def locked(archive: bytes) -> bytes:
+    """A zip whose files say that they are encrypted."""
+    content = bytearray(archive)
+    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = -1
+        while (at := content.find(mark, at + 1)) >= 0:
+            content[at + offset] |= 1
+    return bytes(content)
+
+
+def linked(target: str) -> bytes:
+    """A zip of a symlink."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        member = zipfile.ZipInfo("images")
+        member.create_system, member.external_attr = 3, 0o120777 << 16
+        archive.writestr(member, target)
+    return packed.getvalue()
+
+
 def npy(array: np.ndarray, version: tuple[int, int] = (1, 0)) -> bytes:
     content = io.BytesIO()
     with warnings.catch_warnings(action="ignore"):  # of npy 2.0, which old numpy cannot read
@@ -115,6 +144,23 @@ GOOD_NPZ = {"images": IMAGES, "labels": LABELS}
         pytest.param("idx", zipped(a=idx(IMAGES), b=b""), "a zip of one file", "2", id="idx-zip-of-two"),
         pytest.param("idx", zipped(a=idx(IMAGES))[:-9], WHOLE, "not a zip", id="idx-zip-cut"),
         pytest.param("idx", damaged(zipped(a=idx(IMAGES))), WHOLE, "CRC", id="idx-zip-damaged"),
+        pytest.param(
+            "idx",
+            b"\0\0\x08\3" + b"\xff" * 12 + IMAGES.tobytes(),
+            IDX,
+            r"40 bytes that start with .*\\xff",
+            id="idx-overflow",
+        ),
+        pytest.param("idx", gzip.compress(idx(IMAGES)) + b"more", WHOLE, "Not a gzipped file", id="idx-gzip-and-more"),
+        pytest.param("idx", named("/etc/images"), "a file inside", "'/etc/images'", id="idx-zip-absolute-path"),
+        pytest.param("idx", named("a/../../images"), "a file inside", r"'a/\.\./\.\./i", id="idx-zip-path-upwards"),
+        pytest.param("idx", named("a", "a"), "a zip of one file", "2", id="idx-zip-twice"),
+        pytest.param("idx", linked("/etc/passwd"), IDX, "11 bytes that start with b'/etc/pass", id="idx-zip-symlink"),
+        pytest.param("idx", locked(named("a")), WHOLE, "encrypted", id="idx-zip-encrypted"),
+        pytest.param("npz", locked(npz(**GOOD_NPZ)), "a whole npz", "encrypted", id="npz-encrypted"),
+        pytest.param(
+            "npz", named("images.npy", "labels.npy", "images.npy"), "arrays images, labels", "images", id="npz-twice"
+        ),
         pytest.param("idx", gzip.compress(BOMB), SIZE, "more", id="idx-gzip-bomb"),
         pytest.param("idx", zipped(a=BOMB), SIZE, "more", id="idx-zip-bomb"),
         pytest.param("npz", PAGE, "an npz", "a web page", id="npz-page"),
@@ -165,6 +211,11 @@ GOOD_NPZ = {"images": IMAGES, "labels": LABELS}
         pytest.param("csv", with_cell(""), NUMBERS, "NA values", id="csv-empty-cell"),
         pytest.param("csv", with_cell("256"), NUMBERS, ".", id="csv-256"),
         pytest.param("csv", with_cell("-1"), NUMBERS, ".", id="csv-minus-1"),
+        pytest.param("csv", with_cell("nan"), NUMBERS, "NA values", id="csv-nan"),
+        pytest.param("csv", with_cell("inf"), NUMBERS, ".", id="csv-inf"),
+        pytest.param("csv", b"\xef\xbb\xbf" + csv(), HEADER, r"bytes that start with b'\\xef\\xbb", id="csv-bom"),
+        pytest.param("csv", csv().replace(b"\n", b"\n\n"), NUMBERS, ".", id="csv-empty-lines"),
+        pytest.param("csv", csv() + b"\n", NUMBERS, ".", id="csv-empty-line-at-its-end"),
         pytest.param("csv", with_cell("white"), NUMBERS, "white", id="csv-word"),
         pytest.param("csv", csv(IMAGES[:3], LABELS[:3]), "4 rows of 7", "3 of 7", id="csv-row-fewer"),
         pytest.param("csv", csv() + b"1,2,3,4,5,6,7\n", "4 rows of 7", "5 of 7", id="csv-row-more"),

@@ -4,16 +4,23 @@ import copy
 import re
 import reprlib
 from collections.abc import Callable, Iterator
+from contextlib import chdir, redirect_stdout
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from dvc.utils.serialize import modify_yaml  # type: ignore[import-untyped]
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stages.lib.catalogue import Arrays, Dataset, read_dataset
-from stages.lib.params import Params, read_params
+from stages.lib.params import Params, check, read_params
+from stages.lib.params import read_yaml as read_yaml_file
+from stages.lib.sources import fetch_arrays
 from stages.lib.stage import StageError
-from tests.conftest import ROOT, read_yaml, tiny_entry, write_yaml
+from tests.conftest import ROOT, make_tiny, read_yaml, tiny_entry, write_yaml
 
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 SHIPPED = read_yaml(ROOT / "params.yaml")
@@ -333,6 +340,83 @@ def test_names_what_is_wrong_with_an_entry(
 ) -> None:
     found = fault_of(dataset, changed(tiny_entry(), key, value))
     assert re.fullmatch(rf"datasets\.yaml: tiny\.{fault}", found), found
+
+
+def line_or_params(read: Callable[[], object]) -> None:
+    """What is read is right, or refused in one line; no other error."""
+    said = "nothing"
+    try:
+        read()
+    except StageError as error:
+        said = str(error)
+    assert said.splitlines() == [said]
+
+
+MARKS = [
+    "!!float x",
+    "!!omap",
+    "!!set",
+    "!!timestamp 1",
+    "&a",
+    "*a",
+    "<<: ",
+    ": ",
+    "? ",
+    "- ",
+    "%YAML 9.9\n",
+    "---",
+    "...",
+]
+MARKS += [*"{}[]|>\t'\"\0", "1e999", "9" * 5000, "\ud800", "\x85"]
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+SCALARS |= st.sampled_from(["a\0b", "\ud800", "a\nb"])
+TREES = st.recursive(SCALARS, lambda part: st.lists(part, max_size=3) | st.dictionaries(SCALARS, part, max_size=3))
+a_hundred = settings(max_examples=100, derandomize=True, deadline=None, database=None)
+
+
+@a_hundred
+@given(st.integers(0, len(TEXT)), st.integers(0, 40), st.text() | st.sampled_from(MARKS))
+def test_a_file_with_anything_in_it_is_read_or_refused_in_one_line(start: int, length: int, text: str) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        path.write_bytes((TEXT[:start] + text + TEXT[start + length :]).encode("utf-8", "surrogatepass"))
+        line_or_params(lambda: check(Params, read_yaml_file(path), path))
+        line_or_params(lambda: read_dataset(path, "train"))
+
+
+@a_hundred
+@given(st.sampled_from([*KEYS]), TREES)
+def test_params_with_anything_under_a_key_are_read_or_refused_in_one_line(key: str, value: object) -> None:
+    line_or_params(lambda: check(Params, changed(SHIPPED, key, value), Path("params.yaml")))
+
+
+ENTRY_KEYS = [key for key, _ in keys(tiny_entry()) if not key.startswith("sha256")]
+HUGE = st.sampled_from([2**31, 2**32, 2**63, 10**30])
+
+
+@a_hundred
+@given(st.sampled_from(ENTRY_KEYS), TREES | HUGE)
+def test_an_entry_with_anything_under_a_key_is_fetched_or_refused_in_one_line(key: str, value: object) -> None:
+    with TemporaryDirectory() as folder, chdir(folder), redirect_stdout(TextIOWrapper(BytesIO(), "utf-8")):
+        make_tiny(Path())
+        entry = changed(tiny_entry(), key, value)
+        line_or_params(lambda: fetch_arrays(check(Dataset, entry, Path("datasets.yaml"), "tiny"), "auto"))
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\nb", "\ud800", "\x1b[2J"])
+@pytest.mark.parametrize("key", ["title", "sources.local.folder", "sources.local.files.test_labels", "classes"])
+def test_refuses_a_text_that_no_file_or_log_can_hold(key: str, text: str) -> None:
+    entry = changed(tiny_entry(), key, [text, "b"] if key == "classes" else text)
+    fault = fault_of(lambda one: check(Dataset, one, Path("datasets.yaml"), "tiny"), entry)
+    place = key.replace("classes", "classes.0")
+    assert fault.startswith(f"datasets.yaml: tiny.{place}: expected text of printable characters in one line, found ")
+
+
+@pytest.mark.parametrize("key", ["images.train", "images.test", "image"])
+def test_refuses_a_size_that_no_idx_file_can_declare(key: str) -> None:
+    entry = changed(tiny_entry(), key, [2**32, 1] if key == "image" else 2**32)
+    fault = fault_of(lambda one: check(Dataset, one, Path("datasets.yaml"), "tiny"), entry)
+    assert fault.endswith("expected less than 4294967296, found 4294967296")
 
 
 def test_lists_the_data_sets_that_there_are(project: Path) -> None:

@@ -1,8 +1,10 @@
 """The stage predict."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -99,13 +101,80 @@ def test_a_second_run_writes_the_same_bytes(weights: list[np.ndarray]) -> None:
     assert Path("data/predictions.npz").read_bytes() == first
 
 
-@pytest.mark.parametrize(("key", "value"), [("model.mlp.hidden", [9]), ("model.mlp.hidden", [8, 8])])
-def test_weights_of_another_shape_are_refused_and_nothing_is_written(
-    weights: list[np.ndarray], edit: Edit, key: str, value: object
+Damage = Callable[[h5py.File], object]
+KERNEL = "layers/dense/vars/0"
+
+
+def declared(file: h5py.File, shape: tuple[int, ...], **options: object) -> None:
+    del file[KERNEL]
+    file.create_dataset(KERNEL, shape, "float32", **options)
+
+
+def instead(file: h5py.File, link: object) -> None:
+    del file[KERNEL]
+    file[KERNEL] = link
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        pytest.param(lambda file: declared(file, (2**28,)), r"found float32 of shape \(268435456,\)", id="gigabyte"),
+        pytest.param(lambda file: declared(file, (30, 9)), r"found float32 of shape \(30, 9\)", id="other-shape"),
+        pytest.param(lambda file: file.move(KERNEL, "layers/dense/vars/2"), "found nothing", id="other-name"),
+        pytest.param(lambda file: file.create_dataset("code", (3,)), "nothing, found float32 .*", id="one-more"),
+        pytest.param(lambda file: file.create_group("vars/more"), "nothing, found Group", id="one-more-group"),
+        pytest.param(lambda file: file.clear(), "found nothing", id="nothing"),
+        pytest.param(
+            lambda file: declared(file, (30, 8), chunks=(30, 8), compression="gzip"), "found .* in pieces", id="packed"
+        ),
+        pytest.param(
+            lambda file: declared(file, (30, 8), external=[("/etc/passwd", 0, 960)]),
+            "found .* stored elsewhere or in pieces",
+            id="external-storage",
+        ),
+        pytest.param(
+            lambda file: instead(file, h5py.ExternalLink("other.h5", "/a")), "found ExternalLink", id="external-link"
+        ),
+        pytest.param(lambda file: instead(file, h5py.SoftLink("/vars")), "found SoftLink", id="soft-link"),
+        pytest.param(lambda file: instead(file, np.zeros((30, 8))), "found float64 of shape .*", id="other-dtype"),
+        pytest.param(lambda file: instead(file, file["/"]), "found Group", id="loop"),
+    ],
+)
+def test_a_weights_file_that_declares_anything_else_is_refused_before_it_is_loaded(
+    weights: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, damage: Damage, found: str
 ) -> None:
+    whole = predict.WEIGHTS.read_bytes()
+    with h5py.File(predict.WEIGHTS, "r+") as file:
+        damage(file)
+    with monkeypatch.context() as watched:
+        watched.setattr(keras.Model, "load_weights", lambda *_: pytest.fail("was loaded"))
+        refused(rf"expected weights of model\.mlp in params\.yaml, '\S+' as .*{found}; dvc repro")
+    predict.WEIGHTS.write_bytes(whole)
+    predict.main()
+    assert predict.PREDICTIONS.exists()
+
+
+@pytest.mark.parametrize("size", [0, 10, 2000, 16_000])
+def test_a_weights_file_that_was_cut_off_is_refused(weights: list[np.ndarray], size: int) -> None:
+    assert len(predict.WEIGHTS.read_bytes()) > size
+    predict.WEIGHTS.write_bytes(predict.WEIGHTS.read_bytes()[:size])
+    refused("expected a whole HDF5 file, found: .*; dvc repro")
+
+
+def test_a_page_in_place_of_weights_is_refused(weights: list[np.ndarray]) -> None:
+    predict.WEIGHTS.write_text("<!DOCTYPE html>" * 2000)
+    refused("expected a whole HDF5 file, found: .*signature.*; dvc repro")
+
+
+@pytest.mark.parametrize(("key", "value"), [("model.mlp.hidden", [9]), ("model.mlp.hidden", [8, 8])])
+def test_weights_of_another_shape_are_refused(weights: list[np.ndarray], edit: Edit, key: str, value: object) -> None:
     edit(key, value)
-    with pytest.raises(
-        StageError, match=r"model.weights.h5: expected weights of model.mlp in params.yaml, found others"
-    ):
+    refused(r"expected weights of model\.mlp in params\.yaml, 'layers/\S+' as .*, found .*; dvc repro")
+
+
+def refused(reason: str) -> None:
+    """The stage ends with one line, and nothing is written."""
+    with pytest.raises(StageError) as caught:
         predict.main()
+    assert re.fullmatch(rf"data/model\.weights\.h5: {reason}", str(caught.value)), caught.value
     assert sorted(path.name for path in Path("data").iterdir()) == ["model.weights.h5", "normalized", "raw"]

@@ -12,16 +12,18 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from stages import fetch
 from stages.lib import download, packages, sources
 from stages.lib.catalogue import Dataset, Source, read_dataset
 from stages.lib.sources import fetch_arrays
 from stages.lib.stage import StageError
-from tests.conftest import COUNTS, ROOT, idx, read_yaml, tiny_arrays, tiny_entry, write_yaml
+from tests.conftest import COUNTS, ROOT, idx, make_tiny, read_yaml, tiny_arrays, tiny_entry, write_yaml
 from tests.server import KAGGLE, STORAGE, Answer, Web, serving, stored
 
 CATALOGUE = read_yaml(ROOT / "datasets.yaml")
@@ -121,6 +123,28 @@ def closed() -> Iterator[int]:
 MNIST, FASHION = "mnist", "fashion_mnist"
 
 
+def fetch_from(name: str, dataset: str) -> None:
+    """Runs the stage in the working directory, for the tiny data set with one source of the shipped catalogue."""
+    datasets = read_yaml(Path("datasets.yaml"))
+    datasets["tiny"]["sources"] = {name: CATALOGUE[dataset]["sources"][name]}
+    write_yaml(Path("datasets.yaml"), datasets)
+    fetch.main()
+
+
+def refused(web: Web, name: str, dataset: str) -> str:
+    """Why the stage refuses what a source serves: in one line, with nothing written; the next good run succeeds."""
+    with pytest.raises(StageError) as caught:
+        fetch_from(name, dataset)
+    assert not Path("data").exists()
+    assert len(str(caught.value).splitlines()) == 1
+    requests = [*web.requests]
+    publish(web, entry(**{name: dataset}), name)
+    fetch_from(name, dataset)
+    assert as_published({array: np.load(f"data/raw/{array}.npy") for array in ARRAYS})
+    web.requests[:] = requests
+    return str(caught.value)
+
+
 @pytest.mark.parametrize("dataset", [MNIST, FASHION])
 @pytest.mark.parametrize("name", ["tensorflow", "kaggle"])
 def test_every_source_gives_the_same_arrays(web: Web, name: str, dataset: str) -> None:
@@ -199,17 +223,99 @@ PLAIN_HTTP = Answer(status=302, headers={"Location": "http://storage.googleapis.
         pytest.param(Answer(GOOD[:900], length=len(GOOD)), r"broke off|900 bytes", 2, id="short"),
         pytest.param(PLAIN_HTTP, "No connection adapters .*'http://storage", 1, id="redirect-to-plain-http"),
         pytest.param(Answer(status=302, headers={"Location": NPZ}), "Exceeded 5 redirects", 6, id="redirect-to-itself"),
+        pytest.param(Answer(GOOD[:900], length=-1), "expected an npz, found 900 bytes", 1, id="cut-without-a-length"),
+        pytest.param(Answer(GOOD[:900], length=len(GOOD), reset=True), "reset by peer|IncompleteRead", 2, id="reset"),
         pytest.param(
             Answer(npz(rearranged())), r"test_images: expected sha256 \w{64}, found \w{64}", 1, id="other-order"
         ),
         pytest.param(Answer(npz(swapped())), r"x_train: expected uint8 of shape \(90, 6, 5\)", 1, id="swapped-splits"),
     ],
 )
-def test_names_what_is_wrong_with_an_answer(web: Web, answer: Answer, reason: str, requests: int) -> None:
+def test_names_what_is_wrong_with_an_answer(
+    web: Web, project: Path, answer: Answer, reason: str, requests: int
+) -> None:
     web.serve(NPZ, answer)
     web.serve("http://storage.googleapis.com/mnist.npz", Answer(GOOD))
-    assert re.search(reason, fault_of(entry(tensorflow=MNIST)))
+    assert re.search(f"{reason}.*Check the network", fault := refused(web, "tensorflow", MNIST)), fault
     assert [request.address for request in web.requests] == [NPZ] * requests
+
+
+def other_set() -> dict[str, np.ndarray]:
+    """What another data set has under the same names: other images, other labels, the same shapes."""
+    return {name: 255 - array if name.endswith("images") else 2 - array for name, array in ARRAYS.items()}
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        pytest.param([*ARRAYS], ["train_images", "train_labels", "test_images", "test_labels"], id="another-set"),
+        pytest.param(["train_labels", "test_labels"], ["train_labels", "test_labels"], id="labels-of-another-set"),
+        pytest.param(["test_images"], ["test_images"], id="test-images-of-another-set"),
+    ],
+)
+def test_each_array_of_another_set_is_named_by_its_digest(
+    web: Web, project: Path, changed: list[str], named: list[str]
+) -> None:
+    publish(web, entry(tensorflow=FASHION), "tensorflow")
+    for name in changed:
+        file = CATALOGUE[FASHION]["sources"]["tensorflow"]["files"][name]
+        web.serve(FOLDER + file, Answer(gzip.compress(idx(other_set()[name]))))
+    fault = refused(web, "tensorflow", FASHION)
+    assert re.findall(r"(\w+): expected sha256 \w{64}, found", fault) == named
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        pytest.param(lambda packed: packed[:-20], "ended before", id="cut"),
+        pytest.param(lambda packed: packed + b"more", "Not a gzipped file", id="more-behind-it"),
+        pytest.param(lambda packed: gzip.compress(bytes(30_000_000)), "at most 2,716 bytes, found more", id="bomb"),
+    ],
+)
+def test_a_gzip_that_is_not_what_it_was_is_refused(
+    web: Web, project: Path, damage: Callable[[bytes], bytes], reason: str
+) -> None:
+    publish(web, entry(tensorflow=FASHION), "tensorflow")
+    file = CATALOGUE[FASHION]["sources"]["tensorflow"]["files"]["train_images"]
+    web.serve(FOLDER + file, Answer(damage(gzip.compress(idx(ARRAYS["train_images"]))), length=-1))
+    assert re.search(f"train_images: expected .*{reason}", fault := refused(web, "tensorflow", FASHION)), fault
+
+
+def test_labels_beyond_the_classes_are_refused_also_where_the_digest_is_theirs(web: Web) -> None:
+    arrays = ARRAYS | {"test_labels": ARRAYS["test_labels"] + 1}
+    web.serve(NPZ, Answer(npz(arrays)))
+    digests = {"sha256": {name: sources.digest(array) for name, array in arrays.items()}}
+    tiny = Dataset.model_validate(entry(tensorflow=MNIST).model_dump() | digests)
+    assert "test_labels: expected labels below 3, the number of classes, found 3" in fault_of(tiny)
+
+
+def test_an_unknown_host_is_named(
+    project: Path, web: Web, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    def unknown(*_: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    with monkeypatch.context() as alone:
+        for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"):
+            alone.delenv(name)
+        alone.setattr(socket, "getaddrinfo", unknown)
+        assert re.search(rf"{NPZ}: .*Failed to resolve 'storage.googleapis.com'", fault_of(entry(tensorflow=MNIST)))
+    assert not web.requests  # without the variables, nothing goes through the proxy; with them, everything does
+    publish(web, entry(tensorflow=MNIST), "tensorflow")
+    fetch_from("tensorflow", MNIST)
+    assert [request.address for request in web.requests] == [NPZ]
+
+
+def test_a_trickle_of_bytes_is_left_when_the_time_is_up(
+    web: Web, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = time.monotonic()
+    with monkeypatch.context() as hasty:
+        hasty.setattr(download, "BUDGET", 0.5)
+        web.serve(NPZ, Answer(GOOD, pause=0.05))
+        assert re.search(r"expected the file within 0\.5 seconds, found \d+ bytes", fault_of(entry(tensorflow=MNIST)))
+    assert time.monotonic() - start < 3
+    assert [request.address for request in web.requests] == [NPZ]
 
 
 CSV = "mnist_train.csv"
@@ -369,6 +475,22 @@ def fetch_in(project: Path, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
+def test_two_fetches_at_once_share_no_folder_and_leave_nothing_behind(web: Web, tmp_path: Path) -> None:
+    publish(web, entry(kaggle=MNIST), "kaggle")
+    projects = [tmp_path / name for name in ("one", "two")]
+    for project in projects:
+        project.mkdir()
+        make_tiny(project)
+    (temporary := tmp_path / "temporary").mkdir()
+    with ThreadPoolExecutor() as pool:
+        said = [*pool.map(lambda project: fetch_in(project, TMPDIR=str(temporary)), projects)]
+    assert all(SERVED in words for words in said), said
+    assert not list(temporary.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["authority.pem", "one", "temporary", "two"]  # no cache
+    for project in projects:
+        assert as_published({name: np.load(project / f"data/raw/{name}.npy") for name in ARRAYS})
+
+
 SERVED, TEST_MODE = "90 training and 30 test images", {"KAGGLE_API_ENVIRONMENT": "TEST"}
 
 
@@ -485,6 +607,31 @@ def test_what_is_not_a_file_of_that_name_inside_a_tar_is_refused(tmp_path: Path,
     with pytest.raises(StageError, match=r"^a\.tgz: expected package/data/images inside, found no such file$"):
         extract(path, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_file_twice_in_a_tar_is_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.tgz", ("package/data/images", b"1", ""), ("./package/data/images", b"2", ""))
+    with pytest.raises(StageError, match=r"^a\.tgz: expected \./package/data/images once .*, found another$"):
+        extract(path, tmp_path / "out")
+
+
+def test_a_file_in_a_tar_that_is_larger_than_any_data_set_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "LIMIT", 1000)
+    path = archive(tmp_path / "a.tgz", ("package/data/images", bytes(1_000_000), ""))
+    assert path.stat().st_size < 5000
+    with pytest.raises(StageError, match=r"^a\.tgz: .* of at most 1,000 bytes, found 1,000,000$"):
+        extract(path, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_program_that_fetches_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "ROOM", 1000)
+    start = time.monotonic()
+    with pytest.raises(StageError, match=r"^sh: expected at most 1,000 bytes, found more$"):
+        packages.run_program(["sh", "-c", "head -c 5000 /dev/zero > file; exec sleep 20"], tmp_path)
+    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize(

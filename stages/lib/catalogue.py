@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from stages.lib.params import PARAMS, Section, check, read_yaml
+from stages.lib.params import PARAMS, Line, Section, check, read_yaml
 from stages.lib.stage import StageError
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -14,8 +14,8 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 class Split(Section):
     """Number of images of each published split."""
 
-    train: int = Field(ge=1)
-    test: int = Field(ge=1)
+    train: int = Field(ge=1, lt=2**32)
+    test: int = Field(ge=1, lt=2**32)
 
 
 class Arrays(Section):
@@ -44,12 +44,12 @@ class Source(Section):
     published it.
     """
 
-    url: Annotated[str, Field(pattern="^https://.+/$")] | None = None
-    kaggle: Annotated[str, Field(pattern="^[^/]+/[^/]+$")] | None = None
+    url: Annotated[Line, Field(pattern="^https://.+/$")] | None = None
+    kaggle: Annotated[Line, Field(pattern="^[^/]+/[^/]+$")] | None = None
     npm: Annotated[str, Field(pattern=r"^(@[a-z0-9-]+/)?[a-z0-9][a-z0-9._-]*@\d+\.\d+\.\d+$")] | None = None
     debian: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9.+-]+$")] | None = None
-    folder: str | None = None
-    files: dict[str, str]
+    folder: Line | None = None
+    files: dict[str, Line]
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
@@ -64,13 +64,13 @@ class Source(Section):
 class Dataset(Section):
     """An entry of datasets.yaml."""
 
-    title: str
+    title: Line
     licence: str
-    classes: list[str] = Field(min_length=2, max_length=256)
-    image: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
+    classes: list[Line] = Field(min_length=2, max_length=256)
+    image: Annotated[list[Annotated[int, Field(ge=1, lt=2**32)]], Field(min_length=2, max_length=2)]
     images: Split
     sha256: Digests
-    sources: dict[str, Source] = Field(min_length=1)
+    sources: dict[Line, Source] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _names_are_clear(self) -> Self:
@@ -96,6 +96,8 @@ def read_dataset(catalogue: Path, name: str) -> Dataset:
     """
     entries = read_yaml(catalogue)
     if not isinstance(entries, dict) or name not in entries:
-        known = ", ".join(map(str, entries)) if isinstance(entries, dict) else "no data set at all"
+        known = (
+            ", ".join(repr(str(key))[1:-1] for key in entries) if isinstance(entries, dict) else "no data set at all"
+        )
         raise StageError(f"{PARAMS}: dataset: expected an entry of {catalogue} ({known}), found {name!r}")
     return check(Dataset, entries[name], catalogue, name)

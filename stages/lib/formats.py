@@ -55,6 +55,8 @@ def _unpacked(path: Path, size: int) -> bytes:
                 names = archive.namelist()
                 if len(names) != 1:
                     raise StageError(f"{path.name}: expected a zip of one file, found {len(names)}")
+                if ".." in (parts := names[0].split("/")) or not parts[0]:  # nobody packs such a name by accident
+                    raise StageError(f"{path.name}: expected a zip of a file inside a folder, found {names[0]!r}")
                 with archive.open(names[0]) as member:
                     return _read_at_most(member, size, path.name)
         with path.open("rb") as plain:

@@ -3,10 +3,16 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO
+
+import h5py
 
 from stages.lib.params import LinearParams, MlpParams, ModelParams
+from stages.lib.stage import StageError
 
-__all__ = ["build", "keras", "tensorflow"]  # the libraries too: imported here first, they stay quiet
+__all__ = ["build", "keras", "load", "tensorflow"]  # the libraries too: imported here first, they stay quiet
 
 
 @contextmanager
@@ -78,3 +84,49 @@ def build(params: ModelParams, image: tuple[int, int], classes: int) -> keras.Mo
     if params.kind == "mlp":
         return mlp(params.mlp, image, classes)
     return linear(params.linear, image, classes)
+
+
+def _contents(content: IO[bytes]) -> dict[str, str]:
+    """What an HDF5 file holds, by name, read from its declarations alone: no link is followed, no array read."""
+    found = {}
+    with h5py.File(content) as file:
+
+        def look(name: str, link: object) -> None:
+            item = file[name] if isinstance(link, h5py.HardLink) else link
+            found[name] = type(item).__name__
+            if isinstance(item, h5py.Dataset):
+                layout = item.id.get_create_plist().get_layout()
+                plain = layout == h5py.h5d.CONTIGUOUS and not item.external
+                found[name] = f"{item.dtype} of shape {item.shape}{'' if plain else ', stored elsewhere or in pieces'}"
+
+        file.visititems_links(look)
+    return found
+
+
+def load(model: keras.Model, path: Path) -> None:
+    """Loads weights from a file that has to declare exactly the arrays of the model: no code, no link, no other size.
+
+    Args:
+        model: As from `build`; its weights are changed.
+        path: An HDF5 file as from `save_weights`.
+
+    Raises:
+        StageError: The file is damaged, or it holds anything else.
+    """
+    with TemporaryDirectory() as folder:
+        model.save_weights(own := Path(folder) / "own.weights.h5")
+        with own.open("rb") as content:
+            expected = _contents(content)
+    with path.open("rb") as content:
+        try:
+            found = _contents(content)
+        except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:  # whatever h5py makes of the bytes
+            words = " ".join(str(error).split())
+            raise StageError(f"{path}: expected a whole HDF5 file, found: {words}; dvc repro") from error
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise StageError(
+                f"{path}: expected weights of model.{model.name} in params.yaml, {name!r} as "
+                f"{expected.get(name, 'nothing')}, found {found.get(name, 'nothing')}; dvc repro"
+            )
+    model.load_weights(path)

@@ -16,9 +16,11 @@ from tempfile import TemporaryFile
 from tqdm import tqdm
 
 from stages.lib.catalogue import Source
+from stages.lib.download import LIMIT
 from stages.lib.stage import StageError
 
 BUDGET = 900  # seconds for one program
+ROOM = 2_000_000_000  # bytes of all that one program fetches
 FAULT = re.compile(r"^(?:npm error|npm ERR!|E:|error:) (?!code|syscall|errno)(.+)", re.M)  # npm, apt, lib/kaggle.py
 NPM_RETRIES = ["--fetch-retries", "2", "--fetch-retry-factor", "1", "--fetch-retry-mintimeout", "1000"]  # not minutes
 
@@ -50,7 +52,10 @@ def run_program(command: list[str], folder: Path, start: Path | None = None) -> 
         process = subprocess.Popen(command, stdout=words, stderr=words, stdin=subprocess.DEVNULL, cwd=start or folder)
         try:
             while process.poll() is None:
-                bar.update(_size(folder) - bar.n)
+                size = _size(folder)
+                bar.update(size - bar.n)
+                if size > ROOM:
+                    raise StageError(f"{command[0]}: expected at most {ROOM:,} bytes, found more")
                 if time.monotonic() > deadline:
                     raise StageError(f"{command[0]}: expected an end within {BUDGET} seconds, found it still running")
                 time.sleep(0.1)
@@ -74,6 +79,11 @@ def extract(archive: Path, files: dict[str, str], folder: Path) -> None:
                 key = wanted.get(posixpath.normpath(member.name))
                 content = tar.extractfile(member) if key and member.isreg() else None
                 if key and content:
+                    if member.size > LIMIT or (folder / key).exists():
+                        raise StageError(
+                            f"{archive.name}: expected {member.name} once and of at most {LIMIT:,} bytes, "
+                            f"found {'another' if (folder / key).exists() else f'{member.size:,}'}"
+                        )
                     with (folder / key).open("wb") as file:
                         shutil.copyfileobj(content, file)
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -15,6 +15,15 @@ from stages.lib.stage import StageError, run
 PARAMS = Path("params.yaml")
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():  # a NUL is no file's name, half a surrogate cannot be written, a line feed lies in a log
+        raise ValueError("text of printable characters in one line")
+    return text
+
+
+Line = Annotated[str, AfterValidator(_printable)]
 
 
 class Section(BaseModel):
@@ -27,7 +36,7 @@ Kind = TypeVar("Kind", bound=Section)
 
 
 class FetchParams(Section):
-    source: str
+    source: Line
 
 
 class NormalizeParams(Section):
@@ -73,7 +82,7 @@ class ExtractErrorsParams(Section):
 class Params(Section):
     """All of params.yaml; every stage checks the whole file, so that no run stops halfway over a typo."""
 
-    dataset: str
+    dataset: Line
     fetch: FetchParams
     normalize: NormalizeParams
     model: ModelParams

@@ -1,0 +1,1 @@
+"""What a person runs by hand, and DVC does not."""
