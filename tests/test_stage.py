@@ -68,5 +68,5 @@ def test_a_real_stage_names_the_file_that_is_not_there(project: Path) -> None:
     )
     assert ended.returncode == 1
     assert ended.stderr == (
-        "normalize: data/raw/train_labels.npy: expected the file, found none; dvc repro makes what is missing\n"
+        "normalize: data/raw/dataset.json: expected the file, found none; dvc repro makes what is missing\n"
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from stages.lib.params import LinearParams, MlpParams, ModelParams
+from stages.lib.stage import expect_memory
 
 __all__ = ["build", "keras"]  # keras too: imported here first, it stays quiet
 
@@ -22,6 +23,7 @@ def _without_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
+expect_memory(4)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with _without_stderr():  # TensorFlow says that it found no GPU before its log level counts
     import keras
