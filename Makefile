@@ -6,10 +6,10 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/installed
 
-.PHONY: help repro test lint lock clean
+.PHONY: help repro test test-slow lint lock clean
 
 help: ## shows what make can do
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
 
 repro: $(INSTALLED) ## runs the pipeline on what changed, and shows the results
 	@python -m stages.lib.params # a typo in params.yaml ends it here
@@ -20,6 +20,9 @@ repro: $(INSTALLED) ## runs the pipeline on what changed, and shows the results
 
 test: $(INSTALLED) ## runs the tests, offline
 	pytest
+
+test-slow: $(INSTALLED) ## interrupts every stage in every way; takes minutes
+	pytest -m slow
 
 lint: $(INSTALLED) ## checks style and types
 	ruff check

@@ -5,6 +5,7 @@ import hashlib
 import json
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class Answer:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     length: int | None = None
+    pause: float = 0  # seconds between hundredths of the body
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,10 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in answer.headers.items():
             self.send_header(key, value)
         self.end_headers()
-        self.wfile.write(answer.body)
+        step = len(answer.body) // 100 + 1 if answer.pause else max(len(answer.body), 1)
+        for start in range(0, len(answer.body), step):
+            self.wfile.write(answer.body[start : start + step])
+            time.sleep(answer.pause)
         self.close_connection |= answer.length is not None
 
     do_POST = do_GET  # noqa: N815
