@@ -1,6 +1,7 @@
 """Arrays, JSON and CSV on disk, each whole or absent, and what was written known again when it is read."""
 
 import hashlib
+import io
 import json
 import shutil
 import struct
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # most stages draw nothing
 
 # What NumPy and zipfile raise on bytes that are not what they should be.
 DAMAGED = (
+    OSError,
     EOFError,
     ValueError,
     KeyError,
@@ -128,20 +130,20 @@ def check_arrays(record: Path, *names: str) -> None:
     Raises:
         StageError: dtype, shape or digest is another one.
     """
-    written = read_json(record).get("arrays", {})
+    written = read_json(record).get("arrays")
     for name in names:
         path = record.with_name(f"{name}.npy")
-        try:
-            array = read_array(path)
-            with path.open("rb") as file:
-                file.seek(path.stat().st_size - array.nbytes)
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except DAMAGED as error:
-            raise StageError(f"{path}: expected a whole array, found: {error}; {AGAIN}") from error
+        with path.open("rb") as file:
+            try:
+                array = read_array(path)
+            except DAMAGED as error:
+                raise StageError(f"{path}: expected a whole array, found: {error}; {AGAIN}") from error
+            file.seek(path.stat().st_size - array.nbytes)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         found = {"dtype": array.dtype.str, "shape": [*array.shape], "sha256": digest}
-        for key, value in found.items():
-            if (expected := written.get(name, {}).get(key)) != value:
-                raise StageError(f"{path}: expected {key} {expected}, as {record} has it, found {value}; {AGAIN}")
+        expected = written.get(name) if isinstance(written, dict) else None
+        if found != expected:
+            raise StageError(f"{path}: expected {expected}, as {record} has it, found {found}; {AGAIN}")
 
 
 def read_predictions(path: Path, dataset: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -159,11 +161,12 @@ def read_predictions(path: Path, dataset: Mapping[str, Any]) -> dict[str, np.nda
         StageError: It is damaged, or an array is missing, or of another dtype, shape or range, or other images'.
     """
     classes = len(dataset["classes"])
+    content = path.read_bytes()
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if damaged := archive.testzip():
                 raise StageError(f"{path}: expected a whole npz, found another checksum of {damaged}; {AGAIN}")
-            arrays: dict[str, np.ndarray] = dict(np.load(path, allow_pickle=False))
+            arrays: dict[str, np.ndarray] = dict(np.load(io.BytesIO(content), allow_pickle=False))
         for split in ("validation", "test"):
             labels, probabilities = (arrays[f"{split}_{kind}"] for kind in ("labels", "probabilities"))
             found = (labels.dtype.str, probabilities.dtype.str, probabilities.shape)
@@ -193,6 +196,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise StageError(f"{path}: expected JSON, found: {error}; {AGAIN}") from error
+    if not isinstance(content, dict):
+        raise StageError(f"{path}: expected a JSON object, found {str(content)[:40]!r}; {AGAIN}")
     return content
 
 
