@@ -27,7 +27,7 @@ about: $(INSTALLED) ## says what this machine is: CPU, system, versions
 test: $(INSTALLED) ## runs the tests, offline
 	pytest
 
-test-slow: $(INSTALLED) ## runs the tests that take minutes, on real data
+test-slow: $(INSTALLED) ## runs the tests that take minutes: on real data, and every stage interrupted in every way
 	pytest -m slow
 
 lint: $(INSTALLED) ## checks style and types

@@ -1,5 +1,7 @@
 """Measures the predictions."""
 
+from stages.lib.stage import run  # isort: skip  # first, see there
+
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stages.lib import metrics
-from stages.lib.files import read_json, write_csv, write_json
-from stages.lib.stage import run
+from stages.lib.files import read_json, read_predictions, write_csv, write_json
 
 DATASET = Path("data/raw/dataset.json")
 PREDICTIONS = Path("data/predictions.npz")
@@ -83,8 +84,8 @@ def report(title: str, names: list[str], scores: Mapping[str, float], labels: np
 
 def main() -> None:
     dataset = read_json(DATASET)
-    predictions = np.load(PREDICTIONS)
     names = dataset["classes"]
+    predictions = read_predictions(PREDICTIONS, dataset)
     labels, probabilities = predictions["test_labels"], predictions["test_probabilities"]
     predicted = probabilities.argmax(axis=1)
     scores = summary(labels, probabilities)
@@ -94,9 +95,9 @@ def main() -> None:
     validation = {}
     if len(predictions["validation_labels"]):
         validation["validation"] = summary(predictions["validation_labels"], predictions["validation_probabilities"])
-    write_json(METRICS, {**scores, **validation})
     write_csv(CONFUSION, long_table(metrics.confusion(labels, predicted, len(names)), names))
     write_csv(CLASSES, metrics.per_class(labels, predicted, names))
+    write_json(METRICS, {**scores, **validation})  # last: where it stands, the rest does
     print(report(dataset["title"], names, scores, labels, predicted))
 
 

@@ -1,14 +1,15 @@
 """Lists the wrongly classified test images and draws some of them."""
 
+from stages.lib.stage import run  # isort: skip  # first, see there
+
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from stages.lib import figures
-from stages.lib.files import read_array, read_json, write_csv, write_figure
+from stages.lib.files import check_arrays, read_array, read_json, read_predictions, write_csv, write_figure
 from stages.lib.params import read_params
-from stages.lib.stage import run
 
 RAW = Path("data/raw")
 PREDICTIONS = Path("data/predictions.npz")
@@ -48,7 +49,8 @@ def errors(labels: np.ndarray, probabilities: np.ndarray, names: list[str]) -> p
 def main() -> None:
     params = read_params().extract_errors
     dataset = read_json(RAW / "dataset.json")
-    predictions = np.load(PREDICTIONS)
+    check_arrays(RAW / "dataset.json", "test_images")
+    predictions = read_predictions(PREDICTIONS, dataset)
     table = errors(predictions["test_labels"], predictions["test_probabilities"], dataset["classes"])
     drawn = table.sample(min(params.examples, len(table)), random_state=params.seed)
     images = read_array(RAW / "test_images.npy")[drawn["index"]]

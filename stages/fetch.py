@@ -1,12 +1,13 @@
 """Fetches a data set's images and labels as they were published."""
 
+from stages.lib.stage import run  # isort: skip  # first, see there
+
 from pathlib import Path
 
 from stages.lib.catalogue import read_dataset
 from stages.lib.files import replacing, write_arrays, write_json
 from stages.lib.params import read_params
 from stages.lib.sources import fetch_arrays
-from stages.lib.stage import run
 
 DATASETS = Path("datasets.yaml")
 RAW = Path("data/raw")
@@ -15,13 +16,12 @@ RAW = Path("data/raw")
 def main() -> None:
     params = read_params()
     dataset = read_dataset(DATASETS, params.dataset)
-    arrays = fetch_arrays(dataset, params.fetch.source)
     with replacing(RAW) as folder:
         folder.mkdir()
-        write_arrays(folder, arrays)
-        write_json(
-            folder / "dataset.json", {"name": params.dataset, "title": dataset.title, "classes": dataset.classes}
-        )
+        arrays = fetch_arrays(dataset, params.fetch.source, folder)
+        written = write_arrays(folder, arrays)
+        about = {"name": params.dataset, "title": dataset.title, "classes": dataset.classes, "arrays": written}
+        write_json(folder / "dataset.json", about)
     print(f"{len(arrays['train_images']):,} training and {len(arrays['test_images']):,} test images, as in {DATASETS}")
 
 

@@ -1,13 +1,14 @@
 """Scales pixels and holds out a validation split."""
 
+from stages.lib.stage import StageError, run  # isort: skip  # first, see there
+
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from stages.lib.files import read_array, read_chunks, read_json, replacing, write_chunks, write_json
+from stages.lib.files import check_arrays, read_array, read_chunks, read_json, replacing, write_chunks, write_json
 from stages.lib.params import read_params
-from stages.lib.stage import StageError, run
 
 RAW = Path("data/raw")
 NORMALIZED = Path("data/normalized")
@@ -68,6 +69,7 @@ def kept_chunks(path: Path, kept: np.ndarray) -> Iterator[np.ndarray]:
 
 def main() -> None:
     params = read_params().normalize
+    check_arrays(RAW / "dataset.json", "train_images", "train_labels", "test_images", "test_labels")
     count, test_count = (len(read_array(RAW / f"{split}_labels.npy")) for split in ("train", "test"))
     if params.validation >= count:
         raise StageError(f"params.yaml: normalize.validation: expected fewer than {count:,}, found {params.validation}")
@@ -82,8 +84,7 @@ def main() -> None:
             )
     with replacing(NORMALIZED) as folder:
         folder.mkdir()
-        scaling = {"method": params.method, "offset": offset, "divisor": divisor, "classes": classes}
-        write_json(folder / "scaling.json", scaling)
+        written = {}
         for split, published, kept in (
             ("train", "train", ~held),
             ("validation", "train", held),
@@ -91,10 +92,15 @@ def main() -> None:
         ):
             images, labels = (kept_chunks(RAW / f"{published}_{kind}.npy", kept) for kind in ("images", "labels"))
             shape = (int(kept.sum()), *read_array(RAW / f"{published}_images.npy").shape[1:])
-            write_chunks(
-                folder / f"{split}_images.npy", shape, np.float32, (scale(chunk, offset, divisor) for chunk in images)
-            )
-            write_chunks(folder / f"{split}_labels.npy", shape[:1], np.uint8, labels)
+            scaled = (scale(chunk, offset, divisor) for chunk in images)
+            for kind, size, dtype, chunks in (
+                ("images", shape, np.float32, scaled),
+                ("labels", shape[:1], np.uint8, labels),
+            ):
+                name = f"{split}_{kind}"
+                written[name] = write_chunks(folder / f"{name}.npy", size, dtype, chunks)
+        scaling = {"method": params.method, "offset": offset, "divisor": divisor, "classes": classes}
+        write_json(folder / "scaling.json", {**scaling, "arrays": written})
     print(
         f"{count - params.validation:,} images to train on, {params.validation:,} to validate, {test_count:,} to test"
     )

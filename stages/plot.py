@@ -1,5 +1,7 @@
 """Draws the data, the training and the results."""
 
+from stages.lib.stage import run  # isort: skip  # first, see there
+
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from stages.lib import figures, metrics
-from stages.lib.files import read_array, read_json, write_csv, write_figure
+from stages.lib.files import check_arrays, read_array, read_json, read_predictions, write_csv, write_figure
 from stages.lib.params import read_params
-from stages.lib.stage import run
 
 RAW = Path("data/raw")
 HISTORY = Path("data/history.csv")
@@ -44,7 +45,8 @@ def main() -> None:
     params = read_params().plot
     dataset = read_json(RAW / "dataset.json")
     title, names = dataset["title"], dataset["classes"]
-    epochs, predictions = pd.read_csv(HISTORY), np.load(PREDICTIONS)
+    check_arrays(RAW / "dataset.json", "train_images", "train_labels")
+    epochs, predictions = pd.read_csv(HISTORY), read_predictions(PREDICTIONS, dataset)
     labels, predicted = predictions["test_labels"], predictions["test_probabilities"].argmax(axis=1)
     counts = metrics.confusion(labels, predicted, len(names))
     confused = [(names[i], names[j], count) for i, j, count in metrics.confused_pairs(counts)[: params.pairs]]

@@ -1,13 +1,14 @@
 """Predicts the validation and the test split."""
 
+from stages.lib.stage import run  # isort: skip  # first, see there
+
 from pathlib import Path
 
 import numpy as np
 
-from stages.lib.files import read_array, read_chunks, read_json, replacing
+from stages.lib.files import check_arrays, read_array, read_chunks, read_json, replacing
 from stages.lib.models import build, keras, load
 from stages.lib.params import read_params
-from stages.lib.stage import run
 
 WEIGHTS = Path("data/model.weights.h5")
 NORMALIZED = Path("data/normalized")
@@ -30,11 +31,13 @@ def probabilities(model: keras.Model, path: Path) -> np.ndarray:
 
 def main() -> None:
     params = read_params()
+    splits = ("validation", "test")
+    check_arrays(NORMALIZED / "scaling.json", *(f"{split}_{kind}" for split in splits for kind in ("images", "labels")))
     image = read_array(NORMALIZED / "test_images.npy").shape[1:]
     model = build(params.model, image, int(read_json(NORMALIZED / "scaling.json")["classes"]))
     load(model, WEIGHTS)
     arrays = {"parameters": np.array(model.count_params())}
-    for split in ("validation", "test"):
+    for split in splits:
         arrays[f"{split}_labels"] = np.load(NORMALIZED / f"{split}_labels.npy")
         arrays[f"{split}_probabilities"] = probabilities(model, NORMALIZED / f"{split}_images.npy")
     with replacing(PREDICTIONS) as partial:

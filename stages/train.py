@@ -1,5 +1,7 @@
 """Trains the model."""
 
+from stages.lib.stage import StageError, run  # isort: skip  # first, see there
+
 import math
 import time
 from pathlib import Path
@@ -7,10 +9,9 @@ from typing import IO
 
 import numpy as np
 
-from stages.lib.files import read_json, replacing
+from stages.lib.files import check_arrays, read_json, replacing
 from stages.lib.models import build, keras, tensorflow
 from stages.lib.params import TrainParams, read_params
-from stages.lib.stage import StageError, run
 
 NORMALIZED = Path("data/normalized")
 WEIGHTS = Path("data/model.weights.h5")
@@ -115,6 +116,7 @@ def fit(
 
 def split(name: str) -> tuple[tensorflow.Tensor, tensorflow.Tensor]:
     """Images, shape (n, height, width), float32, and labels, shape (n,), uint8, of a normalized split."""
+    check_arrays(NORMALIZED / "scaling.json", f"{name}_images", f"{name}_labels")
     return tensor(NORMALIZED / f"{name}_images.npy"), tensor(NORMALIZED / f"{name}_labels.npy")
 
 
@@ -128,10 +130,14 @@ def main() -> None:
     model, plain = (build(params.model, train[0].shape[1:], classes) for _ in range(2))
     model.summary()
     start = time.perf_counter()
-    with replacing(WEIGHTS) as weights, replacing(HISTORY) as history, history.open("w") as file:
-        fit(model, params.train, train, held_out, EpochLog(params.train.epochs, file))
+    with replacing(HISTORY) as history:
+        with history.open("w") as file:
+            fit(model, params.train, train, held_out, EpochLog(params.train.epochs, file))
         plain.set_weights(model.get_weights())  # without Adam's moments, which are twice as large
-        plain.save_weights(weights)
+        with replacing(WEIGHTS) as weights:
+            weights.write_bytes(bytes(2 * sum(array.nbytes for array in plain.get_weights()) + 2**20))
+            weights.unlink()  # there was room: where there is none, HDF5 crashes
+            plain.save_weights(weights)
     print(f"fit {time.perf_counter() - start:.1f} s")
 
 

@@ -32,7 +32,8 @@ class Answer:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     length: int | None = None
-    pause: float = 0
+    pause: float = 0  # seconds between the parts of the body
+    part: int = 1  # bytes
     reset: bool = False
 
 
@@ -73,8 +74,9 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in answer.headers.items():
             self.send_header(key, value)
         self.end_headers()
-        for sent in map(bytes, zip(answer.body)) if answer.pause else (answer.body,):
-            self.wfile.write(sent)
+        step = answer.part if answer.pause else max(len(answer.body), 1)
+        for start in range(0, len(answer.body), step):
+            self.wfile.write(answer.body[start : start + step])
             self.wfile.flush()
             threading.Event().wait(answer.pause)  # not time.sleep, which some tests replace
         self.close_connection |= answer.length is not None

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from stages import fetch
+from stages.lib.sources import digest
 from stages.lib.stage import StageError
 from tests.conftest import CLASSES, tiny_arrays
 
@@ -16,10 +17,15 @@ def test_writes_the_four_arrays_as_published_and_the_names_of_the_classes(projec
     fetch.main()
     for name, array in tiny_arrays().items():
         np.testing.assert_array_equal(np.load(project / f"data/raw/{name}.npy"), array)
+    written = {
+        name: {"dtype": "|u1", "shape": [*array.shape], "sha256": digest(array)}
+        for name, array in tiny_arrays().items()
+    }
     assert json.loads((project / "data/raw/dataset.json").read_text()) == {
         "name": "tiny",
         "title": "Tiny",
         "classes": CLASSES,
+        "arrays": written,
     }
 
 

@@ -1,5 +1,6 @@
 """Reading and writing: whole or absent, and the same bytes every time."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from stages.lib.files import (
+    check_arrays,
     read_array,
     read_chunks,
     read_json,
+    read_predictions,
     replacing,
     write_arrays,
     write_chunks,
@@ -19,6 +22,7 @@ from stages.lib.files import (
     write_figure,
     write_json,
 )
+from stages.lib.stage import StageError
 
 
 def fill(path: Path, content: str, kind: str) -> None:
@@ -189,7 +193,7 @@ def test_an_array_that_is_mapped_cannot_be_changed(tmp_path: Path) -> None:
 
 
 def test_an_array_of_objects_is_neither_written_nor_read(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+    with pytest.raises(ValueError, match="expected numbers, found Python objects"):
         write_arrays(tmp_path, {"array": np.array([{}])})
     np.save(tmp_path / "array.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(ValueError, match="Python objects"):
@@ -235,3 +239,139 @@ def test_a_picture_says_neither_when_nor_by_what_it_was_made_and_is_the_same_byt
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     assert set(png_chunks(content)) <= {b"IHDR", b"pHYs", b"IDAT", b"IEND"}
     assert content == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_write_that_fails_says_of_which_file(tmp_path: Path) -> None:
+    def fill_the_disk() -> None:
+        with replacing(tmp_path / "out") as partial:
+            partial.symlink_to("/dev/full")
+            with partial.open("w") as file:
+                file.write("x")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*/out'"):
+        fill_the_disk()
+    assert names_in(tmp_path) == []
+
+
+def record(folder: Path) -> Path:
+    """Two arrays, and beside them what they are known by."""
+    arrays: dict[str, np.ndarray] = {
+        "images": np.arange(24, dtype=np.uint8).reshape(4, 3, 2),
+        "labels": np.arange(4, dtype=np.float32),
+    }
+    empty = write_chunks(folder / "empty.npy", (0, 3), np.float32, [])
+    write_json(folder / "record.json", {"arrays": write_arrays(folder, arrays) | {"empty": empty}})
+    return folder / "record.json"
+
+
+def test_arrays_are_known_again_by_dtype_shape_and_the_digest_of_their_elements(tmp_path: Path) -> None:
+    check_arrays(record(tmp_path), "images", "labels", "empty")
+    assert read_json(tmp_path / "record.json")["arrays"]["images"] == {
+        "dtype": "|u1",
+        "shape": [4, 3, 2],
+        "sha256": hashlib.sha256(bytes(range(24))).hexdigest(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("array", "fault"),
+    [
+        (np.arange(24, dtype=np.int8).reshape(4, 3, 2), r"\|u1.* found .*\|i1"),
+        (np.arange(24, dtype=np.uint8).reshape(4, 6), r"\[4, 3, 2\].* found .*\[4, 6\]"),
+        (np.zeros((4, 3, 2), np.uint8), r"\w{64}.* found .*\w{64}"),
+        (np.asfortranarray(np.arange(24, dtype=np.uint8).reshape(4, 3, 2)), r"\w{64}.* found .*\w{64}"),
+    ],
+)
+def test_another_array_is_refused(tmp_path: Path, array: np.ndarray, fault: str) -> None:
+    path = record(tmp_path)
+    np.save(tmp_path / "images.npy", array)
+    with pytest.raises(StageError, match=rf"^\S*/images.npy: expected .*{fault}.*; dvc repro --force makes all anew$"):
+        check_arrays(path, "labels", "images")
+
+
+def test_every_byte_of_an_array_counts_and_a_part_of_it_is_refused(tmp_path: Path) -> None:
+    path, images = record(tmp_path), tmp_path / "images.npy"
+    content = images.read_bytes()
+    blank = content.index(b"   ")  # the padding of the header says nothing
+    for index in {*range(len(content))} - {*range(blank, 127)}:
+        images.write_bytes(content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :])
+        with pytest.raises(StageError, match=r"images.npy: expected"):
+            check_arrays(path, "images")
+    for length in (*range(0, len(content), 7), len(content) - 1):
+        images.write_bytes(content[:length])
+        with pytest.raises(StageError, match=r"images.npy: expected"):
+            check_arrays(path, "images")
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"arrays": ', '{"arrays": []}', "[]", '{"arrays": {}}', '{"arrays": {"images": 1}}', "\xff"]
+)
+def test_a_record_that_is_damaged_or_lacks_an_array_is_refused(tmp_path: Path, content: str) -> None:
+    path = record(tmp_path)
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(StageError, match=r"expected .* found.*; dvc repro --force"):
+        check_arrays(path, "images")
+
+
+LABELS = np.array([0, 1, 2, 1], np.uint8)
+DATASET = {
+    "title": "Some",
+    "classes": [*"abc"],
+    "arrays": {"test_labels": {"sha256": hashlib.sha256(LABELS.tobytes()).hexdigest()}},
+}
+
+
+def predictions(**changed: np.ndarray) -> dict[str, np.ndarray]:
+    rows = np.full((4, 3), 1 / 3, np.float32)
+    arrays = {"parameters": np.array(7), "validation_labels": LABELS[:0], "validation_probabilities": rows[:0]}
+    return arrays | {"test_labels": LABELS, "test_probabilities": rows} | changed
+
+
+def test_predictions_come_back_as_they_were_written(tmp_path: Path) -> None:
+    np.savez(tmp_path / "p.npz", allow_pickle=False, **predictions())
+    found = read_predictions(tmp_path / "p.npz", DATASET)
+    assert found.keys() == predictions().keys()
+    for name, array in predictions().items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"test_labels": LABELS.astype(np.int64)}, "expected dtypes and shape"),
+        ({"test_labels": LABELS[:3]}, "expected dtypes and shape"),
+        ({"test_labels": LABELS[::-1]}, "expected the test labels of Some, found others"),
+        ({"test_labels": LABELS + np.uint8(1)}, "expected labels below 3"),
+        ({"test_probabilities": np.full((4, 3), 1 / 3)}, "expected dtypes and shape"),
+        ({"test_probabilities": np.full((4, 2), 1 / 2, np.float32)}, "expected dtypes and shape"),
+        ({"test_probabilities": np.full((3, 3), 1 / 3, np.float32)}, "expected dtypes and shape"),
+        ({"test_probabilities": np.full((4, 3), np.nan, np.float32)}, "add up to 1, found others"),
+        ({"validation_labels": LABELS}, "validation: expected dtypes and shape"),
+        ({"test_labels": np.array([{}] * 4)}, "expected a whole npz, found: Object arrays"),
+    ],
+)
+def test_predictions_of_another_kind_are_refused(tmp_path: Path, changed: dict[str, np.ndarray], fault: str) -> None:
+    np.savez(tmp_path / "p.npz", allow_pickle=True, **predictions(**changed))
+    with pytest.raises(StageError, match=rf"^\S*p.npz: .*{fault}.*; dvc repro --force makes all anew$"):
+        read_predictions(tmp_path / "p.npz", DATASET)
+
+
+def test_predictions_with_a_byte_flipped_or_cut_off_are_refused_or_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "p.npz"
+    np.savez(path, allow_pickle=False, **predictions())
+    content = path.read_bytes()
+    refused: list[str] = []
+    for index in range(len(content)):
+        path.write_bytes(content[:index] + bytes([content[index] ^ (1 << index % 8)]) + content[index + 1 :])
+        try:
+            found = read_predictions(path, DATASET)
+        except StageError as error:
+            refused.append(str(error))
+        else:  # a date, or another thing of the zip's that nobody reads
+            assert all(np.array_equal(found[name], array) for name, array in predictions().items())
+    assert len(refused) > len(content) / 2
+    assert all(len(words.splitlines()) == 1 for words in refused)
+    for length in range(0, len(content), 31):
+        path.write_bytes(content[:length])
+        with pytest.raises(StageError, match=r"p.npz: expected"):
+            read_predictions(path, DATASET)

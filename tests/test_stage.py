@@ -1,10 +1,13 @@
 """How a stage ends."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import ROOT
@@ -55,18 +58,155 @@ def test_a_line_is_seen_when_it_is_printed_even_in_a_pipe(tmp_path: Path) -> Non
     assert ended.stdout == "rising\n"
 
 
-def test_a_real_stage_names_the_file_that_is_not_there(project: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(
-        [sys.executable, "-m", "stages.normalize"],
-        env=environment,
-        cwd=project,
-        capture_output=True,
+WRITES = """
+def main():
+    with replacing(Path(__file__).parent / "loaf") as partial:
+        partial.write_text("half")
+        print("ready")
+        try: time.sleep(20)
+        finally: time.sleep(0.3)
+"""
+SWALLOWS = """
+def main():
+    print("ready")
+    for _ in range(10):
+        try: time.sleep(2)
+        except BaseException: pass
+"""
+CALCULATES = """
+def main():  # as TensorFlow in a long call: Python runs no handler meanwhile
+    print("ready")
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)
+"""
+FETCHES = """
+def main():
+    print("ready")
+    run_program(["sleep", "20"], Path(__file__).parent)
+"""
+GOES_ON = """
+def main():
+    print("ready")
+    time.sleep(1.5)
+    Path(__file__).with_name("loaf").touch()
+"""
+
+
+def command(folder: Path, body: str) -> list[str]:
+    """A stage `bake` with this `main`, and little patience."""
+    (folder / "bake.py").write_text(
+        "from stages.lib import stage\nimport hashlib, time\nfrom pathlib import Path\n"
+        "from stages.lib.files import replacing\nfrom stages.lib.packages import run_program\n"
+        f"stage.GRACE, stage.GLANCE = 0.7, 0.1\n{body}\nstage.run(main)\n"
+    )
+    return [sys.executable, str(folder / "bake.py")]
+
+
+def started(*command: str, ready: bool = True, **environment: str) -> subprocess.Popen[str]:
+    """Starts a command in a process group of its own, and waits until it has printed `ready`."""
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=30,
+        start_new_session=True,
     )
-    assert ended.returncode == 1
-    assert ended.stderr == (
-        "normalize: data/raw/train_labels.npy: expected the file, found none; dvc repro makes what is missing\n"
-    )
+    assert process.stdout
+    assert not ready or process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [(signal.SIGHUP, "ended by SIGHUP"), (signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")],
+)
+@pytest.mark.parametrize("body", [WRITES, SWALLOWS, CALCULATES])
+def test_a_signal_ends_a_stage_with_one_line_and_its_code_and_leaves_no_part_of_a_file(
+    tmp_path: Path, body: str, number: int, line: str
+) -> None:
+    process = started(*command(tmp_path, body))
+    process.send_signal(number)
+    time.sleep(0.1)
+    process.send_signal(number)  # a person who presses Ctrl-C twice
+    assert process.communicate(timeout=4) == ("", f"bake: {line}\n")
+    assert process.returncode == 128 + number
+    assert [path.name for path in tmp_path.iterdir()] == ["bake.py"]
+
+
+# What DVC does: starts the command in its own process group, in a shell, and waits; here it is killed.
+DVC = "import subprocess, sys; subprocess.Popen(sys.argv[1:]){}"
+
+
+@pytest.mark.parametrize("shell", [[], ["sh", "-c", '"$@"; exit 3', "sh"]], ids=["no shell", "a shell that stays"])
+@pytest.mark.parametrize("body", [WRITES, CALCULATES, FETCHES])
+def test_a_stage_ends_when_dvc_is_killed(tmp_path: Path, body: str, shell: list[str]) -> None:
+    stage = ["env", "DVC_STAGE=bake", *shell, *command(tmp_path, body)]
+    dvc = started(sys.executable, "-c", DVC.format(".wait()"), *stage)
+    below = psutil.Process(dvc.pid).children(recursive=True)
+    dvc.kill()
+    assert dvc.communicate(timeout=4) == ("", "bake: ended by SIGTERM\n")  # the pipes close when the last one ends
+    assert psutil.wait_procs(below, timeout=2)[1] == []
+    assert [path.name for path in tmp_path.iterdir()] == ["bake.py"]
+
+
+def test_a_stage_ends_when_dvc_went_before_it_could_look(tmp_path: Path) -> None:
+    dvc = started(sys.executable, "-c", DVC.format(""), *command(tmp_path, GOES_ON), DVC_STAGE="bake", ready=False)
+    assert dvc.wait(timeout=4) == 0
+    assert dvc.communicate(timeout=4)[1] == "bake: ended by SIGTERM\n"
+    assert not (tmp_path / "loaf").exists()
+
+
+def test_a_stage_that_a_person_started_outlives_the_shell(tmp_path: Path) -> None:
+    shell = started(sys.executable, "-c", DVC.format(".wait()"), *command(tmp_path, GOES_ON))
+    shell.kill()
+    assert shell.communicate(timeout=8) == ("", "")
+    assert (tmp_path / "loaf").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells a program that its parent was killed")
+def test_a_program_that_fetches_ends_with_a_stage_that_is_killed(tmp_path: Path) -> None:
+    stage = started(*command(tmp_path, FETCHES))
+    while not (below := psutil.Process(stage.pid).children()) or below[0].name() != "sleep":
+        time.sleep(0.01)
+    stage.kill()
+    stage.communicate(timeout=4)
+    assert psutil.wait_procs(below, timeout=2)[1] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_is_one_line_also_while_tensorflow_is_imported(project: Path, number: int) -> None:
+    train = started(sys.executable, "-m", "stages.train", ready=False)
+    while not any("tensorflow" in each.path for each in psutil.Process(train.pid).memory_maps()):
+        time.sleep(0.02)
+    train.send_signal(number)
+    line = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
+    assert train.communicate(timeout=8) == ("", f"train: {line}\n")
+    assert train.returncode == 128 + number
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        (
+            "os.close(0); os.dup2(os.open('/dev/full', os.O_WRONLY), 1); print('x')",
+            "[Errno 28] No space left on device",
+        ),
+        (
+            "r, w = os.pipe(); os.dup2(w, 1); os.close(r); print('x')",
+            "stdout: expected a reader to the end, found it closed",
+        ),
+        (
+            "bytearray(1 << 62)",
+            "memory: expected enough, found: no more; close other programs, or raise the limit (ulimit -v)",
+        ),
+        (
+            "raise ImportError('lib.so: failed to map segment')",
+            "memory: expected enough, found: lib.so: failed to map segment; close other programs, or raise the limit "
+            "(ulimit -v)",
+        ),
+    ],
+    ids=["disk full", "no reader", "no memory", "no memory for a library"],
+)
+def test_what_the_machine_lacks_is_one_line(tmp_path: Path, body: str, line: str) -> None:
+    ended = end(tmp_path, body)
+    assert (ended.returncode, ended.stderr) == (1, f"bake: {line}\n")

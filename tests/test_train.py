@@ -13,7 +13,7 @@ import pytest
 
 from stages import fetch, normalize, train
 from stages.lib import metrics
-from stages.lib.files import read_array
+from stages.lib.files import read_array, read_json, write_arrays, write_json
 from stages.lib.models import build, keras
 from stages.lib.params import TrainParams, read_params
 from stages.lib.stage import StageError
@@ -139,7 +139,9 @@ def test_a_loss_that_is_no_number_stops_and_leaves_what_stood_there(normalized: 
     Path("data/history.csv").write_text("of the run before")
     images = split("train")[0]
     images[3, 2, 1] = np.nan
-    np.save("data/normalized/train_images.npy", images)
+    scaling = read_json(Path("data/normalized/scaling.json"))
+    scaling["arrays"] |= write_arrays(Path("data/normalized"), {"train_images": images})
+    write_json(Path("data/normalized/scaling.json"), scaling)
     with pytest.raises(StageError, match=r"^epoch 1: expected a finite loss, found nan; .*$"):
         train.main()
     assert Path("data/history.csv").read_text() == "of the run before"

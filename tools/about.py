@@ -29,7 +29,7 @@ def cpu() -> dict[str, str]:
 def packages() -> dict[str, str]:
     """The versions installed of the packages that pyproject.toml asks for."""
     asked = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
-    return {name: version(name) for name in (re.split("[<>=]", spec)[0] for spec in asked)}
+    return {name: version(name) for name in (re.split("[<>=[]", spec)[0] for spec in asked)}
 
 
 def about() -> dict[str, str]:

