@@ -25,7 +25,7 @@ about: $(INSTALLED) ## says what this machine is: CPU, system, versions
 	@python -m tools.about
 
 test: $(INSTALLED) ## runs the tests, offline
-	pytest
+	pytest --numprocesses auto --dist loadfile
 
 test-slow: $(INSTALLED) ## runs the tests that take minutes: on real data, and every stage interrupted in every way
 	pytest -m slow

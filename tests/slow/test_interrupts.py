@@ -18,9 +18,8 @@ from typing import cast
 import psutil
 import pytest
 
-from tests.conftest import idx, read_yaml, tiny_arrays, write_yaml
+from tests.conftest import Clone, idx, new_clone, read_yaml, tiny_arrays, write_yaml
 from tests.server import STORAGE, Answer, serving
-from tests.test_end_to_end import Clone, new_clone
 from tests.test_pipeline import STAGES, outs
 
 pytestmark = pytest.mark.slow
@@ -65,7 +64,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     (folder / "tools").mkdir()
     with serving(folder) as web:
         for name, array in tiny_arrays().items():
-            web.serve(f"{STORAGE}/tiny/{name}.idx", Answer(idx(array), pause=0.008))
+            web.serve(f"{STORAGE}/tiny/{name}.idx", Answer(idx(array), pause=0.008, part=array.size // 100 + 1))
         clone = new_clone(folder / "clean", folder / "tools")
         datasets = read_yaml(clone.path / "datasets.yaml")
         files = datasets["tiny"]["sources"]["local"]["files"]
