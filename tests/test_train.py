@@ -173,3 +173,12 @@ def test_fit_uses_the_parameters_given(normalized: Path) -> None:
     assert seen == [0, 1]
     assert float(model.optimizer.learning_rate) == 0.5
     assert int(model.optimizer.iterations) == 2 * 8  # epochs, and batches of 10 in 72 images
+
+
+@pytest.mark.parametrize("name", ["train_images", "train_labels", "validation_images", "validation_labels"])
+def test_arrays_that_normalize_did_not_write_are_refused(normalized: Path, name: str) -> None:
+    path = Path(f"data/normalized/{name}.npy")
+    np.save(path, 1 - np.load(path))
+    with pytest.raises(StageError, match=rf"^{path}: expected .*, as data/normalized/scaling.json has it"):
+        train.main()
+    assert not Path("data/model.weights.h5").exists()
