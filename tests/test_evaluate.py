@@ -12,6 +12,7 @@ from stages import evaluate, fetch
 from stages.lib.files import read_json, write_json
 from stages.lib.metrics import accuracy_interval
 from stages.lib.sources import digest
+from stages.lib.stage import StageError
 from tests.conftest import CLASSES
 
 # Of 12 images 8 are right: one "bar" is taken for "blot", three "blot" for "frame".
@@ -152,3 +153,12 @@ def test_a_second_run_writes_the_same_bytes(measured: dict[str, object]) -> None
     first = content()
     evaluate.main()
     assert content() == first
+
+
+def test_predictions_of_other_images_are_refused_and_nothing_is_measured(project: Path) -> None:
+    fetch.main()
+    save(validation=0)
+    fetch.main()
+    with pytest.raises(StageError, match=r"^data/predictions.npz: expected the test labels of Tiny, found others; "):
+        evaluate.main()
+    assert not Path("reports").exists()

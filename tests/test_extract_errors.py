@@ -9,6 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 from stages import extract_errors, fetch
+from stages.lib.stage import StageError
 from tests.conftest import CLASSES, tiny_arrays
 
 Edit = Callable[[str, object], None]
@@ -121,3 +122,17 @@ def test_as_many_are_drawn_as_asked_and_all_where_there_are_fewer(
         assert f"6 wrong test images in reports/errors.csv, {drawn} of them" in capsys.readouterr().out
         sizes.append(imread("reports/figures/errors.png").shape)
     assert len({*sizes}) == 3
+
+
+@pytest.mark.parametrize("path", ["data/raw/test_images.npy", "data/predictions.npz"])
+def test_arrays_that_were_not_written_by_their_stage_are_refused_and_nothing_is_listed(
+    project: Path, path: str
+) -> None:
+    fetch.main()
+    save(WRONG)
+    content = bytearray((project / path).read_bytes())
+    content[200] ^= 1
+    (project / path).write_bytes(content)
+    with pytest.raises(StageError, match=rf"^{path}: expected .*; dvc repro --force makes all anew$"):
+        extract_errors.main()
+    assert not (project / "reports").exists()

@@ -167,3 +167,12 @@ def test_a_second_run_writes_the_same_bytes(project: Path) -> None:
     normalize.main()
     assert {path.name: path.read_bytes() for path in (project / "data/normalized").iterdir()} == before
     assert len(before) == 7
+
+
+@pytest.mark.parametrize("name", ["train_images", "train_labels", "test_images", "test_labels"])
+def test_raw_arrays_that_fetch_did_not_write_are_refused_and_nothing_is_written(project: Path, name: str) -> None:
+    fetch.main()
+    np.save(project / f"data/raw/{name}.npy", 1 - tiny_arrays()[name])
+    with pytest.raises(StageError, match=rf"^data/raw/{name}.npy: expected .*, as data/raw/dataset.json has it"):
+        normalize.main()
+    assert [path.name for path in (project / "data").iterdir()] == ["raw"]

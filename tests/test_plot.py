@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from stages import fetch, plot
+from stages.lib.stage import StageError
 from tests.conftest import CLASSES, tiny_arrays
 
 Edit = Callable[[str, object], None]
@@ -102,3 +103,15 @@ def test_more_samples_than_images_are_all_of_them(predicted: Path) -> None:
     figure = plot.draw_samples("Tiny", Path("data/raw"), count=100, seed=0)
     assert sum(len(axes.images) for axes in figure.axes) == 5
     assert "Tiny" in texts(figure)
+
+
+@pytest.mark.parametrize("path", ["data/raw/train_images.npy", "data/raw/train_labels.npy", "data/predictions.npz"])
+def test_arrays_that_were_not_written_by_their_stage_are_refused_and_nothing_is_drawn(
+    predicted: Path, path: str
+) -> None:
+    content = bytearray((predicted / path).read_bytes())
+    content[200] ^= 1
+    (predicted / path).write_bytes(content)
+    with pytest.raises(StageError, match=rf"^{path}: expected .*; dvc repro --force makes all anew$"):
+        plot.main()
+    assert not (predicted / "reports").exists()

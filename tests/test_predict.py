@@ -178,3 +178,12 @@ def refused(reason: str) -> None:
         predict.main()
     assert re.fullmatch(rf"data/model\.weights\.h5: {reason}", str(caught.value)), caught.value
     assert sorted(path.name for path in Path("data").iterdir()) == ["model.weights.h5", "normalized", "raw"]
+
+
+@pytest.mark.parametrize("name", ["test_images", "test_labels", "validation_images", "validation_labels"])
+def test_arrays_that_normalize_did_not_write_are_refused(weights: list[np.ndarray], name: str) -> None:
+    path = Path(f"data/normalized/{name}.npy")
+    np.save(path, 1 - np.load(path))
+    with pytest.raises(StageError, match=rf"^{path}: expected .*, as data/normalized/scaling.json has it"):
+        predict.main()
+    assert not Path("data/predictions.npz").exists()

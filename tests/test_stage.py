@@ -1,6 +1,7 @@
 """How a stage ends."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -62,9 +63,10 @@ WRITES = """
 def main():
     with replacing(Path(__file__).parent / "loaf") as partial:
         partial.write_text("half")
+        remove = files._remove
+        files._remove = lambda path: (time.sleep(0.15), remove(path))
         print("ready")
-        try: time.sleep(20)
-        finally: time.sleep(0.3)
+        time.sleep(20)
 """
 SWALLOWS = """
 def main():
@@ -94,7 +96,7 @@ def main():
 def command(folder: Path, body: str) -> list[str]:
     """A stage `bake` with this `main`, and little patience."""
     (folder / "bake.py").write_text(
-        "from stages.lib import stage\nimport hashlib, time\nfrom pathlib import Path\n"
+        "from stages.lib import files, stage\nimport hashlib, time\nfrom pathlib import Path\n"
         "from stages.lib.files import replacing\nfrom stages.lib.packages import run_program\n"
         f"stage.GRACE, stage.GLANCE = 0.7, 0.1\n{body}\nstage.run(main)\n"
     )
@@ -210,3 +212,21 @@ def test_ctrl_c_is_one_line_also_while_tensorflow_is_imported(project: Path, num
 def test_what_the_machine_lacks_is_one_line(tmp_path: Path, body: str, line: str) -> None:
     ended = end(tmp_path, body)
     assert (ended.returncode, ended.stderr) == (1, f"bake: {line}\n")
+
+
+@pytest.mark.parametrize(("stage", "limit", "least"), [("evaluate", 0.9, 1), ("train", 3.9, 4)])
+def test_a_limit_of_memory_in_which_libraries_would_abort_or_hang_is_refused(
+    project: Path, stage: str, limit: float, least: int
+) -> None:
+    size = int(limit * 10**9)
+    ended = subprocess.run(
+        [sys.executable, "-m", f"stages.{stage}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (size, size)),
+    )
+    line = f"{stage}: memory: expected at least {least} GB, found a limit of {limit}; raise ulimit -v\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", line)

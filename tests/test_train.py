@@ -256,3 +256,12 @@ def test_an_empty_split_is_an_empty_tensor(tmp_path: Path) -> None:
     path = tmp_path / "images.npy"
     np.save(path, np.empty((0, 6, 5), np.float32))
     assert train.tensor(path).shape == (0, 6, 5)
+
+
+@pytest.mark.parametrize("name", ["train_images", "train_labels", "validation_images", "validation_labels"])
+def test_arrays_that_normalize_did_not_write_are_refused(normalized: Path, name: str) -> None:
+    path = Path(f"data/normalized/{name}.npy")
+    np.save(path, 1 - np.load(path))
+    with pytest.raises(StageError, match=rf"^{path}: expected .*, as data/normalized/scaling.json has it"):
+        train.main()
+    assert not Path("data/model.weights.h5").exists()

@@ -70,7 +70,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
         files = datasets["tiny"]["sources"]["local"]["files"]
         datasets["tiny"]["sources"] = {"web": {"url": f"{STORAGE}/tiny/", "files": files}}
         write_yaml(clone.path / "datasets.yaml", datasets)
-        clone.edit({"train.epochs": 200})
+        clone.edit({"train.epochs": 40})
         for name in ("HTTPS_PROXY", "https_proxy"):
             clone.env[name] = web.proxy
         clone.env["REQUESTS_CA_BUNDLE"] = str(web.authority)
