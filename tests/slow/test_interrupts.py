@@ -27,7 +27,11 @@ pytestmark = pytest.mark.slow
 
 TENSORFLOW = ("train", "predict")
 LIGHT, HEAVY = 0.9, 4.5  # seconds within which most of a stage's work falls
-AT_WORK = {"fetch": "Tiny from web", "train": "epoch   1/"}  # what a stage says before the part worth interrupting
+EPOCHS = 40
+AT_WORK = {
+    "fetch": "Tiny from web",
+    "train": f"epoch  1/{EPOCHS}",
+}  # what a stage says before the part worth interrupting
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
         files = datasets["tiny"]["sources"]["local"]["files"]
         datasets["tiny"]["sources"] = {"web": {"url": f"{STORAGE}/tiny/", "files": files}}
         write_yaml(clone.path / "datasets.yaml", datasets)
-        clone.edit({"train.epochs": 40})
+        clone.edit({"train.epochs": EPOCHS})
         for name in ("HTTPS_PROXY", "https_proxy"):
             clone.env[name] = web.proxy
         clone.env["REQUESTS_CA_BUNDLE"] = str(web.authority)
