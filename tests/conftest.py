@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.lib.sources import digest
+
+# A program that a shell starts in the background ignores Ctrl-C, and so would all that it starts in turn.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ["bar", "blot", "frame"]
