@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -118,13 +117,8 @@ def picture(machine: Mapping[str, str], parts: Mapping[str, Part]) -> Figure:
     for axes, part in zip(all_axes, parts.values(), strict=True):
         _bars(axes, part)
     figure.supxlabel(
-        f"{machine['cores']} cores of {machine['processor']} ({machine['instructions']}), medians; lower is better",
+        f"{machine['CPU']}, cores {machine['cores']} ({machine['vectors']}); medians; lower is better",
         fontsize=9.5,
         color=INK,
     )
     return figure
-
-
-def write_picture(path: Path, figure: Figure) -> None:
-    """Writes the picture as PNG."""
-    figure.savefig(path, metadata={"Software": None})

@@ -2,13 +2,16 @@
 
 import argparse
 import json
+import subprocess
 import tempfile
 from pathlib import Path
 
-from benchmarks import machine, report
+from benchmarks import report
 from benchmarks.parts import accuracy, fit, growth, overhead, pipeline
 from benchmarks.settings import Settings
 from benchmarks.workspace import fetch_data
+from stages.lib.files import write_figure
+from tools.about import about
 
 FOLDER = Path(__file__).parent
 PEERS = FOLDER / ".venv" / "bin" / "python"
@@ -21,6 +24,13 @@ PARTS = {
 }
 
 
+def peers() -> dict[str, str]:
+    """The versions of PyTorch and JAX, which have an environment of their own."""
+    code = "import json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in ('torch', 'jax')}))"
+    versions: dict[str, str] = json.loads(subprocess.check_output([PEERS, "-c", code], text=True))
+    return versions
+
+
 def main() -> None:
     """Runs the parts that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -29,7 +39,7 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, action="append", help="this part; may be repeated")
     args = parser.parse_args()
     rounds = 1 if args.quick else args.rounds
-    described = machine.describe(PEERS)
+    described = about() | peers()
     print(", ".join(f"{name} {value}" for name, value in described.items()))
     parts = {}
     with tempfile.TemporaryDirectory() as name:
@@ -42,7 +52,7 @@ def main() -> None:
     settings = {"rounds": rounds, "quick": args.quick}
     results = json.dumps(report.content(described, settings, parts), indent=1)
     (FOLDER / "results.json").write_text(results + "\n", encoding="utf-8")
-    report.write_picture(FOLDER / "results.png", report.picture(described, parts))
+    write_figure(FOLDER / "results.png", report.picture(described, parts))
     print("\nbenchmarks/results.json, benchmarks/results.png")
 
 

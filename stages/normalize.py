@@ -67,6 +67,53 @@ def kept_chunks(path: Path, kept: np.ndarray) -> Iterator[np.ndarray]:
         start += len(chunk)
 
 
+def offset_and_divisor(method: str, chunks: Iterable[np.ndarray]) -> tuple[float, float]:
+    """Chooses what `scale` does, from the training split alone.
+
+    Args:
+        method: As in `normalize.method` of params.yaml.
+        chunks: The training split's grey levels, as for `mean_and_deviation`; looked at by `standardize` only.
+
+    Returns:
+        Both in grey levels.
+
+    Raises:
+        StageError: All levels are the same.
+    """
+    if method == "min_max":
+        return 0.0, 255.0
+    mean, deviation = mean_and_deviation(chunks)
+    if not deviation:
+        raise StageError(f"{RAW}/train_images.npy: expected different grey levels to standardize, found only {mean}")
+    return mean, deviation
+
+
+def write_split(
+    folder: Path, split: str, published: str, kept: np.ndarray, offset: float, divisor: float
+) -> dict[str, object]:
+    """Writes the images and labels of one split.
+
+    Args:
+        folder: Where to.
+        split: What the split is called from now on.
+        published: The published split that its images come from.
+        kept: True for each of them that belongs to it, shape (n,), bool.
+        offset: As for `scale`.
+        divisor: As for `scale`.
+
+    Returns:
+        What each array is known by, as from `write_chunks`.
+    """
+    images, labels = (RAW / f"{published}_{kind}.npy" for kind in ("images", "labels"))
+    count, image = int(kept.sum()), read_array(images).shape[1:]
+    scaled = (scale(chunk, offset, divisor) for chunk in kept_chunks(images, kept))
+    names = f"{split}_images", f"{split}_labels"
+    return {
+        names[0]: write_chunks(folder / f"{names[0]}.npy", (count, *image), np.float32, scaled),
+        names[1]: write_chunks(folder / f"{names[1]}.npy", (count,), np.uint8, kept_chunks(labels, kept)),
+    }
+
+
 def main() -> None:
     params = read_params().normalize
     check_arrays(RAW / "dataset.json", "train_images", "train_labels", "test_images", "test_labels")
@@ -75,32 +122,14 @@ def main() -> None:
         raise StageError(f"params.yaml: normalize.validation: expected fewer than {count:,}, found {params.validation}")
     classes = len(read_json(RAW / "dataset.json")["classes"])
     held = held_out(count, params.validation, params.seed)
-    offset, divisor = 0.0, 255.0
-    if params.method == "standardize":
-        offset, divisor = mean_and_deviation(kept_chunks(RAW / "train_images.npy", ~held))
-        if not divisor:
-            raise StageError(
-                f"{RAW}/train_images.npy: expected different grey levels to standardize, found only {offset}"
-            )
+    scaling = offset_and_divisor(params.method, kept_chunks(RAW / "train_images.npy", ~held))
     with replacing(NORMALIZED) as folder:
         folder.mkdir()
-        written = {}
-        for split, published, kept in (
-            ("train", "train", ~held),
-            ("validation", "train", held),
-            ("test", "test", np.ones(test_count, bool)),
-        ):
-            images, labels = (kept_chunks(RAW / f"{published}_{kind}.npy", kept) for kind in ("images", "labels"))
-            shape = (int(kept.sum()), *read_array(RAW / f"{published}_images.npy").shape[1:])
-            scaled = (scale(chunk, offset, divisor) for chunk in images)
-            for kind, size, dtype, chunks in (
-                ("images", shape, np.float32, scaled),
-                ("labels", shape[:1], np.uint8, labels),
-            ):
-                name = f"{split}_{kind}"
-                written[name] = write_chunks(folder / f"{name}.npy", size, dtype, chunks)
-        scaling = {"method": params.method, "offset": offset, "divisor": divisor, "classes": classes}
-        write_json(folder / "scaling.json", {**scaling, "arrays": written})
+        written = write_split(folder, "train", "train", ~held, *scaling)
+        written |= write_split(folder, "validation", "train", held, *scaling)
+        written |= write_split(folder, "test", "test", np.ones(test_count, bool), *scaling)
+        about = {"method": params.method, "offset": scaling[0], "divisor": scaling[1], "classes": classes}
+        write_json(folder / "scaling.json", {**about, "arrays": written})
     print(
         f"{count - params.validation:,} images to train on, {params.validation:,} to validate, {test_count:,} to test"
     )
