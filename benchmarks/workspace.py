@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from ruamel.yaml import YAML
+
+from stages.lib.files import write_arrays, write_chunks, write_json
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "benchmarks" / ".data"
@@ -101,15 +102,15 @@ def write_synthetic(raw: Path, train: int, test: int, classes: list[str]) -> Non
     raw.mkdir(parents=True)
     rng = np.random.default_rng(0)
     patterns = rng.integers(0, 128, (10, 28, 28), np.uint8)
+    written = {}
     for split, count in (("train", train), ("test", test)):
-        images = open_memmap(raw / f"{split}_images.npy", "w+", np.uint8, (count, 28, 28))
         labels = rng.integers(0, 10, count).astype(np.uint8)
-        for start in range(0, count, 4096):
-            part = labels[start : start + 4096]
-            images[start : start + 4096] = patterns[part] + rng.integers(0, 128, (len(part), 28, 28), np.uint8)
-        images.flush()
+        parts = (labels[start : start + 4096] for start in range(0, count, 4096))
+        images = (patterns[part] + rng.integers(0, 128, (len(part), 28, 28), np.uint8) for part in parts)
+        shape = (count, 28, 28)
+        written[f"{split}_images"] = write_chunks(raw / f"{split}_images.npy", shape, np.uint8, images)
         wrong = rng.random(count) < 0.02
         labels[wrong] = (labels[wrong] + 1) % 10
-        np.save(raw / f"{split}_labels.npy", labels)
-    names = ", ".join(f'"{name}"' for name in classes)
-    (raw / "dataset.json").write_text(f'{{"name": "synthetic", "title": "Synthetic", "classes": [{names}]}}\n')
+        written |= write_arrays(raw, {f"{split}_labels": labels})
+    about = {"name": "synthetic", "title": "Synthetic", "classes": classes}
+    write_json(raw / "dataset.json", {**about, "arrays": written})

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import contest, flop, report
+from benchmarks import contest, flop, report, workspace
+from stages.lib.files import check_arrays
 
 
 def test_counts_the_operations_of_the_tutorials_model_as_by_hand() -> None:
@@ -47,3 +49,10 @@ def test_contenders_take_turns_after_a_warm_up_that_does_not_count(tmp_path: Pat
 def test_a_contender_that_fails_ends_the_benchmark_with_what_it_said(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)broken.*exit code 3.*no such luck"):
         contest.run(contest.Contender("broken", ["sh", "-c", "echo no such luck; exit 3"], tmp_path), 0)
+
+
+def test_synthetic_images_are_such_as_normalize_reads(tmp_path: Path) -> None:
+    workspace.write_synthetic(tmp_path / "raw", 30, 10, list("0123456789"))
+    names = [f"{split}_{kind}" for split in ("train", "test") for kind in ("images", "labels")]
+    check_arrays(tmp_path / "raw/dataset.json", *names)
+    assert np.load(tmp_path / "raw/test_images.npy").shape == (10, 28, 28)
