@@ -102,7 +102,7 @@ def write_synthetic(raw: Path, train: int, test: int, classes: list[str]) -> Non
     raw.mkdir(parents=True)
     rng = np.random.default_rng(0)
     patterns = rng.integers(0, 128, (10, 28, 28), np.uint8)
-    written = {}
+    written: dict[str, object] = {}
     for split, count in (("train", train), ("test", test)):
         labels = rng.integers(0, 10, count).astype(np.uint8)
         parts = (labels[start : start + 4096] for start in range(0, count, 4096))
