@@ -58,6 +58,32 @@ def tensor(path: Path) -> tensorflow.Tensor:
     return tensorflow.experimental.dlpack.from_dlpack(np.load(path, mmap_mode="c", allow_pickle=False).__dlpack__())
 
 
+def batches(
+    images: tensorflow.Tensor, labels: tensorflow.Tensor, size: int, *, shuffled: bool
+) -> tensorflow.data.Dataset:
+    """Feeds a split, batch by batch.
+
+    What Keras makes of two arrays has the same order in every epoch once a seed is set, and its threads of automatic
+    tuning, which the end of an epoch waits for, may sleep through a second.
+
+    Args:
+        images: Shape (n, height, width), float32.
+        labels: Shape (n,), uint8.
+        size: Images in a batch; the last one may be smaller.
+        shuffled: Whether each epoch has an order of its own, which Keras's random seed decides.
+
+    Returns:
+        Pairs of images and labels.
+    """
+    options = tensorflow.data.Options()
+    options.autotune.enabled = False
+    order = tensorflow.data.Dataset.range(len(images))
+    if shuffled:
+        order = order.shuffle(len(images))
+    rows = order.batch(size).map(lambda chosen: (tensorflow.gather(images, chosen), tensorflow.gather(labels, chosen)))
+    return rows.prefetch(2).with_options(options)
+
+
 def learning_rate(params: TrainParams, steps: int) -> float | keras.optimizers.schedules.LearningRateSchedule:
     """Adam's step size over the training.
 
@@ -89,12 +115,11 @@ def fit(
     Args:
         model: From images to probabilities; its weights are changed.
         params: The section `train` of params.yaml.
-        train: Images (n, height, width), float32, and labels (n,), uint8; NumPy arrays do, at three times the memory.
+        train: Images (n, height, width), float32, and labels (n,), uint8.
         validation: The same, looked at after each epoch.
         log: Told of each epoch.
     """
-    images, labels = train
-    steps = math.ceil(len(images) / params.batch_size)
+    steps = math.ceil(len(train[0]) / params.batch_size)
     model.compile(
         optimizer=keras.optimizers.Adam(learning_rate(params, steps * params.epochs)),
         loss="sparse_categorical_crossentropy",
@@ -104,11 +129,10 @@ def fit(
         steps_per_execution=steps,
     )
     model.fit(
-        images,
-        labels,
-        batch_size=params.batch_size,
+        batches(*train, params.batch_size, shuffled=True),
+        shuffle=False,  # they are; Keras would say that it cannot
         epochs=params.epochs,
-        validation_data=validation,
+        validation_data=batches(*validation, 1_000, shuffled=False),
         callbacks=[log],
         verbose=0,
     )

@@ -14,7 +14,7 @@ import pytest
 from stages import fetch, normalize, train
 from stages.lib import metrics
 from stages.lib.files import read_array, read_json, write_arrays, write_json
-from stages.lib.models import build, keras
+from stages.lib.models import build, keras, tensorflow
 from stages.lib.params import TrainParams, read_params
 from stages.lib.stage import StageError
 
@@ -163,6 +163,32 @@ def test_rows_are_on_disk_when_their_epoch_ends(tmp_path: Path) -> None:
         log.on_epoch_begin(0)
         log.on_epoch_end(0, {"val_accuracy": 0.25, "val_loss": 2, "accuracy": 1 / 3, "loss": 1.5})
         assert path.read_text() == "epoch,loss,accuracy,val_loss,val_accuracy\n1,1.500000,0.333333,2.000000,0.250000\n"
+
+
+def orders(seed: int, *, shuffled: bool) -> list[list[int]]:
+    """What two epochs of batches of four feed of ten images; image and label are both the number."""
+    keras.utils.set_random_seed(seed)
+    numbers = np.arange(10, dtype=np.uint8)
+    images = tensorflow.constant(numbers.reshape(10, 1, 1), "float32")
+    fed = train.batches(images, tensorflow.constant(numbers), 4, shuffled=shuffled).as_numpy_iterator
+    epochs = [[*fed()] for _ in range(2)]
+    assert all([len(labels) for _, labels in epoch] == [4, 4, 2] for epoch in epochs)
+    assert all((images.ravel() == labels).all() for epoch in epochs for images, labels in epoch)
+    return [np.concatenate([labels for _, labels in epoch]).tolist() for epoch in epochs]
+
+
+def test_each_epoch_feeds_every_image_once_in_an_order_of_its_own_that_the_seed_decides() -> None:
+    first, second = orders(0, shuffled=True)
+    assert sorted(first) == sorted(second) == [*range(10)]
+    assert first != second
+    assert orders(0, shuffled=True) == [first, second]
+    assert orders(1, shuffled=True) != [first, second]
+    assert orders(0, shuffled=False) == [[*range(10)]] * 2
+
+
+def test_the_end_of_an_epoch_waits_for_no_thread_that_tunes() -> None:
+    fed = train.batches(tensorflow.zeros((2, 1, 1)), tensorflow.zeros(2, "uint8"), 1, shuffled=True)
+    assert not fed.options().autotune.enabled
 
 
 def test_fit_uses_the_parameters_given(normalized: Path) -> None:
