@@ -6,7 +6,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/installed
 
-.PHONY: help repro verify about test test-slow lint bench audit lock clean
+.PHONY: help repro experiments compare verify about test test-slow lint bench audit lock clean
 
 help: ## shows what make can do
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
@@ -17,6 +17,12 @@ repro: $(INSTALLED) ## runs the pipeline on what changed, and shows the results
 	@echo
 	@dvc metrics diff --all
 	@echo "Pictures: reports/figures. Interactive: . .venv/bin/activate && dvc plots show"
+
+experiments: $(INSTALLED) ## runs the standard grid: both data sets, four kinds of model, several seeds (EXPERIMENTS=--serial)
+	@python -m tools.experiments $(EXPERIMENTS)
+
+compare: $(INSTALLED) ## says which of the experiments on this commit is better (COMPARE='REV REV' or --all)
+	@python -m tools.compare $(COMPARE)
 
 verify: $(INSTALLED) ## hashes the cache and every out anew, and says how to mend what is wrong
 	@python -m tools.verify

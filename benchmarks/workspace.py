@@ -112,5 +112,5 @@ def write_synthetic(raw: Path, train: int, test: int, classes: list[str]) -> Non
         wrong = rng.random(count) < 0.02
         labels[wrong] = (labels[wrong] + 1) % 10
         written |= write_arrays(raw, {f"{split}_labels": labels})
-    about = {"name": "synthetic", "title": "Synthetic", "classes": classes}
+    about = {"name": "synthetic", "title": "Synthetic", "classes": classes, "flip": False}
     write_json(raw / "dataset.json", {**about, "arrays": written})

@@ -1,6 +1,6 @@
 """Measures the predictions."""
 
-from stages.lib.stage import run  # isort: skip  # first, see there
+from stages.lib.stage import StageError, run  # isort: skip  # first, see there
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,30 +10,78 @@ import pandas as pd
 
 from stages.lib import metrics
 from stages.lib.files import read_json, read_predictions, write_csv, write_json
+from stages.lib.params import read_params
 
 DATASET = Path("data/raw/dataset.json")
 PREDICTIONS = Path("data/predictions.npz")
 METRICS = Path("reports/metrics.json")
 CONFUSION = Path("reports/confusion.csv")
 CLASSES = Path("reports/classes.csv")
+CALIBRATION = Path("reports/calibration.csv")
 
 
-def summary(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Accuracy, loss and number of errors.
+def quality(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """How good the probabilities are.
 
     Args:
         labels: Shape (n,), whole numbers in [0, classes).
         probabilities: Shape (n, classes), rows add up to 1.
 
     Returns:
-        accuracy, loss (nats), errors (images).
+        loss (nats), brier, and the expected calibration error over bins of equal width and of equal mass, each beside
+        what a perfectly calibrated model with these confidences would get by chance.
     """
-    errors = int((probabilities.argmax(axis=1) != labels).sum())
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    scores = {"loss": metrics.cross_entropy(labels, probabilities), "brier": metrics.brier(labels, probabilities)}
+    for name, bins_of in (("ece", metrics.bins_of_equal_width), ("ece_equal_mass", metrics.bins_of_equal_mass)):
+        bins = bins_of(confidence)
+        scores[name] = metrics.calibration_error(confidence, right, bins)
+        scores[f"{name}_if_perfect"] = metrics.calibration_error_of_perfect(confidence, bins)
+    return scores
+
+
+def summary(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """All numbers of one split.
+
+    Args:
+        labels: Shape (n,), whole numbers in [0, classes).
+        probabilities: Shape (n, classes), rows add up to 1.
+
+    Returns:
+        accuracy, errors (images), top2_accuracy, macro_f1 (mean over the classes), and those of `quality`.
+    """
+    ranks = metrics.ranks(labels, probabilities)
+    classes = [str(i) for i in range(probabilities.shape[1])]
     return {
-        "accuracy": (len(labels) - errors) / len(labels),
-        "loss": metrics.cross_entropy(labels, probabilities),
-        "errors": errors,
+        "accuracy": float((ranks == 1).mean()),
+        "errors": int((ranks > 1).sum()),
+        "top2_accuracy": float((ranks <= 2).mean()),
+        "macro_f1": float(metrics.per_class(labels, probabilities.argmax(axis=1), classes)["f1"].mean()),
+        **quality(labels, probabilities),
     }
+
+
+def with_temperature(predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Quality on test after one temperature, chosen on validation, has made the probabilities more or less confident.
+
+    Args:
+        predictions: As from `read_predictions`.
+
+    Returns:
+        temperature, and those of `quality`; the predicted classes, and so the accuracy, are the same.
+
+    Raises:
+        StageError: There is no validation split.
+    """
+    if not len(predictions["validation_labels"]):
+        raise StageError(
+            "params.yaml: evaluate.temperature: expected a validation split to choose it on, found "
+            "normalize.validation 0; set one of the two"
+        )
+    temperature = metrics.best_temperature(predictions["validation_labels"], predictions["validation_probabilities"])
+    tempered = metrics.tempered(predictions["test_probabilities"], temperature)
+    return {"temperature": temperature, **quality(predictions["test_labels"], tempered)}
 
 
 def long_table(counts: np.ndarray, names: list[str]) -> pd.DataFrame:
@@ -60,7 +108,7 @@ def report(title: str, names: list[str], scores: Mapping[str, float], labels: np
     Args:
         title: Of the data set.
         names: Names of the classes.
-        scores: accuracy, accuracy_low, accuracy_high, loss, errors of the test split.
+        scores: accuracy, accuracy_low, accuracy_high, loss, ece, ece_if_perfect, errors of the test split.
         labels: Shape (n,), whole numbers in [0, classes).
         predicted: The same.
 
@@ -72,6 +120,7 @@ def report(title: str, names: list[str], scores: Mapping[str, float], labels: np
         f"{title}: {len(labels) - scores['errors']:,} of {len(labels):,} test images right, "
         f"accuracy {scores['accuracy']:.4f} (95 % interval {scores['accuracy_low']:.4f} to "
         f"{scores['accuracy_high']:.4f}), loss {scores['loss']:.4f}",
+        f"calibration error {scores['ece']:.4f}, by chance {scores['ece_if_perfect']:.4f}",
         "first ten:",
         f"  {'label':{width}}  {'predicted':{width}}",
     ]
@@ -83,6 +132,7 @@ def report(title: str, names: list[str], scores: Mapping[str, float], labels: np
 
 
 def main() -> None:
+    params = read_params().evaluate
     dataset = read_json(DATASET)
     names = dataset["classes"]
     predictions = read_predictions(PREDICTIONS, dataset)
@@ -90,14 +140,17 @@ def main() -> None:
     predicted = probabilities.argmax(axis=1)
     scores = summary(labels, probabilities)
     low, high = metrics.accuracy_interval(len(labels) - int(scores["errors"]), len(labels))
-    scores |= {"accuracy_low": low, "accuracy_high": high}
-    scores |= {"test_examples": len(labels), "parameters": int(predictions["parameters"])}
-    validation = {}
+    scores |= {"accuracy_low": low, "accuracy_high": high, "test_examples": len(labels)}
+    scores |= {name: int(predictions[name]) for name in ("parameters", "multiply_adds")}
+    parts = {}
+    if params.temperature:
+        parts["tempered"] = with_temperature(predictions)
     if len(predictions["validation_labels"]):
-        validation["validation"] = summary(predictions["validation_labels"], predictions["validation_probabilities"])
+        parts["validation"] = summary(predictions["validation_labels"], predictions["validation_probabilities"])
     write_csv(CONFUSION, long_table(metrics.confusion(labels, predicted, len(names)), names))
     write_csv(CLASSES, metrics.per_class(labels, predicted, names))
-    write_json(METRICS, {**scores, **validation})  # last: where it stands, the rest does
+    write_csv(CALIBRATION, metrics.calibration(labels, probabilities))
+    write_json(METRICS, {**scores, **parts})  # last: where it stands, the rest does
     print(report(dataset["title"], names, scores, labels, predicted))
 
 

@@ -20,8 +20,8 @@ def main() -> None:
         folder.mkdir()
         arrays = fetch_arrays(dataset, params.fetch.source, folder)
         written = write_arrays(folder, arrays)
-        about = {"name": params.dataset, "title": dataset.title, "classes": dataset.classes, "arrays": written}
-        write_json(folder / "dataset.json", about)
+        about = {"name": params.dataset, "title": dataset.title, "classes": dataset.classes, "flip": dataset.flip}
+        write_json(folder / "dataset.json", {**about, "arrays": written})
     print(f"{len(arrays['train_images']):,} training and {len(arrays['test_images']):,} test images, as in {DATASETS}")
 
 

@@ -2,7 +2,9 @@
 
 from stages.lib.stage import StageError, run  # isort: skip  # first, see there
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,33 @@ def kept_chunks(path: Path, kept: np.ndarray) -> Iterator[np.ndarray]:
         start += len(chunk)
 
 
+def fingerprints(chunks: Iterable[np.ndarray]) -> np.ndarray:
+    """A number for each image, equal for equal images and for no others in practice.
+
+    Args:
+        chunks: Grey levels, shapes (any, height, width), uint8.
+
+    Returns:
+        Eight bytes of each image's BLAKE2b, shape (n,), uint64: two of a million images share one by chance in one of
+        thirty million data sets.
+    """
+    digests = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for chunk in chunks for image in chunk)
+    return np.fromiter((int.from_bytes(digest) for digest in digests), np.uint64)
+
+
+def duplicates(splits: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Counts the images of one split that another one has too.
+
+    Args:
+        splits: `fingerprints` of each split, by its name.
+
+    Returns:
+        For each pair, such as "train, test", the images of the second that are in the first.
+    """
+    pairs = combinations(splits, 2)
+    return {f"{one}, {other}": int(np.isin(splits[other], splits[one]).sum()) for one, other in pairs}
+
+
 def offset_and_divisor(method: str, chunks: Iterable[np.ndarray]) -> tuple[float, float]:
     """Chooses what `scale` does, from the training split alone.
 
@@ -120,18 +149,27 @@ def main() -> None:
     count, test_count = (len(read_array(RAW / f"{split}_labels.npy")) for split in ("train", "test"))
     if params.validation >= count:
         raise StageError(f"params.yaml: normalize.validation: expected fewer than {count:,}, found {params.validation}")
-    classes = len(read_json(RAW / "dataset.json")["classes"])
+    dataset = read_json(RAW / "dataset.json")
     held = held_out(count, params.validation, params.seed)
+    splits = {"train": ("train", ~held), "validation": ("train", held), "test": ("test", np.ones(test_count, bool))}
     scaling = offset_and_divisor(params.method, kept_chunks(RAW / "train_images.npy", ~held))
+    twice = duplicates(
+        {
+            split: fingerprints(kept_chunks(RAW / f"{published}_images.npy", kept))
+            for split, (published, kept) in splits.items()
+        }
+    )
     with replacing(NORMALIZED) as folder:
         folder.mkdir()
-        written = write_split(folder, "train", "train", ~held, *scaling)
-        written |= write_split(folder, "validation", "train", held, *scaling)
-        written |= write_split(folder, "test", "test", np.ones(test_count, bool), *scaling)
-        about = {"method": params.method, "offset": scaling[0], "divisor": scaling[1], "classes": classes}
-        write_json(folder / "scaling.json", {**about, "arrays": written})
+        written: dict[str, object] = {}
+        for split, (published, kept) in splits.items():
+            written |= write_split(folder, split, published, kept, *scaling)
+        about = {"method": params.method, "offset": scaling[0], "divisor": scaling[1]}
+        about |= {"classes": len(dataset["classes"]), "flip": dataset["flip"]}
+        write_json(folder / "scaling.json", {**about, "duplicates": twice, "arrays": written})
     print(
-        f"{count - params.validation:,} images to train on, {params.validation:,} to validate, {test_count:,} to test"
+        f"{count - params.validation:,} images to train on, {params.validation:,} to validate, {test_count:,} to test; "
+        f"in two splits: {sum(twice.values()):,}"
     )
 
 

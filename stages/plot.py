@@ -21,6 +21,7 @@ HISTORY_FIGURE = Path("reports/figures/history.png")
 CONFUSION_FIGURE = Path("reports/figures/confusion.png")
 CLASSES_FIGURE = Path("reports/figures/classes.png")
 PAIRS_FIGURE = Path("reports/figures/pairs.png")
+CALIBRATION_FIGURE = Path("reports/figures/calibration.png")
 
 
 def draw_samples(title: str, raw: Path, count: int, seed: int) -> Figure:
@@ -47,7 +48,8 @@ def main() -> None:
     title, names = dataset["title"], dataset["classes"]
     check_arrays(RAW / "dataset.json", "train_images", "train_labels")
     epochs, predictions = pd.read_csv(HISTORY), read_predictions(PREDICTIONS, dataset)
-    labels, predicted = predictions["test_labels"], predictions["test_probabilities"].argmax(axis=1)
+    labels, probabilities = predictions["test_labels"], predictions["test_probabilities"]
+    predicted = probabilities.argmax(axis=1)
     counts = metrics.confusion(labels, predicted, len(names))
     confused = [(names[i], names[j], count) for i, j, count in metrics.confused_pairs(counts)[: params.pairs]]
     held_out = "validation" if len(predictions["validation_labels"]) else "test"
@@ -60,6 +62,10 @@ def main() -> None:
         CLASSES_FIGURE, figures.classes(f"{title}: classes on test", metrics.per_class(labels, predicted, names))
     )
     write_figure(PAIRS_FIGURE, figures.pairs(f"{title}: most confused classes on test", confused))
+    write_figure(
+        CALIBRATION_FIGURE,
+        figures.calibration(f"{title}: confidence on test", metrics.calibration(labels, probabilities)),
+    )
     print(f"figures in {SAMPLES_FIGURE.parent}")
 
 

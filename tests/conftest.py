@@ -95,6 +95,13 @@ def make_tiny(folder: Path) -> None:
     write_yaml(folder / "params.yaml", params)
 
 
+def scaling(
+    height: int = HEIGHT, width: int = WIDTH, classes: int = len(CLASSES), *, flip: bool = False
+) -> dict[str, Any]:
+    """Of scaling.json, what a model is built for."""
+    return {"arrays": {"test_images": {"shape": [1, height, width]}}, "classes": classes, "flip": flip}
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory of a test: params.yaml, datasets.yaml and the tiny data set, nothing run yet."""

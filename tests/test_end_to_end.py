@@ -172,7 +172,7 @@ def test_metrics_of_two_data_sets_line_up(compared: Clone) -> None:
 def test_plots_of_two_data_sets_line_up(compared: Clone) -> None:
     plots = compared.json("dvc", "plots", "diff", "HEAD", "other", "-o", "dvc_plots")
     figures = {path.relative_to(compared.path).as_posix() for path in compared.path.glob("reports/figures/*.png")}
-    assert set(plots["data"]) == {"loss", "accuracy", "recall", "precision", "confusion"} | figures
+    assert set(plots["data"]) == {"loss", "accuracy", "recall", "precision", "calibration", "confusion"} | figures
     for name, parts in plots["data"].items():
         assert {revision for part in parts for revision in part["revisions"]} == {"HEAD", "other"}, name
     assert "errors" not in plots
@@ -185,7 +185,7 @@ def test_plots_of_two_data_sets_line_up(compared: Clone) -> None:
 def test_every_chart_renders_and_names_what_it_compares(compared: Clone) -> None:
     plots = compared.json("dvc", "plots", "diff", "HEAD", "other")["data"]
     charts = {name: parts[0]["content"] for name, parts in plots.items() if parts[0]["type"] == "vega"}
-    assert set(charts) == {"loss", "accuracy", "recall", "precision", "confusion"}
+    assert set(charts) == {"loss", "accuracy", "recall", "precision", "calibration", "confusion"}
     for name, chart in charts.items():
         texts = set(re.findall(r"<text[^>]*>([^<]*)</text>", vl_convert.vegalite_to_svg(chart, vl_version="5.8")))
         assert {"HEAD", "other"} <= texts, name
@@ -225,7 +225,7 @@ def test_an_unknown_kind_of_model_stops_with_one_line_that_names_it(clone: Clone
     assert "model.cnnn" in said
     assert "Traceback" not in said
     assert clone.call("python", "-m", "stages.lib.params", code=1) == (
-        "params: params.yaml: model.kind: expected 'mlp' or 'linear', found 'cnnn'\n"
+        "params: params.yaml: model.kind: expected 'mlp', 'linear', 'pca_knn' or 'cnn', found 'cnnn'\n"
     )
 
 
@@ -238,6 +238,7 @@ def test_dvc_shows_the_graph_the_metrics_and_what_differs(compared: Clone) -> No
     assert compared.json("dvc", "params", "diff") == {"params.yaml": {"train.epochs": {"old": 2, "new": 3, "diff": 1}}}
 
 
+@pytest.mark.slow
 def test_queued_experiments_run_in_the_background_one_after_another(clone: Clone) -> None:
     clone.call("dvc", "exp", "run", "--queue", "-S", "plot.seed=range(1,3)")
     clone.call("dvc", "queue", "start", "--jobs", "1")

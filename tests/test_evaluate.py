@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,14 @@ import pandas as pd
 import pytest
 
 from stages import evaluate, fetch
+from stages.lib import metrics
 from stages.lib.files import read_json, write_json
 from stages.lib.metrics import accuracy_interval
 from stages.lib.sources import digest
 from stages.lib.stage import StageError
 from tests.conftest import CLASSES
+
+Edit = Callable[[str, object], None]
 
 # Of 12 images 8 are right: one "bar" is taken for "blot", three "blot" for "frame".
 LABELS = np.array([0, 1, 2, 0, 0, 1, 1, 1, 2, 2, 2, 0], np.uint8)
@@ -35,6 +39,7 @@ def save(validation: int) -> None:
         "data/predictions.npz",
         allow_pickle=False,
         parameters=np.array(275),
+        multiply_adds=np.array(264),
         validation_labels=LABELS[:validation],
         validation_probabilities=probabilities_of(PREDICTED)[:validation],
         test_labels=LABELS,
@@ -52,22 +57,59 @@ def measured(project: Path) -> dict[str, object]:
     return content
 
 
+def expected_of(count: int, errors: int) -> dict[str, object]:
+    """What the first `count` images give; all confidences are 0.8, so that all bins but one are empty."""
+    right = count - errors
+    f1 = metrics.per_class(LABELS[:count], PREDICTED[:count], CLASSES)["f1"].mean()
+    return {
+        "accuracy": pytest.approx(right / count),
+        "errors": errors,
+        "top2_accuracy": pytest.approx(metrics.ranks(LABELS, probabilities_of(PREDICTED))[:count].__le__(2).mean()),
+        "macro_f1": pytest.approx(f1),
+        "loss": pytest.approx(-(right * math.log(0.8) + errors * math.log(0.1)) / count, rel=1e-6),
+        "brier": pytest.approx((right * 0.06 + errors * (0.64 + 0.81 + 0.01)) / count, rel=1e-6),
+        "ece": pytest.approx(abs(right / count - 0.8), abs=1e-6),
+        "ece_if_perfect": pytest.approx(0.1, abs=0.05),
+        "ece_equal_mass": pytest.approx((right * 0.2 + errors * 0.8) / count, abs=1e-6),
+        "ece_equal_mass_if_perfect": pytest.approx(0.32, abs=0.03),
+    }
+
+
 def test_metrics_are_those_of_the_test_split_and_apart_those_of_validation(measured: dict[str, object]) -> None:
     low, high = accuracy_interval(8, 12)
-    assert measured == {
-        "accuracy": pytest.approx(8 / 12),
+    assert measured == expected_of(12, 4) | {
         "accuracy_low": pytest.approx(low),
         "accuracy_high": pytest.approx(high),
-        "loss": pytest.approx(-(8 * math.log(0.8) + 4 * math.log(0.1)) / 12, rel=1e-6),
-        "errors": 4,
         "test_examples": 12,
         "parameters": 275,
-        "validation": {
-            "accuracy": pytest.approx(4 / 6),
-            "loss": pytest.approx(-(4 * math.log(0.8) + 2 * math.log(0.1)) / 6, rel=1e-6),
-            "errors": 2,
-        },
+        "multiply_adds": 264,
+        "validation": expected_of(6, 2),
     }
+
+
+def test_a_temperature_chosen_on_validation_changes_the_confidence_and_not_the_accuracy(
+    project: Path, edit: Edit
+) -> None:
+    edit("evaluate.temperature", True)
+    fetch.main()
+    save(validation=6)
+    evaluate.main()
+    measured = json.loads(Path("reports/metrics.json").read_text())
+    # On validation 4 of 6 are right: the best confidence is 2/3, and T makes 0.8 to 0.1 into 2/3 to 1/6.
+    assert measured["tempered"]["temperature"] == pytest.approx(math.log(8) / math.log(4), rel=1e-4)
+    assert measured["tempered"]["loss"] == pytest.approx(-(8 * math.log(2 / 3) + 4 * math.log(1 / 6)) / 12, rel=1e-4)
+    assert measured["tempered"]["ece"] == pytest.approx(0, abs=1e-3)
+    assert measured["accuracy"] == pytest.approx(8 / 12)
+    assert "accuracy" not in measured["tempered"]
+
+
+def test_no_temperature_is_chosen_without_a_validation_split(project: Path, edit: Edit) -> None:
+    edit("evaluate.temperature", True)
+    fetch.main()
+    save(validation=0)
+    with pytest.raises(StageError, match=r"^params.yaml: evaluate.temperature: expected a validation split .*"):
+        evaluate.main()
+    assert not Path("reports/metrics.json").exists()
 
 
 def test_counts_are_whole_numbers(measured: dict[str, object]) -> None:
@@ -79,15 +121,7 @@ def test_there_is_no_validation_section_without_a_validation_split(project: Path
     save(validation=0)
     evaluate.main()
     measured = json.loads(Path("reports/metrics.json").read_text())
-    assert {*measured} == {
-        "accuracy",
-        "accuracy_low",
-        "accuracy_high",
-        "loss",
-        "errors",
-        "test_examples",
-        "parameters",
-    }
+    assert "validation" not in measured
     assert measured["errors"] == 4
 
 
@@ -107,12 +141,20 @@ def test_a_label_that_no_image_has_gets_shares_of_0() -> None:
     assert [*table["share"]] == [0.5, 0.5, 0, 0]
 
 
+def test_calibration_has_a_row_per_bin_with_images(measured: dict[str, object]) -> None:
+    low, high = accuracy_interval(8, 12)
+    assert Path("reports/calibration.csv").read_text() == (
+        "low,high,images,confidence,accuracy,accuracy_low,accuracy_high\n"
+        f"0.800000,0.866667,12,0.800000,0.666667,{low:.6f},{high:.6f}\n"
+    )
+
+
 def test_classes_has_a_row_per_class_in_the_order_of_the_catalogue(measured: dict[str, object]) -> None:
     assert Path("reports/classes.csv").read_text() == (
-        "class,recall,precision,f1,images\n"
-        "bar,0.750000,1.000000,0.857143,4\n"
-        "blot,0.250000,0.500000,0.333333,4\n"
-        "frame,1.000000,0.571429,0.727273,4\n"
+        "class,recall,recall_low,recall_high,precision,f1,images\n"
+        "bar,0.750000,0.300642,0.954413,1.000000,0.857143,4\n"
+        "blot,0.250000,0.045587,0.699358,0.500000,0.333333,4\n"
+        "frame,1.000000,0.510109,1.000000,0.571429,0.727273,4\n"
     )
 
 
@@ -125,6 +167,7 @@ def test_a_person_reads_the_result_the_first_ten_and_the_most_confused_by_name(
     assert result.startswith("Tiny: 8 of 12 test images right, accuracy 0.6667 ")
     assert f"{low:.4f} to {high:.4f}" in result
     assert result.endswith(f"loss {measured['loss']:.4f}")
+    assert lines.pop(0) == f"calibration error {measured['ece']:.4f}, by chance {measured['ece_if_perfect']:.4f}"
     rows = [line.split() for line in lines]
     start = rows.index(["label", "predicted"]) + 1
     assert rows[start : start + 10] == [
@@ -140,6 +183,7 @@ def test_a_person_reads_the_result_the_first_ten_and_the_most_confused_by_name(
 
 def test_the_first_ten_are_all_where_there_are_fewer(capsys: pytest.CaptureFixture[str]) -> None:
     scores = {"accuracy": 1.0, "accuracy_low": 0.2, "accuracy_high": 1.0, "loss": 0.1, "errors": 0}
+    scores |= {"ece": 0.1, "ece_if_perfect": 0.1}
     lines = evaluate.report("T", ["a", "b"], scores, np.array([1]), np.array([1])).splitlines()
     assert [line.split() for line in lines].count(["b", "b"]) == 1
     assert "wrong" not in "".join(lines)
@@ -148,7 +192,7 @@ def test_the_first_ten_are_all_where_there_are_fewer(capsys: pytest.CaptureFixtu
 
 def test_a_second_run_writes_the_same_bytes(measured: dict[str, object]) -> None:
     def content() -> list[bytes]:
-        return [Path(f"reports/{name}").read_bytes() for name in ("metrics.json", "confusion.csv", "classes.csv")]
+        return [path.read_bytes() for path in sorted(Path("reports").iterdir())]
 
     first = content()
     evaluate.main()

@@ -25,6 +25,7 @@ def test_writes_the_four_arrays_as_published_and_the_names_of_the_classes(projec
         "name": "tiny",
         "title": "Tiny",
         "classes": CLASSES,
+        "flip": False,
         "arrays": written,
     }
 

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
@@ -49,7 +51,15 @@ def counts(classes: int) -> np.ndarray:
 
 def table(names: Sequence[str]) -> pd.DataFrame:
     shares = np.linspace(0.7, 0.99, len(names))
-    return pd.DataFrame({"class": names, "recall": shares, "precision": shares - 0.1, "f1": shares - 0.05})
+    scores = {"recall": shares, "recall_low": shares - 0.03, "recall_high": shares + 0.005, "precision": shares - 0.1}
+    return pd.DataFrame({"class": names, **scores, "f1": shares - 0.05})
+
+
+def bins() -> pd.DataFrame:
+    """A model that is surer than right."""
+    high = np.arange(4, 16) / 15
+    table = pd.DataFrame({"low": high - 1 / 15, "high": high, "images": 4 ** np.arange(12), "confidence": high - 0.03})
+    return table.assign(accuracy=high - 0.1, accuracy_low=high - 0.2, accuracy_high=high - 0.05)
 
 
 def samples(names: Sequence[str], count: int = 16) -> Figure:
@@ -291,13 +301,34 @@ def test_a_confusion_matrix_may_be_all_right_or_all_wrong(right: bool) -> None:
 def test_classes_has_a_dot_of_each_kind_on_the_line_of_each_class() -> None:
     figure = classes(FASHION)
     axes = figure.axes[0]
-    dots = [np.asarray(points.get_offsets()) for points in axes.collections[1:]]
+    dots = [np.asarray(points.get_offsets()) for points in axes.collections[2:]]
     for points, name in zip(dots, ("recall", "precision", "f1"), strict=True):
         np.testing.assert_allclose(points[:, 0], table(FASHION)[name])
         np.testing.assert_array_equal(points[:, 1], np.arange(10))
     assert [label.get_text() for label in axes.get_yticklabels()] == FASHION
     assert axes.yaxis_inverted()
     assert all(word in words(figure) for word in ("recall", "precision", "F1"))
+    lines = np.asarray(cast(LineCollection, axes.collections[1]).get_segments())
+    np.testing.assert_allclose(lines[:, :, 0], table(FASHION)[["recall_low", "recall_high"]])
+
+
+def test_calibration_has_a_dot_with_its_interval_and_a_bar_for_each_bin_beside_the_diagonal() -> None:
+    figure = figures.calibration("Confidence", bins())
+    reliability, histogram = figure.axes
+    diagonal, dots = (np.asarray(line.get_xydata()) for line in reliability.lines[:2])
+    assert diagonal.tolist() == [[0, 0], [1, 1]]
+    np.testing.assert_allclose(dots, bins()[["confidence", "accuracy"]])
+    intervals = np.asarray(cast(LineCollection, reliability.collections[0]).get_segments())
+    np.testing.assert_allclose(intervals[:, :, 1], bins()[["accuracy_low", "accuracy_high"]])
+    bars = [(bar.get_x(), bar.get_height()) for bar in histogram.patches if isinstance(bar, Rectangle)]
+    np.testing.assert_allclose(bars, bins()[["low", "images"]])
+    assert histogram.get_yscale() == "log"
+
+
+def test_calibration_of_one_bin_is_drawn_too() -> None:
+    figure = figures.calibration("Confidence", bins().tail(1))
+    assert "Confidence" in words(figure)
+    assert len(figure.axes) == 2
 
 
 def test_pairs_has_a_bar_for_each_pair_the_longest_above() -> None:

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from stages.lib.models import build, keras
-from stages.lib.params import LinearParams, MlpParams, ModelParams
-from tests.conftest import ROOT
+from stages.lib.models import augmentation, build, keras, multiply_adds
+from stages.lib.params import ModelParams
+from tests.conftest import ROOT, read_yaml, scaling
 
 
 def model_of(
@@ -17,12 +17,14 @@ def model_of(
 ) -> keras.Model:
     """A model for images of 6x5 and 3 classes."""
     keras.utils.set_random_seed(seed)
-    return build(params_of(kind, hidden, dropout, l2), (6, 5), 3)
+    return build(params_of(kind, hidden, dropout, l2), scaling())
 
 
 def params_of(kind: str, hidden: tuple[int, ...] = (8,), dropout: float = 0.0, l2: float = 0.0) -> ModelParams:
-    mlp, linear = MlpParams(hidden=[*hidden], dropout=dropout), LinearParams(l2=l2)
-    return ModelParams.model_validate({"kind": kind, "mlp": mlp, "linear": linear})
+    mlp, linear = {"hidden": [*hidden], "dropout": dropout}, {"l2": l2}
+    return ModelParams.model_validate(
+        read_yaml(ROOT / "params.yaml")["model"] | {"kind": kind, "mlp": mlp, "linear": linear}
+    )
 
 
 def kinds_of_layers(model: keras.Model) -> list[str]:
@@ -35,14 +37,14 @@ def images(count: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("kind", "parameters"), [("mlp", 784 * 1000 + 1000 + 1000 * 10 + 10), ("linear", 7_850)])
 def test_the_tutorials_sizes_have_the_tutorials_number_of_parameters(kind: str, parameters: int) -> None:
-    model = build(params_of(kind, (1000,)), (28, 28), 10)
+    model = build(params_of(kind, (1000,)), scaling(28, 28, 10))
     assert model.count_params() == parameters
     assert model.input_shape == (None, 28, 28)
     assert model.output_shape == (None, 10)
 
 
 def test_the_tutorials_perceptron_has_795_010_parameters() -> None:
-    assert build(params_of("mlp", (1000,)), (28, 28), 10).count_params() == 795_010
+    assert build(params_of("mlp", (1000,)), scaling(28, 28, 10)).count_params() == 795_010
 
 
 @pytest.mark.parametrize("kind", ["mlp", "linear"])
@@ -101,6 +103,66 @@ def test_the_seed_decides_the_weights(kind: str) -> None:
     first, again, other = (model_of(kind, seed=seed).get_weights()[0] for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert (first != other).mean() > 0.9
+
+
+def cnn(**changes: object) -> ModelParams:
+    content = read_yaml(ROOT / "params.yaml")["model"] | {"kind": "cnn"}
+    content["cnn"] = content["cnn"] | {"filters": [4, 6]} | changes
+    return ModelParams.model_validate(content)
+
+
+def test_the_convolutional_network_halves_the_image_after_each_block_rounded_up() -> None:
+    model = build(cnn(depth=2), scaling())
+    assert [layer.output.shape[1:] for layer in model.layers if "pooling" in layer.name] == [(3, 3, 4), (2, 2, 6)]
+    assert kinds_of_layers(model).count("Conv2D") == kinds_of_layers(model).count("BatchNormalization") == 4
+    probabilities = model.predict_on_batch(images(20))
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+MOVES = {"shift": 0.0, "rotation": 0.0, "flip": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "flip", "layers"),
+    [
+        ({}, True, []),
+        ({"shift": 1.0}, False, ["RandomTranslation"]),
+        ({"rotation": 5.0}, False, ["RandomRotation"]),
+        ({"flip": True}, True, ["RandomFlip"]),
+        ({"flip": True}, False, []),
+    ],
+)
+def test_images_are_moved_as_asked_and_mirrored_only_where_the_data_set_allows_it(
+    changes: dict[str, object], flip: bool, layers: list[str]
+) -> None:
+    model = build(cnn(**MOVES | changes), scaling(flip=flip))
+    assert [name for name in kinds_of_layers(model) if name.startswith("Random")] == layers
+
+
+def test_augmentation_moves_by_no_more_than_asked_and_only_while_training() -> None:
+    (layer,) = augmentation(cnn(**MOVES | {"shift": 1.0}).cnn, (9, 7), mirrored=True)
+    image = np.zeros((200, 9, 7, 1), np.float32)
+    image[:, 4, 3] = 1
+    moved = np.asarray(layer(image, training=True))[..., 0]
+    rows, columns = np.nonzero(moved.sum(axis=(0, 2)) > 1e-3)[0], np.nonzero(moved.sum(axis=(0, 1)) > 1e-3)[0]
+    assert (rows.tolist(), columns.tolist()) == ([3, 4, 5], [2, 3, 4])
+    np.testing.assert_array_equal(layer(image, training=False), image)
+
+
+def test_a_mirrored_image_is_the_image_from_right_to_left() -> None:
+    (layer,) = augmentation(cnn(**MOVES | {"flip": True}).cnn, (6, 5), mirrored=True)
+    batch = images(40)[..., None]
+    found = np.asarray(layer(batch, training=True))
+    mirrored = (found == batch[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert 5 < mirrored.sum() < 35
+    assert (mirrored | (found == batch).all(axis=(1, 2, 3))).all()
+
+
+def test_the_networks_multiply_adds_are_those_of_its_kernels_wherever_they_are_laid() -> None:
+    assert multiply_adds(build(params_of("mlp", (1000,)), scaling(28, 28, 10))) == 784 * 1000 + 1000 * 10
+    assert multiply_adds(build(params_of("linear"), scaling(28, 28, 10))) == 7_840
+    first, second, last = 9 * 1 * 4 * 30, 9 * 4 * 6 * 9, 2 * 2 * 6 * 3
+    assert multiply_adds(build(cnn(), scaling())) == first + second + last
 
 
 def test_importing_tensorflow_says_nothing_and_what_comes_after_is_heard() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stages import fetch, normalize
-from stages.lib.files import write_arrays, write_json
+from stages.lib.files import read_json, write_arrays, write_json
 from stages.lib.stage import StageError
 from tests.conftest import tiny_arrays
 
@@ -33,7 +33,7 @@ def write_numbered(project: Path, count: int) -> None:
     written: dict[str, object] = {}
     for split, (images, labels) in {"train": arrays(0, count), "test": arrays(count, count + 5000)}.items():
         written |= write_arrays(raw, {f"{split}_images": images, f"{split}_labels": labels})
-    write_json(raw / "dataset.json", {"classes": [*"abcdefg"], "arrays": written})
+    write_json(raw / "dataset.json", {"classes": [*"abcdefg"], "flip": False, "arrays": written})
 
 
 def numbers(images: np.ndarray) -> np.ndarray:
@@ -54,7 +54,8 @@ def test_min_max_maps_0_to_0_and_255_to_1(project: Path) -> None:
     assert all(found[f"{split}_images"].dtype == np.float32 for split in ("train", "validation", "test"))
     scaling = json.loads((project / "data/normalized/scaling.json").read_text())
     assert {*scaling.pop("arrays")} == {*found}
-    assert scaling == {"method": "min_max", "offset": 0, "divisor": 255, "classes": 3}
+    assert set(scaling.pop("duplicates").values()) == {0}
+    assert scaling == {"method": "min_max", "offset": 0, "divisor": 255, "classes": 3, "flip": False}
 
 
 def test_standardize_gives_the_training_split_mean_0_and_deviation_1_and_no_other(project: Path, edit: Edit) -> None:
@@ -176,3 +177,32 @@ def test_raw_arrays_that_fetch_did_not_write_are_refused_and_nothing_is_written(
     with pytest.raises(StageError, match=rf"^data/raw/{name}.npy: expected .*, as data/raw/dataset.json has it"):
         normalize.main()
     assert [path.name for path in (project / "data").iterdir()] == ["raw"]
+
+
+def test_images_that_are_in_two_splits_are_counted_whatever_their_labels(project: Path) -> None:
+    arrays = tiny_arrays()
+    arrays["test_images"][:3] = arrays["train_images"][0]
+    fetch.main()
+    written = write_arrays(Path("data/raw"), arrays)
+    dataset = read_json(Path("data/raw/dataset.json"))
+    write_json(Path("data/raw/dataset.json"), dataset | {"arrays": written})
+    held = normalize.held_out(90, 18, 0)[0]
+    normalize.main()
+    twice = read_json(Path("data/normalized/scaling.json"))["duplicates"]
+    assert twice == {"train, validation": 0, "train, test": 0 if held else 3, "validation, test": 3 if held else 0}
+
+
+def test_no_image_is_in_two_splits_where_all_differ(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fetch.main()
+    normalize.main()
+    assert set(read_json(Path("data/normalized/scaling.json"))["duplicates"].values()) == {0}
+    assert "in two splits: 0" in capsys.readouterr().out
+
+
+def test_equal_images_have_equal_fingerprints_in_any_chunk_and_others_have_others() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (50, 3, 2)).astype(np.uint8)
+    images[30] = images[4]
+    found = normalize.fingerprints([images[:7], images[7:]])
+    assert found.dtype == np.uint64
+    assert found[30] == found[4]
+    assert len({*found.tolist()}) == 49

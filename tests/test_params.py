@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from dvc.utils.serialize import modify_yaml  # type: ignore[import-untyped]
+from dvc.utils.serialize import modify_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +33,13 @@ RANGES: dict[str, tuple[list[Any], list[Any]]] = {  # accepted, refused: the las
     "model.mlp.hidden": ([[], [1], [1, 100_000]], [[0], [100_001]]),
     "model.mlp.dropout": ([0, 0.0, 0.999], [-0.001, 1]),
     "model.linear.l2": ([0, 5.0], [-1e-9, float("inf")]),
+    "model.pca_knn.components": ([1, 10**6], [0]),
+    "model.pca_knn.neighbors": ([1, 10**6], [0]),
+    "model.cnn.filters": ([[], [1], [1, 4096]], [[0], [4097]]),
+    "model.cnn.depth": ([1, 10], [0, 11]),
+    "model.cnn.dropout": ([0, 0.0, 0.999], [-0.001, 1]),
+    "model.cnn.shift": ([0, 28.5], [-0.001, float("inf")]),
+    "model.cnn.rotation": ([0, 180], [-0.001, 180.001]),
     "train.seed": SEED,
     "train.epochs": ([1, 10_000], [0, 10_001]),
     "train.batch_size": ([1, 10**6], [0]),
@@ -42,8 +49,9 @@ RANGES: dict[str, tuple[list[Any], list[Any]]] = {  # accepted, refused: the las
     "plot.pairs": COUNT,
     "extract_errors.seed": SEED,
     "extract_errors.examples": COUNT,
+    "extract_errors.suspects": ([1, 10**6], [0]),
 }
-CHOICES = {"normalize.method": ["min_max", "standardize"], "model.kind": ["mlp", "linear"]}
+CHOICES = {"normalize.method": ["min_max", "standardize"], "model.kind": ["mlp", "linear", "pca_knn", "cnn"]}
 
 
 def keys(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -74,6 +82,8 @@ def of_another_type(value: object) -> list[object]:
         return [None, 1000, "[1000]", {"a": 1}]
     if isinstance(value, str):
         return [None, 3, True, ["mnist"]]
+    if isinstance(value, bool):
+        return [None, 1, "true", [True]]
     numbers: list[object] = [None, "3", "many", True, [3]]
     return numbers if isinstance(value, float) else [*numbers, 1.5, 3.0]
 
@@ -120,7 +130,7 @@ def test_accepts_the_shipped_params_and_gives_their_values(monkeypatch: pytest.M
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_accepts_every_entry_of_the_shipped_catalogue(name: str) -> None:
     dataset = read_dataset(ROOT / "datasets.yaml", name)
-    assert dataset.model_dump(exclude_none=True) == CATALOGUE[name]
+    assert dataset.model_dump(exclude_none=True) == {"flip": False} | CATALOGUE[name]
     assert len(set(dataset.classes)) == 10
 
 
@@ -152,7 +162,9 @@ def test_refuses_a_value_of_another_type_and_converts_none(
 
 
 def test_the_ranges_below_are_those_of_every_number_in_the_file() -> None:
-    numbers = [key for key, value in KEYS.items() if isinstance(value, int | float | list)]
+    numbers = [
+        key for key, value in KEYS.items() if isinstance(value, int | float | list) and not isinstance(value, bool)
+    ]
     assert numbers == [*RANGES]
 
 
@@ -175,8 +187,9 @@ def test_accepts_each_method_and_kind(params: Callable[[object], Params], key: s
 
 @pytest.mark.parametrize("key", CHOICES)
 def test_names_the_choices_where_a_method_or_kind_is_unknown(params: Callable[[object], Params], key: str) -> None:
-    choices = " or ".join(map(repr, CHOICES[key]))
-    assert fault_of(params, changed(SHIPPED, key, "cnn")) == f"params.yaml: {key}: expected {choices}, found 'cnn'"
+    *others, last = map(repr, CHOICES[key])
+    choices = f"{', '.join(others)} or {last}"
+    assert fault_of(params, changed(SHIPPED, key, "cnnn")) == f"params.yaml: {key}: expected {choices}, found 'cnnn'"
 
 
 def test_reads_a_small_number_as_dvc_writes_it(params: Callable[[object], Params]) -> None:
@@ -255,7 +268,13 @@ def test_accepts_each_way_in(dataset: Callable[[object], Dataset], source: dict[
 
 
 @pytest.mark.parametrize(
-    "key", [*Dataset.model_fields, "images.train", "images.test", *(f"sha256.{name}" for name in Arrays.model_fields)]
+    "key",
+    [
+        *(name for name in Dataset.model_fields if name != "flip"),
+        "images.train",
+        "images.test",
+        *(f"sha256.{name}" for name in Arrays.model_fields),
+    ],
 )
 def test_names_a_missing_key_of_an_entry(dataset: Callable[[object], Dataset], key: str) -> None:
     fault = fault_of(dataset, changed(tiny_entry(), key))

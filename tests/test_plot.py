@@ -14,7 +14,7 @@ from stages.lib.stage import StageError
 from tests.conftest import CLASSES, tiny_arrays
 
 Edit = Callable[[str, object], None]
-PICTURES = ["classes.png", "confusion.png", "history.png", "pairs.png", "samples.png"]
+PICTURES = ["calibration.png", "classes.png", "confusion.png", "history.png", "pairs.png", "samples.png"]
 
 
 @pytest.fixture
@@ -51,11 +51,11 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text) and text.get_text()]
 
 
-def test_all_six_outs_are_written_and_the_same_bytes_at_every_run(predicted: Path) -> None:
+def test_all_seven_outs_are_written_and_the_same_bytes_at_every_run(predicted: Path) -> None:
     first = pictures()
     assert sorted(first) == PICTURES
     assert all(content.startswith(b"\x89PNG") for content in first.values())
-    assert len({*first.values()}) == 5
+    assert len({*first.values()}) == 6
     pd.testing.assert_frame_equal(pd.read_csv("reports/history.csv"), pd.read_csv("data/history.csv"))
     assert sorted(path.name for path in Path("reports").iterdir()) == ["figures", "history.csv"]
     assert pictures() == first
@@ -77,11 +77,11 @@ def test_each_number_and_each_input_changes_its_own_pictures_only(predicted: Pat
     edit("plot.pairs", 1)
     assert changed() == ["pairs.png"]
     save(validation=4, wrong=[5, 6])
-    assert changed() == ["classes.png", "confusion.png", "pairs.png"]
+    assert changed() == ["calibration.png", "classes.png", "confusion.png", "pairs.png"]
     save(validation=0, wrong=[5, 6])  # the curves are then said to be those of the test split
     assert changed() == ["history.png"]
     save(validation=0, wrong=[])
-    assert changed() == ["classes.png", "confusion.png", "pairs.png"]
+    assert changed() == ["calibration.png", "classes.png", "confusion.png", "pairs.png"]
 
 
 def test_samples_are_training_images_under_their_own_names(predicted: Path) -> None:

@@ -12,6 +12,7 @@ from stages import fetch, normalize, predict
 from stages.lib.models import build, keras
 from stages.lib.params import read_params
 from stages.lib.stage import StageError
+from tests.conftest import scaling
 
 Edit = Callable[[str, object], None]
 
@@ -26,7 +27,7 @@ def weights(project: Path) -> list[np.ndarray]:
 
 def save_weights() -> list[np.ndarray]:
     keras.utils.set_random_seed(5)
-    model = build(read_params().model, (6, 5), 3)
+    model = build(read_params().model, scaling())
     model.set_weights([array + 0.1 for array in model.get_weights()])
     model.save_weights("data/model.weights.h5")
     saved: list[np.ndarray] = model.get_weights()
@@ -61,6 +62,7 @@ def test_labels_are_those_of_the_images_and_the_parameters_are_counted(weights: 
     found = predictions()
     assert {*found} == {
         "parameters",
+        "multiply_adds",
         "validation_labels",
         "validation_probabilities",
         "test_labels",
@@ -69,6 +71,7 @@ def test_labels_are_those_of_the_images_and_the_parameters_are_counted(weights: 
     for split in ("validation", "test"):
         np.testing.assert_array_equal(found[f"{split}_labels"], np.load(f"data/normalized/{split}_labels.npy"))
     assert found["parameters"] == sum(array.size for array in weights) == 275
+    assert found["multiply_adds"] == 30 * 8 + 8 * 3
 
 
 def test_no_validation_split_gives_empty_arrays_of_the_usual_shapes(project: Path, edit: Edit) -> None:
@@ -90,7 +93,9 @@ def test_images_of_more_than_one_chunk_are_all_predicted_in_their_order(tmp_path
     np.save(tmp_path / "images.npy", images)
     model = keras.Sequential([keras.Input((2, 1)), keras.layers.Flatten(), keras.layers.Softmax()])
     np.testing.assert_allclose(
-        predict.probabilities(model, tmp_path / "images.npy"), softmax(images.reshape(5_000, 2)), atol=1e-6
+        predict.probabilities(model.predict_on_batch, tmp_path / "images.npy", 2),
+        softmax(images.reshape(5_000, 2)),
+        atol=1e-6,
     )
 
 

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 
 from stages import fetch, normalize, train
-from stages.lib import metrics
+from stages.lib import fitting, metrics
 from stages.lib.files import read_array, read_json, write_arrays, write_json
 from stages.lib.models import build, keras, tensorflow
 from stages.lib.params import TrainParams, read_params
 from stages.lib.stage import StageError
+from tests.conftest import scaling
 
 Edit = Callable[[str, object], None]
 
@@ -36,7 +37,7 @@ def split(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def measured(name: str) -> tuple[float, float]:
     """Loss and accuracy of the saved weights on a split, without the stage's own code."""
-    model = build(read_params().model, (6, 5), 3)
+    model = build(read_params().model, scaling())
     model.load_weights("data/model.weights.h5")
     images, labels = split(name)
     probabilities = model.predict_on_batch(images)
@@ -89,7 +90,7 @@ def test_the_weights_are_the_models_and_not_the_optimizers(normalized: Path) -> 
     sizes = []
     with h5py.File("data/model.weights.h5") as file:
         file.visititems(lambda _, item: sizes.append(item.size) if isinstance(item, h5py.Dataset) else None)
-    assert sum(sizes) == build(read_params().model, (6, 5), 3).count_params()
+    assert sum(sizes) == build(read_params().model, scaling()).count_params()
 
 
 def test_the_test_split_is_not_looked_at_where_images_are_held_out(normalized: Path) -> None:
@@ -129,7 +130,7 @@ def test_the_linear_model_is_trained_with_its_penalty_in_the_loss(normalized: Pa
     edit("train.learning_rate", 1e-12)
     edit("train.epochs", 1)
     train.main()
-    model = build(read_params().model, (6, 5), 3)
+    model = build(read_params().model, scaling())
     model.load_weights("data/model.weights.h5")
     penalty = 0.5 * float((model.get_weights()[0] ** 2).sum())
     assert pd.read_csv("data/history.csv")["loss"][0] == pytest.approx(measured("train")[0] + penalty, abs=1e-4)
@@ -150,7 +151,7 @@ def test_a_loss_that_is_no_number_stops_and_leaves_what_stood_there(normalized: 
 
 def test_a_validation_loss_that_is_no_number_stops_too(tmp_path: Path) -> None:
     with (tmp_path / "history.csv").open("w") as file:
-        log = train.EpochLog(2, file)
+        log = fitting.EpochLog(2, file)
         log.on_epoch_begin(0)
         with pytest.raises(StageError, match="finite"):
             log.on_epoch_end(0, {"loss": 9e9, "accuracy": 0.1, "val_loss": float("nan"), "val_accuracy": 0.1})
@@ -159,7 +160,7 @@ def test_a_validation_loss_that_is_no_number_stops_too(tmp_path: Path) -> None:
 def test_rows_are_on_disk_when_their_epoch_ends(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
     with path.open("w") as file:
-        log = train.EpochLog(12, file)
+        log = fitting.EpochLog(12, file)
         log.on_epoch_begin(0)
         log.on_epoch_end(0, {"val_accuracy": 0.25, "val_loss": 2, "accuracy": 1 / 3, "loss": 1.5})
         assert path.read_text() == "epoch,loss,accuracy,val_loss,val_accuracy\n1,1.500000,0.333333,2.000000,0.250000\n"
@@ -170,7 +171,7 @@ def orders(seed: int, *, shuffled: bool) -> list[list[int]]:
     keras.utils.set_random_seed(seed)
     numbers = np.arange(10, dtype=np.uint8)
     images = tensorflow.constant(numbers.reshape(10, 1, 1), "float32")
-    fed = train.batches(images, tensorflow.constant(numbers), 4, shuffled=shuffled).as_numpy_iterator
+    fed = fitting.batches(images, tensorflow.constant(numbers), 4, shuffled=shuffled).as_numpy_iterator
     epochs = [[*fed()] for _ in range(2)]
     assert all([len(labels) for _, labels in epoch] == [4, 4, 2] for epoch in epochs)
     assert all((images.ravel() == labels).all() for epoch in epochs for images, labels in epoch)
@@ -187,17 +188,17 @@ def test_each_epoch_feeds_every_image_once_in_an_order_of_its_own_that_the_seed_
 
 
 def test_the_end_of_an_epoch_waits_for_no_thread_that_tunes() -> None:
-    fed = train.batches(tensorflow.zeros((2, 1, 1)), tensorflow.zeros(2, "uint8"), 1, shuffled=True)
+    fed = fitting.batches(tensorflow.zeros((2, 1, 1)), tensorflow.zeros(2, "uint8"), 1, shuffled=True)
     assert not fed.options().autotune.enabled
 
 
 def test_fit_uses_the_parameters_given(normalized: Path) -> None:
     keras.utils.set_random_seed(0)
     params = read_params()
-    model = build(params.model, (6, 5), 3)
+    model = build(params.model, scaling())
     seen: list[int] = []
     counter = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch))
-    train.fit(model, params.train.model_copy(update={"learning_rate": 0.5}), split("train"), split("test"), counter)
+    fitting.fit(model, params.train.model_copy(update={"learning_rate": 0.5}), split("train"), split("test"), counter)
     assert seen == [0, 1]
     assert float(model.optimizer.learning_rate) == 0.5
     assert int(model.optimizer.iterations) == 2 * 8  # epochs, and batches of 10 in 72 images
@@ -209,7 +210,7 @@ def with_schedule(schedule: Literal["constant", "one_cycle"]) -> TrainParams:
 
 def rates(steps: int) -> np.ndarray:
     """The learning rate before each step of a cycle, and after the last."""
-    schedule: Any = train.learning_rate(with_schedule("one_cycle"), steps)
+    schedule: Any = fitting.learning_rate(with_schedule("one_cycle"), steps)
     return np.array([float(schedule(step)) for step in range(steps + 1)])
 
 
@@ -221,7 +222,7 @@ def trained() -> bytes:
 
 
 def test_a_constant_learning_rate_is_one_number() -> None:
-    assert train.learning_rate(with_schedule("constant"), 100) == 0.006
+    assert fitting.learning_rate(with_schedule("constant"), 100) == 0.006
 
 
 def test_one_cycle_climbs_over_three_tenths_of_the_steps_and_falls_to_zero() -> None:
@@ -263,7 +264,7 @@ def test_training_from_mapped_files_gives_what_loaded_arrays_give(
     normalized: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mapped = trained()
-    monkeypatch.setattr(train, "tensor", np.load)
+    monkeypatch.setattr(fitting, "tensor", np.load)
     assert trained() == mapped
 
 
@@ -271,8 +272,8 @@ def test_training_from_mapped_files_gives_what_loaded_arrays_give(
 def test_a_tensor_is_the_file_itself_not_a_copy(tmp_path: Path) -> None:
     path = tmp_path / "images.npy"
     np.save(path, np.arange(12, dtype=np.float32).reshape(3, 2, 2))
-    np.testing.assert_array_equal(train.tensor(path).numpy(), read_array(path))
-    tensor = train.tensor(path)
+    np.testing.assert_array_equal(fitting.tensor(path).numpy(), read_array(path))
+    tensor = fitting.tensor(path)
     address = np.asarray(memoryview(tensor)).ctypes.data
     mapped = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
     assert any(int(start, 16) <= address < int(end, 16) for start, end in (line.split("-") for line in mapped))
@@ -281,7 +282,7 @@ def test_a_tensor_is_the_file_itself_not_a_copy(tmp_path: Path) -> None:
 def test_an_empty_split_is_an_empty_tensor(tmp_path: Path) -> None:
     path = tmp_path / "images.npy"
     np.save(path, np.empty((0, 6, 5), np.float32))
-    assert train.tensor(path).shape == (0, 6, 5)
+    assert fitting.tensor(path).shape == (0, 6, 5)
 
 
 @pytest.mark.parametrize("name", ["train_images", "train_labels", "validation_images", "validation_labels"])

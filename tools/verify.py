@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from dvc.rwlock import SCHEMA  # type: ignore[import-untyped]
+from dvc.rwlock import SCHEMA
 from voluptuous import Invalid
 
 from stages.lib.params import read_yaml

@@ -7,12 +7,14 @@ import time
 
 import numpy as np
 
-from stages import train
+from stages.lib import fitting
+from stages.lib.files import read_json
 from stages.lib.models import build, keras
 from stages.lib.params import read_params
+from stages.train import NORMALIZED
 
 
-class Log(train.EpochLog):
+class Log(fitting.EpochLog):
     """The stage's callback, which also notes when each epoch ends, its validation included."""
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:  # noqa: D102
@@ -29,13 +31,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     seed = parser.parse_args().seed
     params = read_params()
-    images, labels = (train.tensor(train.NORMALIZED / f"train_{kind}.npy") for kind in ("images", "labels"))
-    test = tuple(train.tensor(train.NORMALIZED / f"test_{kind}.npy") for kind in ("images", "labels"))
+    images, labels = (fitting.tensor(NORMALIZED / f"train_{kind}.npy") for kind in ("images", "labels"))
+    test = tuple(fitting.tensor(NORMALIZED / f"test_{kind}.npy") for kind in ("images", "labels"))
     keras.utils.set_random_seed(seed)
-    model = build(params.model, (28, 28), 10)
+    model = build(params.model, read_json(NORMALIZED / "scaling.json"))
     log = Log(params.train.epochs, io.StringIO())
     start = time.perf_counter()
-    train.fit(model, params.train, (images, labels), test, log)
+    fitting.fit(model, params.train, (images, labels), test, log)
     seconds = time.perf_counter() - start
     right = model.predict_on_batch(test[0]).argmax(axis=1) == test[1].numpy()
     epochs = np.diff([start, *log.ends]).tolist()

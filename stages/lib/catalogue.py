@@ -69,6 +69,7 @@ class Dataset(Section):
     classes: list[Line] = Field(min_length=2, max_length=256)
     image: Annotated[list[Annotated[int, Field(ge=1, lt=2**32)]], Field(min_length=2, max_length=2)]
     images: Split
+    flip: bool = False  # whether an image mirrored left to right shows the same class
     sha256: Digests
     sources: dict[Line, Source] = Field(min_length=1)
 

@@ -176,11 +176,11 @@ def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
 
 
 def classes(title: str, table: pd.DataFrame) -> Figure:
-    """Recall, precision and F1 of each class as dots on one line.
+    """Recall, with its interval, precision and F1 of each class as dots on one line.
 
     Args:
         title: Above all.
-        table: Columns class, recall, precision, f1, in [0, 1]; a row per class.
+        table: Columns class, recall, recall_low, recall_high, precision, f1, in [0, 1]; a row per class.
 
     Returns:
         The figure.
@@ -190,6 +190,15 @@ def classes(title: str, table: pd.DataFrame) -> Figure:
     rows = np.arange(len(table))
     scores = table[["recall", "precision", "f1"]]
     axes.hlines(rows, scores.min(axis=1), scores.max(axis=1), color=GREY, linewidth=2, zorder=1)
+    axes.hlines(
+        rows,
+        table["recall_low"],
+        table["recall_high"],
+        color=BLUE,
+        linewidth=9,
+        alpha=0.18,
+        label="recall's 95 % interval",
+    )
     axes.scatter(table["recall"], rows, color=BLUE, s=55, label="recall", zorder=3)
     axes.scatter(
         table["precision"], rows, color="none", edgecolor=ORANGE, linewidth=2, s=70, label="precision", zorder=3
@@ -200,8 +209,44 @@ def classes(title: str, table: pd.DataFrame) -> Figure:
     axes.set_xlim(right=min(axes.get_xlim()[1], 1.002))
     axes.set_xlabel("share of the class's test images (recall), of its predictions (precision); F1 lies between")
     axes.set_title(title)
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=4)
     axes.grid(axis="y", visible=False)
+    return figure
+
+
+def calibration(title: str, table: pd.DataFrame) -> Figure:
+    """How often the model is right beside how sure it is, and how many images it is how sure of.
+
+    Args:
+        title: Above all.
+        table: As from `metrics.calibration`.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure((9, 4.2), layout="constrained")
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    reliability, histogram = figure.subplots(1, 2)
+    reliability.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="as often as sure")
+    around = (table["accuracy"] - table["accuracy_low"], table["accuracy_high"] - table["accuracy"])
+    reliability.errorbar(
+        table["confidence"],
+        table["accuracy"],
+        np.clip(around, 0, None),
+        color=BLUE,
+        marker="o",
+        markersize=5,
+        linewidth=1.5,
+        elinewidth=1,
+        label="accuracy, 95 % interval",
+    )
+    reliability.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal", xlabel="mean confidence", ylabel="accuracy")
+    reliability.legend(loc="upper left")
+    histogram.bar(
+        table["low"], table["images"], width=table["high"] - table["low"], align="edge", color=BLUE, edgecolor="white"
+    )
+    histogram.set_yscale("log")  # most images are in the last bin
+    histogram.set(xlim=(0, 1.02), xlabel="confidence", ylabel="test images")
     return figure
 
 

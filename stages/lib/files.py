@@ -154,8 +154,8 @@ def read_predictions(path: Path, dataset: Mapping[str, Any]) -> dict[str, np.nda
         dataset: What fetch wrote into dataset.json.
 
     Returns:
-        parameters (), and for validation and test `<split>_labels` (n,), uint8, in [0, classes), and
-        `<split>_probabilities` (n, classes), float32, rows add up to 1.
+        parameters (), multiply_adds () of one image, and for validation and test `<split>_labels` (n,), uint8, in
+        [0, classes), and `<split>_probabilities` (n, classes), float32, rows add up to 1.
 
     Raises:
         StageError: It is damaged, or an array is missing, or of another dtype, shape or range, or other images'.

@@ -1,18 +1,27 @@
 """Architectures, uncompiled."""
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO
+from typing import Any
 
-import h5py
+import numpy as np
 
-from stages.lib.params import LinearParams, MlpParams, ModelParams
-from stages.lib.stage import StageError, expect_memory
+from stages.lib.params import CnnParams, LinearParams, MlpParams, ModelParams
+from stages.lib.stage import expect_memory
+from stages.lib.weights import check_weights, contents
 
-__all__ = ["build", "keras", "load", "tensorflow"]  # the libraries too: imported here first, they stay quiet
+__all__ = [
+    "build",
+    "keras",
+    "load",
+    "multiply_adds",
+    "restore",
+    "tensorflow",
+]  # the libraries too: imported here first, they stay quiet
 
 
 @contextmanager
@@ -71,41 +80,82 @@ def linear(params: LinearParams, image: tuple[int, int], classes: int) -> keras.
     return keras.Sequential([keras.Input(image), layers.Flatten(), output], name="linear")
 
 
-def build(params: ModelParams, image: tuple[int, int], classes: int) -> keras.Model:
+def augmentation(params: CnnParams, image: tuple[int, int], *, mirrored: bool) -> list[layers.Layer]:
+    """Layers that move, turn and mirror the images at random while training, and let them be otherwise.
+
+    Args:
+        params: The section `model.cnn` of params.yaml.
+        image: Height and width in pixels.
+        mirrored: Whether a mirrored image is one of the same class.
+
+    Returns:
+        Layers from images to images, shape (n, height, width, 1); what comes in at an edge is 0.
+    """
+    height, width = image
+    fill = {"fill_mode": "constant", "fill_value": 0.0}
+    stack: list[layers.Layer] = []
+    if params.shift:
+        stack.append(layers.RandomTranslation(params.shift / height, params.shift / width, **fill))
+    if params.rotation:
+        stack.append(layers.RandomRotation(params.rotation / 360, **fill))
+    if params.flip and mirrored:
+        stack.append(layers.RandomFlip("horizontal"))
+    return stack
+
+
+def cnn(params: CnnParams, image: tuple[int, int], classes: int, *, mirrored: bool) -> keras.Model:
+    """A small convolutional network: blocks of 3x3 convolutions, batch normalization, relu and pooling; then softmax.
+
+    Args:
+        params: The section `model.cnn` of params.yaml.
+        image: Height and width in pixels.
+        classes: Number of classes.
+        mirrored: Whether a mirrored image is one of the same class.
+
+    Returns:
+        A model as from `build`.
+    """
+    stack = [keras.Input(image), layers.Reshape((*image, 1)), *augmentation(params, image, mirrored=mirrored)]
+    for filters in params.filters:
+        for _ in range(params.depth):
+            stack += [
+                layers.Conv2D(filters, 3, padding="same", use_bias=False),  # the normalization has one
+                layers.BatchNormalization(momentum=0.9),
+                layers.ReLU(),
+            ]
+        stack.append(layers.MaxPooling2D(2, padding="same"))
+    stack.append(layers.Flatten())
+    if params.dropout:
+        stack.append(layers.Dropout(params.dropout))
+    return keras.Sequential([*stack, layers.Dense(classes, activation="softmax")], name="cnn")
+
+
+def build(params: ModelParams, scaling: Mapping[str, Any]) -> keras.Model:
     """Builds the architecture that `model.kind` names, with weights that Keras's random seed decides.
 
     Args:
         params: The section `model` of params.yaml.
-        image: Height and width in pixels.
-        classes: Number of classes.
+        scaling: What normalize wrote into scaling.json.
 
     Returns:
         A model from images, shape (n, height, width), float32, to probabilities, shape (n, classes), float32.
     """
+    height, width = scaling["arrays"]["test_images"]["shape"][1:]
     if params.kind == "mlp":
-        return mlp(params.mlp, image, classes)
-    return linear(params.linear, image, classes)
+        return mlp(params.mlp, (height, width), scaling["classes"])
+    if params.kind == "cnn":
+        return cnn(params.cnn, (height, width), scaling["classes"], mirrored=scaling["flip"])
+    return linear(params.linear, (height, width), scaling["classes"])
 
 
-def _contents(content: IO[bytes]) -> dict[str, str]:
-    """What an HDF5 file holds, by name, read from its declarations alone: no link is followed, no array read."""
-    found = {}
-    with h5py.File(content) as file:
-
-        def look(name: str, link: object) -> None:
-            item = file[name] if isinstance(link, h5py.HardLink) else link
-            found[name] = type(item).__name__
-            if isinstance(item, h5py.Dataset):
-                layout = item.id.get_create_plist().get_layout()
-                plain = layout == h5py.h5d.CONTIGUOUS and not item.external
-                found[name] = f"{item.dtype} of shape {item.shape}{'' if plain else ', stored elsewhere or in pieces'}"
-
-        file.visititems_links(look)
-    return found
+def multiply_adds(model: keras.Model) -> int:
+    """Products that are added up to predict one image: each layer's kernel, once for each place it is laid on."""
+    kernels = ((layer.kernel.shape, layer.output.shape[1:-1]) for layer in model.layers if hasattr(layer, "kernel"))
+    return sum(math.prod(kernel) * math.prod(places) for kernel, places in kernels)
 
 
 def load(model: keras.Model, path: Path) -> None:
-    """Loads weights from a file that has to declare exactly the arrays of the model: no code, no link, no other size.
+    """Loads weights from a file that has to declare exactly the arrays of the model.
 
     Args:
         model: As from `build`; its weights are changed.
@@ -117,17 +167,28 @@ def load(model: keras.Model, path: Path) -> None:
     with TemporaryDirectory() as folder:
         model.save_weights(own := Path(folder) / "own.weights.h5")
         with own.open("rb") as content:
-            expected = _contents(content)
-    with path.open("rb") as content:
-        try:
-            found = _contents(content)
-        except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:  # whatever h5py makes of the bytes
-            words = " ".join(str(error).split())
-            raise StageError(f"{path}: expected a whole HDF5 file, found: {words}; dvc repro") from error
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise StageError(
-                f"{path}: expected weights of model.{model.name} in params.yaml, {name!r} as "
-                f"{expected.get(name, 'nothing')}, found {found.get(name, 'nothing')}; dvc repro"
-            )
+            expected = contents(content)
+    check_weights(path, expected, model.name)
     model.load_weights(path)
+
+
+def restore(
+    params: ModelParams, scaling: Mapping[str, Any], weights: Path
+) -> tuple[Callable[[np.ndarray], np.ndarray], int, int]:
+    """A trained network.
+
+    Args:
+        params: The section `model` of params.yaml.
+        scaling: What normalize wrote into scaling.json.
+        weights: As from `save_weights`.
+
+    Returns:
+        A function from images, shape (n, height, width), float32, to probabilities, shape (n, classes), float32; its
+        number of parameters; its multiply-adds to predict one image.
+
+    Raises:
+        StageError: The weights are not those of the model.
+    """
+    model = build(params, scaling)
+    load(model, weights)
+    return model.predict_on_batch, model.count_params(), multiply_adds(model)

@@ -54,10 +54,26 @@ class LinearParams(Section):
     l2: float = Field(ge=0)
 
 
+class PcaKnnParams(Section):
+    components: int = Field(ge=1)
+    neighbors: int = Field(ge=1)
+
+
+class CnnParams(Section):
+    filters: list[Annotated[int, Field(ge=1, le=4096)]]
+    depth: int = Field(ge=1, le=10)
+    dropout: float = Field(ge=0, lt=1)
+    shift: float = Field(ge=0)
+    rotation: float = Field(ge=0, le=180)
+    flip: bool
+
+
 class ModelParams(Section):
-    kind: Literal["mlp", "linear"]
+    kind: Literal["mlp", "linear", "pca_knn", "cnn"]
     mlp: MlpParams
     linear: LinearParams
+    pca_knn: PcaKnnParams
+    cnn: CnnParams
 
 
 class TrainParams(Section):
@@ -66,6 +82,10 @@ class TrainParams(Section):
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0, le=10)
     schedule: Literal["constant", "one_cycle"]
+
+
+class EvaluateParams(Section):
+    temperature: bool
 
 
 class PlotParams(Section):
@@ -77,6 +97,7 @@ class PlotParams(Section):
 class ExtractErrorsParams(Section):
     seed: Seed
     examples: int = Field(ge=1, le=100)
+    suspects: int = Field(ge=1)
 
 
 class Params(Section):
@@ -87,6 +108,7 @@ class Params(Section):
     normalize: NormalizeParams
     model: ModelParams
     train: TrainParams
+    evaluate: EvaluateParams
     plot: PlotParams
     extract_errors: ExtractErrorsParams
 

@@ -56,7 +56,7 @@ def cases() -> list[Case]:
         for whom, number in [*ways, ("both", signal.SIGINT)]
     ]
     for stage, seconds in (("fetch", 3), ("train", 1)):
-        for whom in ("stage", "dvc", "stage", "dvc", "stage"):
+        for whom in ("stage", "dvc") * 5:
             found.append(Case(stage, whom, signal.SIGKILL, rng.uniform(0, seconds), AT_WORK[stage]))
     return found
 

@@ -1,0 +1,132 @@
+"""Runs of the tiny data set by real DVC, compared by the tool as a person calls it."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Clone, new_clone
+
+pytestmark = pytest.mark.slow
+COMPARE = ["python", "-m", "tools.compare"]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """Three seeds of the linear model; nearest neighbours twice on the same data set, and once on another."""
+    folder = tmp_path_factory.mktemp("compare")
+    (folder / "tools").mkdir()
+    clone = new_clone(folder / "project", folder / "tools")
+    clone.call("git", "rm", "-q", "dvc.lock")
+    clone.call("git", "commit", "-qm", "Nothing run")
+    clone.call("git", "tag", "empty")
+    clone.edit({"model.kind": "pca_knn", "model.pca_knn": {"components": 4, "neighbors": 3}})
+    clone.call("dvc", "repro")
+    clone.call("git", "add", "-A")
+    clone.call("git", "commit", "-qm", "Neighbours")
+    for seed in range(3):
+        values = ["-S", "model.kind=linear", "-S", f"train.seed={seed}"]
+        clone.call("dvc", "exp", "run", "--temp", "-n", f"linear-{seed}", *values)
+    clone.call("dvc", "exp", "run", "--temp", "-n", "few", "-S", "model.pca_knn.neighbors=1")
+    clone.call("dvc", "exp", "run", "--temp", "-n", "other", "-S", "dataset=tiny2")
+    return clone
+
+
+def table(clone: Clone) -> list[dict[str, str]]:
+    with (clone.path / "reports/comparison.csv").open() as file:
+        return [*csv.DictReader(file)]
+
+
+def restored(clone: Clone) -> set[str]:
+    """What Git sees changed, after the tool's own files are gone."""
+    for path in clone.path.glob("reports/comparison*"):
+        path.unlink()
+    return clone.changed()
+
+
+def test_seeds_are_one_group_and_everything_that_differs_is_told(clone: Clone) -> None:
+    said = clone.call(*COMPARE, "linear-0", "linear-1", "linear-2", "HEAD", "few")
+    rows = table(clone)
+    assert sorted((row["model"], row["differs"], row["seeds"]) for row in rows) == [
+        ("linear", "", "3"),
+        ("pca_knn", "neighbors=1", "1"),
+        ("pca_knn", "neighbors=3", "1"),
+    ]
+    (linear,) = (row for row in rows if row["model"] == "linear")
+    shown = [clone.json("dvc", "metrics", "diff", "--all", "HEAD", f"linear-{seed}") for seed in range(3)]
+    accuracies = [float(each["reports/metrics.json"]["accuracy"]["new"]) for each in shown]
+    assert float(linear["accuracy"]) == pytest.approx(sum(accuracies) / 3, abs=1e-6)
+    assert "McNemar" in said
+    assert "too few seeds to say" in said  # one of neighbours against three of the linear model
+    assert (clone.path / "reports/comparison.md").read_text().count("\n| ") == 5
+    assert (clone.path / "reports/comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert restored(clone) == set()
+
+
+def test_two_single_runs_are_compared_image_by_image_and_drawn(clone: Clone) -> None:
+    said = clone.call(*COMPARE, "HEAD", "few")
+    assert said.count("McNemar") == 1
+    assert (clone.path / "reports/comparison_images.png").exists()
+    assert restored(clone) == set()
+
+
+def test_data_sets_stand_side_by_side_and_nothing_is_said_between_them(clone: Clone) -> None:
+    said = clone.call(*COMPARE, "HEAD", "other")
+    assert {row["dataset"] for row in table(clone)} == {"tiny", "tiny2"}
+    assert "better" not in said
+    assert "no difference" not in said
+    assert not (clone.path / "reports/comparison_images.png").exists()
+    assert restored(clone) == set()
+
+
+def test_without_names_the_experiments_on_head_are_meant(clone: Clone) -> None:
+    clone.call(*COMPARE)
+    assert sum(int(row["seeds"]) for row in table(clone)) == 5
+    assert restored(clone) == set()
+
+
+def test_the_results_go_where_they_are_told_to(clone: Clone, tmp_path: Path) -> None:
+    clone.call(*COMPARE, "HEAD", "--out", str(tmp_path / "new"))
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "comparison.csv",
+        "comparison.md",
+        "comparison.png",
+    ]
+    assert restored(clone) == set()
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["HEAD", "nobody"], "nobody: expected an experiment, a branch, a tag or a commit, found none; dvc exp list"),
+        (["empty"], "empty: expected a finished run (dvc.lock, reports), found: "),
+    ],
+)
+def test_a_name_without_results_is_refused_in_one_line(clone: Clone, names: list[str], reason: str) -> None:
+    said = clone.call(*COMPARE, *names, code=1)
+    assert said.startswith(f"compare: {reason}")
+    assert said.count("\n") == 1
+    assert restored(clone) == set()
+
+
+def test_a_lost_cache_is_told_where_predictions_are_needed_and_only_there(clone: Clone) -> None:
+    cache = clone.path / ".dvc/cache"
+    cache.rename(clone.path / ".dvc/away")
+    try:
+        assert "expected it in DVC's cache" in clone.call(*COMPARE, "HEAD", "few", code=1)
+        clone.call(*COMPARE, "linear-0", "linear-1", "linear-2")
+    finally:
+        (clone.path / ".dvc/away").rename(cache)
+    assert restored(clone) == set()
+
+
+def test_no_experiments_are_told_in_words(clone: Clone) -> None:
+    clone.call("git", "commit", "-q", "--allow-empty", "-m", "Later")
+    try:
+        said = clone.call(*COMPARE, code=1)
+        assert said.startswith("compare: experiments: expected some, found none on this commit; make experiments")
+        clone.call(*COMPARE, "--all")
+        assert sum(int(row["seeds"]) for row in table(clone)) == 5
+    finally:
+        clone.call("git", "reset", "-q", "--hard", "HEAD~1")
+    restored(clone)

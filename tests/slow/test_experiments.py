@@ -1,0 +1,75 @@
+"""The standard grid, by real DVC on the tiny data set."""
+
+from pathlib import Path
+
+import pytest
+
+from stages.lib.params import Params
+from tests.conftest import ROOT, Clone, new_clone, read_yaml, set_params, write_yaml
+from tools.experiments import SEEDS, SETTINGS, grid
+
+pytestmark = pytest.mark.slow
+EXPERIMENTS = ["python", "-m", "tools.experiments"]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone whose two data sets are the tiny ones under the names of the grid."""
+    folder = tmp_path_factory.mktemp("experiments")
+    (folder / "tools").mkdir()
+    clone = new_clone(folder / "project", folder / "tools")
+    content = read_yaml(clone.path / "datasets.yaml")
+    content |= {"mnist": content["tiny"], "fashion_mnist": content["tiny2"]}
+    write_yaml(clone.path / "datasets.yaml", content)
+    clone.edit({"dataset": "mnist", "model.pca_knn": {"components": 4, "neighbors": 3}})
+    clone.call("git", "commit", "-qam", "Tiny grid")
+    return clone
+
+
+def test_the_grid_has_every_kind_on_both_data_sets_and_parameters_that_are_allowed(tmp_path: Path) -> None:
+    experiments = grid()
+    assert len(experiments) == 2 * sum(SEEDS.values())
+    assert set(SETTINGS) == set(SEEDS) == {"mlp", "linear", "pca_knn", "cnn"}
+    for values in experiments.values():
+        (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+        set_params(tmp_path, values)
+        Params.model_validate(read_yaml(tmp_path / "params.yaml"))
+
+
+def test_what_is_finished_is_not_run_again_by_either_way(clone: Clone) -> None:
+    assert "0 of 2 experiments are there, 2 to run" in clone.call(*EXPERIMENTS, "--only", "pca_knn-0", "--serial")
+    assert set(clone.call("dvc", "exp", "list", "--name-only").split()) == {
+        "mnist-pca_knn-0",
+        "fashion_mnist-pca_knn-0",
+    }
+    for way in ([], ["--serial"]):
+        assert "2 of 2 experiments are there, 0 to run" in clone.call(*EXPERIMENTS, "--only", "pca_knn-0", *way)
+    assert clone.changed() == set()
+
+
+def test_the_queue_runs_the_rest_and_tells_of_each(clone: Clone) -> None:
+    clone.call(
+        "dvc", "exp", "run", "--queue", "-n", "mnist-pca_knn-1", "-S", "model.kind=pca_knn", "-S", "train.seed=1"
+    )
+    said = clone.call(*EXPERIMENTS, "--only", "mnist-pca_knn-1")
+    assert said.count("queued  ") == 1  # the other one was there
+    assert said.count("accuracy") == 2
+    assert "mnist-pca_knn-1" in clone.call("dvc", "exp", "list", "--name-only")
+    assert clone.changed() == set()
+
+
+def test_an_experiment_that_fails_is_told_and_the_others_run(clone: Clone) -> None:
+    images = clone.path / "tiny2"
+    images.rename(clone.path / "away")
+    clone.call("rm", "-rf", ".dvc/cache/runs")
+    clone.call("git", "commit", "-q", "--allow-empty", "-m", "Later")
+    try:
+        said = clone.call(*EXPERIMENTS, "--only", "pca_knn-2", "--serial", code=1)
+    finally:
+        (clone.path / "away").rename(images)
+    assert "experiments: experiments: expected all to end well, found that 1 failed: fashion_mnist-pca_knn-2" in said
+    assert "mnist-pca_knn-2" in clone.call("dvc", "exp", "list", "--name-only")
+
+
+def test_a_name_that_is_not_in_the_grid_is_refused(clone: Clone) -> None:
+    assert "--only: expected a part of a name" in clone.call(*EXPERIMENTS, "--only", "nobody", code=1)

@@ -1,0 +1,110 @@
+"""What the comparison prints, on runs made by hand; on real ones see slow/test_compare.py."""
+
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import pytest
+from dvc.api import DVCFileSystem
+
+from stages.lib.stage import StageError
+from tools import compare
+from tools.compare import differing, grouped, lines, sentence
+from tools.runs import SCORES, Run
+from tools.verdicts import BETTER, NOTHING_SHOWN, TOO_FEW, Verdict
+
+
+def run_of(accuracy: float, seed: int = 0, kind: str = "mlp", dataset: str = "tiny", **params: object) -> Run:
+    """A run whose files nobody asks for."""
+    scores = dict.fromkeys(SCORES, 1.0) | {"accuracy": accuracy, "accuracy_low": 0.1, "accuracy_high": 0.99}
+    return Run(
+        name=f"{kind}-{seed}",
+        dataset=dataset,
+        seed=seed,
+        params={"model.kind": kind, **params},
+        scores=scores,
+        predictions=f"{kind}{accuracy}{seed}",
+        files=DVCFileSystem,
+    )
+
+
+def test_runs_that_differ_in_the_seed_alone_are_a_group_and_the_best_comes_first() -> None:
+    runs = [run_of(0.8, 1), run_of(0.9, 0, "cnn"), run_of(0.7, 0), run_of(0.6, dataset="a"), run_of(0.8, 2, epochs=3)]
+    assert [[(r.dataset, r.params["model.kind"], r.seed) for r in group] for group in grouped(runs)] == [
+        [("a", "mlp", 0)],
+        [("tiny", "cnn", 0)],
+        [("tiny", "mlp", 2)],
+        [("tiny", "mlp", 0), ("tiny", "mlp", 1)],
+    ]
+
+
+def test_the_same_run_under_two_names_counts_once() -> None:
+    assert len(grouped([run_of(0.8), replace(run_of(0.8), name="again")])[0]) == 1
+
+
+def test_two_results_for_one_seed_are_refused() -> None:
+    other = replace(run_of(0.8), name="again", predictions="others")
+    with pytest.raises(StageError, match=r"^again: expected the predictions of mlp-0, .* found others; name only one"):
+        grouped([run_of(0.8), other])
+
+
+def test_what_differs_is_told_and_what_all_share_is_not() -> None:
+    few: dict[str, Any] = {"train.epochs": 2, "train.batch_size": 100}
+    many = few | {"train.epochs": 3}
+    groups = [[run_of(0.8, **few)], [run_of(0.8, **many)], [run_of(0.8, kind="cnn", **few)]]
+    assert differing(groups) == ["epochs=2", "epochs=3", "epochs=2"]
+    assert differing([[run_of(0.8, **few)], [run_of(0.8, kind="cnn", **few)]]) == ["", ""]
+    assert differing([]) == []
+
+
+def test_a_row_has_students_interval_over_seeds_and_wilsons_of_one_model() -> None:
+    several = compare.row([run_of(0.8), run_of(0.9, 1)], "")
+    assert several["accuracy"] == pytest.approx(0.85)
+    assert several["deviation"] == pytest.approx(0.05 * 2**0.5)
+    assert (several["low"], several["high"]) == pytest.approx((0.85 - 12.7062 * 0.05, 0.85 + 12.7062 * 0.05), rel=1e-4)
+    assert compare.cells(several)[4] == "0.8500 ± 0.0707"
+    alone = compare.row([run_of(0.8)], "")
+    assert (alone["low"], alone["high"]) == (0.1, 0.99)
+    assert compare.cells(alone)[4] == "0.8000"
+
+
+NAMES = ["A", "B"]
+GROUPS = [[run_of(0.8), run_of(0.7, 1)], [run_of(0.9, kind="cnn"), run_of(0.85, 1, kind="cnn")]]
+
+
+def test_the_better_one_is_named_first_with_a_positive_difference() -> None:
+    verdict = Verdict(0, 1, BETTER, -0.1, -0.15, -0.05, 0.01, "paired t over 3 seeds", "3 seeds")
+    assert sentence(verdict, NAMES, GROUPS) == (
+        "B is better than A: +0.1000 (95 % interval +0.0500 to +0.1500), p = 0.01, paired t over 3 seeds"
+    )
+
+
+def test_a_better_single_model_says_little_of_its_setting() -> None:
+    verdict = Verdict(0, 1, BETTER, 0.1, 0.05, 0.15, 0.01, "McNemar", "9 images")
+    groups = [GROUPS[0][:1], GROUPS[1][:1]]
+    assert "A is better than B as these two were trained; of the settings one model each says" in sentence(
+        verdict, NAMES, groups
+    )
+
+
+def test_no_difference_says_what_would_show_one() -> None:
+    verdict = Verdict(0, 1, NOTHING_SHOWN, 0.01, -0.05, 0.07, 0.4, "paired t over 5 seeds", "31 seeds")
+    said = sentence(verdict, NAMES, GROUPS)
+    assert said.startswith("A and B: no difference shown: +0.0100 (95 % interval -0.0500 to +0.0700), p = 0.4")
+    assert said.endswith("; 31 seeds would show a difference as large four times in five")
+
+
+def test_too_few_seeds_says_how_many() -> None:
+    verdict = Verdict(0, 1, TOO_FEW, 0.01, needed="3 seeds of each at least")
+    assert sentence(verdict, NAMES, GROUPS) == ("A and B: too few seeds to say: +0.0100; 3 seeds of each at least")
+
+
+def test_the_picture_has_a_panel_for_each_data_set_and_a_line_for_each_group() -> None:
+    groups = grouped([run_of(0.8), run_of(0.9, 0, "cnn"), run_of(0.6, dataset="a")])
+    figure = compare.picture(pd.DataFrame([compare.row(group, "") for group in groups]), ["x", "y", "z"])
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["a", "tiny"]
+    assert [[text.get_text() for text in axes.get_yticklabels()] for axes in figure.axes] == [["x"], ["y", "z"]]
+
+
+def test_a_table_has_its_columns_in_line() -> None:
+    assert lines(["a", "bb"], [["ccc", "d"]]) == ["| a   | bb |", "| --- | -- |", "| ccc | d  |"]

@@ -1,0 +1,166 @@
+"""What is said of two settings, against scipy, formulas and simulations."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from scipy import stats
+
+from tools import verdicts
+from tools.runs import Run
+from tools.verdicts import BETTER, NOTHING_SHOWN, TOO_FEW
+
+LABELS = np.zeros(400, np.uint8)
+
+
+class Bench:
+    """Makes runs in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, wrong: Sequence[int] | np.ndarray, seed: int = 0, kind: str = "mlp", dataset: str = "tiny") -> Run:
+        """A run of 400 test images of two classes that gets those of the given indexes wrong."""
+        mistaken = np.isin(np.arange(400), wrong)
+        path = self.folder / f"{len(list(self.folder.iterdir()))}/data/predictions.npz"
+        path.parent.mkdir(parents=True)
+        np.savez(path, test_labels=LABELS, test_probabilities=np.stack([~mistaken, mistaken], axis=1).astype("f4"))
+        return Run(
+            name=f"{kind}-{seed}",
+            dataset=dataset,
+            seed=seed,
+            params={"model.kind": kind},
+            scores={"accuracy": float(1 - mistaken.mean())},
+            predictions=str(sorted(np.flatnonzero(mistaken))),
+            files=DirFileSystem(str(path.parents[1]), LocalFileSystem()),
+        )
+
+    def group(self, counts: Sequence[int], kind: str = "mlp", dataset: str = "tiny") -> list[Run]:
+        """A run per seed with as many wrong as told."""
+        return [self.run(range(count), seed, kind, dataset) for seed, count in enumerate(counts)]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_interval_is_students_as_scipy_has_it(seed: int) -> None:
+    values = np.random.default_rng(seed).normal(0.9, 0.01, 2 + seed)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert verdicts.interval([*values]) == pytest.approx((expected.low, expected.high))
+
+
+def test_an_interval_of_equal_values_is_the_value() -> None:
+    assert verdicts.interval([0.75, 0.75]) == (0.75, 0.75)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_two_single_models_are_compared_by_mcnemars_exact_test(bench: Bench, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    one, other = (rng.choice(400, rng.integers(10, 60), replace=False) for _ in range(2))
+    (verdict,) = verdicts.verdicts([[bench.run(one)], [bench.run(other, kind="linear")]])
+    only_first, only_second = len({*one} - {*other}), len({*other} - {*one})
+    p = stats.binomtest(only_first, only_first + only_second, 0.5).pvalue
+    assert verdict.p == pytest.approx(p)
+    assert verdict.difference == pytest.approx((len(other) - len(one)) / 400)
+    assert verdict.low < verdict.difference < verdict.high
+    assert verdict.how == f"McNemar, {only_first} and {only_second} images that only one gets wrong"
+    assert verdict.words == (BETTER if p < 0.05 else NOTHING_SHOWN)
+
+
+def test_models_that_err_alike_are_not_told_apart(bench: Bench) -> None:
+    (verdict,) = verdicts.verdicts([[bench.run([1, 2])], [bench.run([1, 2], kind="linear")]])
+    assert (verdict.words, verdict.difference, verdict.p, verdict.needed) == (NOTHING_SHOWN, 0, 1, "")
+
+
+def test_several_seeds_with_the_same_predictions_are_one_model(bench: Bench) -> None:
+    same, other = [bench.run([1, 2, 3], seed) for seed in range(5)], [bench.run([3, 4], 0, "linear")]
+    (verdict,) = verdicts.verdicts([same, other])
+    assert verdict.how.startswith("McNemar")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_seeds_are_compared_in_pairs_by_scipys_t_test(bench: Bench, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    one, other = rng.integers(20, 40, 6), rng.integers(20, 40, 6)
+    (verdict,) = verdicts.verdicts([bench.group([*one]), bench.group([*other], "linear")])
+    expected = stats.ttest_rel(-one / 400, -other / 400)
+    assert verdict.p == pytest.approx(expected.pvalue)
+    assert verdict.difference == pytest.approx(np.mean(other - one) / 400)
+    assert (verdict.low, verdict.high) == pytest.approx((*expected.confidence_interval(0.95),))
+    assert verdict.how == "paired t over 6 seeds"
+
+
+def test_only_seeds_that_both_have_are_paired(bench: Bench) -> None:
+    one, other = bench.group([20, 22, 21, 40]), bench.group([30, 33, 31], "linear")
+    (verdict,) = verdicts.verdicts([one, other])
+    assert verdict.how == "paired t over 3 seeds"
+    assert verdict.difference == pytest.approx((10 + 11 + 10) / 3 / 400)
+    assert verdict.words == BETTER
+
+
+def test_a_difference_that_every_seed_shows_alike_is_one(bench: Bench) -> None:
+    (verdict,) = verdicts.verdicts([bench.group([20, 22, 21]), bench.group([30, 32, 31], "linear")])
+    assert (verdict.words, verdict.p) == (BETTER, 0)
+
+
+def test_equal_accuracies_of_different_models_are_no_difference(bench: Bench) -> None:
+    one = [bench.run(range(10 + seed), seed) for seed in range(3)]
+    other = [bench.run(range(100, 110 + seed), seed, "linear") for seed in range(3)]
+    (verdict,) = verdicts.verdicts([one, other])
+    assert (verdict.words, verdict.p, verdict.needed) == (NOTHING_SHOWN, 1, "")
+
+
+@pytest.mark.parametrize("counts", [[20, 22], [20]])
+def test_two_seeds_are_too_few_whatever_the_difference(bench: Bench, counts: list[int]) -> None:
+    (verdict,) = verdicts.verdicts([bench.group([2, 1, 2]), bench.group(counts, "linear")])
+    assert verdict.words == TOO_FEW
+    assert np.isnan(verdict.p)
+    assert verdict.needed == "3 seeds of each at least"
+
+
+def test_nothing_is_said_between_data_sets(bench: Bench) -> None:
+    groups = [bench.group([1, 2, 3], kind, dataset) for dataset in ("a", "b") for kind in ("mlp", "linear")]
+    assert [(v.first, v.second) for v in verdicts.verdicts(groups)] == [(0, 1), (2, 3)]
+    assert verdicts.verdicts([groups[0], groups[2]]) == []
+
+
+def test_more_pairs_ask_for_smaller_probabilities_by_holms_steps(bench: Bench) -> None:
+    one, two = bench.group([20, 24, 22, 25, 21]), bench.group([24, 25, 25, 27, 26], "linear")
+    (alone,) = verdicts.verdicts([one, two])
+    three = bench.group([23, 23, 26, 24, 25], "cnn")
+    found = verdicts.verdicts([one, two, three])
+    plain = [verdicts.verdicts([a, b])[0].p for a, b in ((one, two), (one, three), (two, three))]
+    order, running, expected = np.argsort(plain), 0.0, [0.0] * 3
+    for step, k in enumerate(order):
+        running = max(running, min(1, (3 - step) * plain[k]))
+        expected[k] = running
+    assert [v.p for v in found] == pytest.approx(expected)
+    assert alone.p < found[0].p
+
+
+def test_the_seeds_needed_find_the_difference_four_times_in_five() -> None:
+    rng = np.random.default_rng(0)
+    sample = [-1.0, 0.5, 1.0, 2.0, 1.5]
+    effect = np.mean(sample) / np.std(sample, ddof=1)
+    needed = verdicts.seeds_needed(sample)
+    found = [
+        (stats.ttest_1samp(rng.normal(effect, 1, (4_000, count)), 0, axis=1).pvalue < 0.05).mean()
+        for count in (needed - 1, needed)
+    ]
+    assert found[0] < 0.82
+    assert found[1] > 0.78
+    assert verdicts.seeds_needed([0.1, 0.1001]) <= 3
+
+
+def test_the_images_needed_find_the_difference_four_times_in_five() -> None:
+    rng = np.random.default_rng(0)
+    needed = verdicts.images_needed(20, 40, 1_000)
+    draws = rng.multinomial(needed, [0.02, 0.04, 0.94], 2_000)[:, :2]
+    p = [stats.binomtest(int(a), int(a + b), 0.5).pvalue for a, b in draws]
+    assert 0.74 < np.mean(np.array(p) < 0.05) < 0.86

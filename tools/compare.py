@@ -1,0 +1,213 @@
+"""Compares finished runs: which setting is better, by how much, and what the runs cannot tell."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from stages.lib.figures import BLUE, GREY, INK, ORANGE
+from stages.lib.files import replacing, write_csv, write_figure
+from stages.lib.stage import StageError, run
+from tools.runs import Run, read_runs
+from tools.verdicts import BETTER, NOTHING_SHOWN, Verdict, interval, single, verdicts, wrong
+
+MEANS = ("errors", "loss", "ece", "parameters", "multiply_adds")
+HEADER = ("data set", "model", "differs in", "seeds", "accuracy", "95 % interval", "errors", "loss", "ECE", "weights")
+NOTES = """\
+Accuracy is that of the test split, the mean and standard deviation over the seeds. Its interval is that of the mean
+over seeds, for these test images; of a single model, that of the accuracy over images (Wilson). Loss is in nats; ECE is
+the expected calibration error; weights are the numbers that the model keeps. Data sets stand side by side and are not
+compared: an accuracy on one says nothing of an accuracy on another.
+"""
+
+
+def grouped(runs: Sequence[Run]) -> list[list[Run]]:
+    """Puts together what differs in the seed alone.
+
+    Args:
+        runs: In any order.
+
+    Returns:
+        Groups by data set, then by mean accuracy, best first; each by seed, a seed once.
+
+    Raises:
+        StageError: Two runs agree in all that decides the predictions, and differ in these.
+    """
+    groups: dict[str, dict[int, Run]] = {}
+    for each in runs:
+        group = groups.setdefault(repr((each.dataset, sorted(each.params.items()))), {})
+        other = group.setdefault(each.seed, each)
+        if other.predictions != each.predictions:
+            raise StageError(
+                f"{each.name}: expected the predictions of {other.name}, which has the same parameters, seed and code, "
+                "found others; name only one of the two (was one run on another machine?)"
+            )
+    ordered = [[group[seed] for seed in sorted(group)] for group in groups.values()]
+    return sorted(ordered, key=lambda group: (group[0].dataset, -np.mean(accuracies(group)), group[0].name))
+
+
+def accuracies(group: Sequence[Run]) -> list[float]:
+    """Accuracy of each run on its test split."""
+    return [run.scores["accuracy"] for run in group]
+
+
+def differing(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """What tells each group from the others that have the same parameters: `key=value`, the key without its section."""
+    values: dict[str, set[str]] = {}
+    for group in groups:
+        for key, value in group[0].params.items():
+            values.setdefault(key, set()).add(repr(value))
+    told = {key for key, found in values.items() if len(found) > 1} - {"model.kind"}
+    return [
+        ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in group[0].params.items() if key in told)
+        for group in groups
+    ]
+
+
+def row(group: Sequence[Run], differs: str) -> dict[str, object]:
+    """The numbers of one group."""
+    values = accuracies(group)
+    scores = group[0].scores
+    several = len(values) > 1 and not single(group)
+    low, high = interval(values) if several else (scores["accuracy_low"], scores["accuracy_high"])
+    return {
+        "dataset": group[0].dataset,
+        "model": group[0].params["model.kind"],
+        "differs": differs,
+        "seeds": len(values),
+        "accuracy": float(np.mean(values)),
+        "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
+        "low": low,
+        "high": high,
+        **{name: float(np.mean([run.scores[name] for run in group])) for name in MEANS},
+    }
+
+
+def cells(row: Mapping[str, object]) -> list[str]:
+    """A row as a person reads it."""
+    deviation = f" ± {row['deviation']:.4f}" if row["deviation"] == row["deviation"] else ""
+    return [
+        str(row["dataset"]),
+        str(row["model"]),
+        str(row["differs"]),
+        str(row["seeds"]),
+        f"{row['accuracy']:.4f}{deviation}",
+        f"{row['low']:.4f} to {row['high']:.4f}",
+        f"{row['errors']:,.0f}",
+        f"{row['loss']:.4f}",
+        f"{row['ece']:.4f}",
+        f"{row['parameters']:,.0f}",
+    ]
+
+
+def sentence(verdict: Verdict, names: Sequence[str], groups: Sequence[Sequence[Run]]) -> str:
+    """A verdict in words."""
+    ahead, behind = (verdict.first, verdict.second)[:: 1 if verdict.difference >= 0 else -1]
+    sign = 1 if verdict.difference >= 0 else -1
+    low, high = sorted((sign * verdict.low, sign * verdict.high))
+    measured = f"{abs(verdict.difference):+.4f}"
+    if verdict.how:
+        measured += f" (95 % interval {low:+.4f} to {high:+.4f}), p = {verdict.p:.2g}, {verdict.how}"
+    if verdict.words == BETTER:
+        alone = single(groups[ahead]) and single(groups[behind])
+        as_trained = " as these two were trained; of the settings one model each says little" if alone else ""
+        return f"{names[ahead]} is better than {names[behind]}{as_trained}: {measured}"
+    more = f"; {verdict.needed}" if verdict.needed else ""
+    if verdict.words == NOTHING_SHOWN and more:
+        more += " would show a difference as large four times in five"
+    return f"{names[ahead]} and {names[behind]}: {verdict.words}: {measured}{more}"
+
+
+def picture(table: pd.DataFrame, names: Sequence[str]) -> Figure:
+    """Mean accuracies with their intervals, a panel with a scale of its own for each data set."""
+    datasets = [*dict.fromkeys(table["dataset"])]
+    counts = [int((table["dataset"] == dataset).sum()) for dataset in datasets]
+    figure = Figure((8, sum(1.1 + 0.4 * count for count in counts)), layout="constrained")
+    panels = figure.subplots(len(datasets), 1, squeeze=False, height_ratios=[count + 1 for count in counts])[:, 0]
+    for axes, dataset in zip(panels, datasets, strict=True):
+        part = table[table["dataset"] == dataset]
+        rows = np.arange(len(part))
+        axes.hlines(rows, part["low"], part["high"], color=GREY, linewidth=6)
+        axes.scatter(part["accuracy"], rows, color=BLUE, zorder=2)
+        for y, (_, each) in zip(rows, part.iterrows(), strict=True):
+            axes.annotate(
+                f"{each['accuracy']:.4f}",
+                (each["accuracy"], y),
+                (0, 6),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9,
+            )
+        axes.set_yticks(rows, [names[i] for i in part.index])
+        axes.set_ylim(len(part) - 0.4, -0.8)
+        axes.margins(x=0.12)
+        axes.set_title(dataset)
+        axes.grid(axis="y", visible=False)
+    figure.supxlabel("accuracy on test, with its 95 % interval", fontsize=9.5, color=INK)
+    return figure
+
+
+def disagreements(first: Run, second: Run) -> Figure:
+    """Test images that only one of two models gets wrong: eight of each at most."""
+    images, names = first.arrays("data/raw/test_images.npy"), first.classes()
+    labels = first.arrays("data/predictions.npz")["test_labels"]
+    mistaken = [wrong(first), wrong(second)]
+    figure = Figure((11, 4.6), layout="constrained")
+    rows = figure.subfigures(2, 1, squeeze=False)[:, 0]
+    for row, each, own, other, colour in zip(
+        rows, (first, second), mistaken, mistaken[::-1], (BLUE, ORANGE), strict=True
+    ):
+        only = np.flatnonzero(own & ~other)
+        guesses = each.arrays("data/predictions.npz")["test_probabilities"].argmax(axis=1)
+        title = f"only {each.name} is wrong: {min(8, len(only))} of {len(only):,}"
+        row.suptitle(title, x=0.01, ha="left", fontweight="bold", color=colour)
+        for axes, i in zip_longest(row.subplots(1, 8), only[:8]):
+            axes.set_axis_off()
+            if i is not None:
+                axes.imshow(images[i], cmap="gray_r", vmin=0, vmax=255)
+                words = f"{names[labels[i]]}\nnot {names[guesses[i]]}"
+                axes.set_title(words, loc="center", fontweight="normal", fontsize=9)
+    return figure
+
+
+def lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, its columns in line."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = ["-" * width for width in widths]
+    return [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells_, widths, strict=True)) + " |"
+        for cells_ in (header, rule, *rows)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.compare", description=__doc__)
+    parser.add_argument("revisions", nargs="*", metavar="REV", help="experiment, branch, tag or commit")
+    parser.add_argument("--all", action="store_true", help="all experiments, on whatever commit they stand")
+    parser.add_argument("--out", type=Path, default=Path("reports"), help="where comparison.* goes (reports)")
+    args = parser.parse_args()
+    groups = grouped(read_runs(args.revisions, every=args.all))
+    differs = differing(groups)
+    rows = [row(group, told) for group, told in zip(groups, differs, strict=True)]
+    table = pd.DataFrame(rows)
+    names = [f"{each['model']}, {each['differs']}" if each["differs"] else str(each["model"]) for each in rows]
+    found = verdicts(groups)
+    said = [f"- {groups[v.first][0].dataset}: {sentence(v, names, groups)}." for v in found]
+    shown = lines(HEADER, [cells(each) for each in rows])
+    text = "\n".join([*shown, "", *said, "", NOTES])
+    print(text)
+    write_csv(args.out / "comparison.csv", table)
+    write_figure(args.out / "comparison.png", picture(table, names))
+    if len(found) == 1 and all(single(group) for group in groups):
+        write_figure(args.out / "comparison_images.png", disagreements(groups[0][0], groups[1][0]))
+    with replacing(args.out / "comparison.md") as partial:
+        partial.write_text(f"# Comparison\n\n{text}", encoding="utf-8")
+    print(f"{args.out}/comparison.md, .csv, .png")
+
+
+if __name__ == "__main__":
+    run(main)

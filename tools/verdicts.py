@@ -1,0 +1,150 @@
+"""What runs tell of the difference between two settings, and what they do not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from math import ceil, sqrt
+from statistics import NormalDist
+
+import numpy as np
+from scipy.stats import t as student
+from scipy.stats import ttest_1samp
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from tools.runs import Run
+
+LEVEL, POWER, SEEDS = 0.05, 0.8, 3  # of a test; of what it should find; the fewest that say something of a setting
+TINY = 1e-9  # accuracies are shares of some thousand images
+Z, Z_POWER = NormalDist().inv_cdf(1 - LEVEL / 2), NormalDist().inv_cdf(POWER)
+BETTER, NOTHING_SHOWN, TOO_FEW = "better", "no difference shown", "too few seeds to say"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What can be said of two groups on one data set.
+
+    Attributes:
+        first: Index of one group.
+        second: Index of the other.
+        words: One of the three, of the first against the second, or of the second where the difference is negative.
+        difference: Accuracy of the first less that of the second.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        p: Probability of as large a difference where there is none, after Holm's correction for all pairs.
+        how: Which test.
+        needed: What would show a difference of this size four times in five.
+    """
+
+    first: int
+    second: int
+    words: str
+    difference: float
+    low: float = float("nan")
+    high: float = float("nan")
+    p: float = float("nan")
+    how: str = ""
+    needed: str = ""
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of a mean, by Student's t.
+
+    Args:
+        values: Two or more.
+
+    Returns:
+        Its ends; both the mean where all values are equal.
+    """
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / sqrt(len(values))
+    half = float(student.ppf(1 - LEVEL / 2, len(values) - 1)) * error
+    return mean - half, mean + half
+
+
+def seeds_needed(differences: Sequence[float]) -> int:
+    """Pairs of runs with which a paired t-test would find the mean difference four times in five.
+
+    Guenther 1981, The American Statistician 35:243: the normal approximation and half a squared quantile.
+
+    Args:
+        differences: Of pairs of runs, not all equal, with a mean that is not 0.
+    """
+    effect = abs(float(np.mean(differences))) / float(np.std(differences, ddof=1))
+    return max(SEEDS, ceil(((Z + Z_POWER) / effect) ** 2 + Z**2 / 2))
+
+
+def images_needed(only_first: int, only_second: int, images: int) -> int:
+    """Test images with which McNemar's test would find this difference four times in five (Connor 1987, eq. 3).
+
+    Args:
+        only_first: Images that only the first model gets wrong.
+        only_second: Images that only the second one gets wrong; another number.
+        images: All test images.
+    """
+    disagreement, difference = (only_first + only_second) / images, abs(only_first - only_second) / images
+    return ceil((Z * sqrt(disagreement) + Z_POWER * sqrt(disagreement - difference**2)) ** 2 / difference**2)
+
+
+def wrong(run: Run) -> np.ndarray:
+    """Whether the run gets each test image wrong, shape (n,), bool."""
+    predictions = run.arrays("data/predictions.npz")
+    mistaken: np.ndarray = predictions["test_probabilities"].argmax(axis=1) != predictions["test_labels"]
+    return mistaken
+
+
+def by_images(first: Run, second: Run) -> Verdict:
+    """McNemar's exact test of two single models on the same test images (McNemar 1947, Psychometrika 12:153)."""
+    one, other = wrong(first), wrong(second)
+    only_first, only_second = int((one & ~other).sum()), int((other & ~one).sum())
+    share = (only_second - only_first) / len(one)
+    half = Z * sqrt(max((only_first + only_second) / len(one) - share**2, 0) / len(one))
+    p = float(mcnemar([[0, only_first], [only_second, 0]], exact=True).pvalue)
+    needed = f"{images_needed(only_first, only_second, len(one)):,} images" if share else ""
+    how = f"McNemar, {only_first} and {only_second} images that only one gets wrong"
+    return Verdict(0, 0, "", share, share - half, share + half, p, how, needed)
+
+
+def by_seeds(first: Sequence[Run], second: Sequence[Run]) -> Verdict:
+    """A t-test of the differences between runs of the same seed."""
+    accuracies = [{run.seed: run.scores["accuracy"] for run in group} for group in (first, second)]
+    seeds = sorted(accuracies[0].keys() & accuracies[1].keys())
+    differences = [accuracies[0][seed] - accuracies[1][seed] for seed in seeds]
+    if len(seeds) < SEEDS:
+        means = [np.mean([*group.values()]) for group in accuracies]
+        return Verdict(0, 0, TOO_FEW, float(means[0] - means[1]), needed=f"{SEEDS} seeds of each at least")
+    mean = float(np.mean(differences))
+    if np.ptp(differences) < TINY:
+        p, needed = float(abs(mean) < TINY), ""
+    else:
+        p = float(ttest_1samp(differences, 0).pvalue)
+        needed = f"{seeds_needed(differences)} seeds" if abs(mean) > TINY else ""
+    return Verdict(0, 0, "", mean, *interval(differences), p, f"paired t over {len(seeds)} seeds", needed)
+
+
+def single(group: Sequence[Run]) -> bool:
+    """Whether a group is one model: one run, or several that predict the same to the byte."""
+    return len({run.predictions for run in group}) == 1
+
+
+def verdicts(groups: Sequence[Sequence[Run]]) -> list[Verdict]:
+    """Compares every two groups on the same data set.
+
+    Args:
+        groups: Runs that differ in the seed alone.
+
+    Returns:
+        A verdict for each pair; nothing between data sets.
+    """
+    found = []
+    for i, j in combinations(range(len(groups)), 2):
+        first, second = groups[i], groups[j]
+        if first[0].dataset == second[0].dataset:
+            alone = single(first) and single(second)
+            verdict = by_images(first[0], second[0]) if alone else by_seeds(first, second)
+            found.append(replace(verdict, first=i, second=j))
+    tested = [k for k, verdict in enumerate(found) if not verdict.words]
+    if tested:
+        corrected = multipletests([found[k].p for k in tested], LEVEL, method="holm")[1]
+        for k, p in zip(tested, corrected, strict=True):
+            found[k] = replace(found[k], p=float(p), words=BETTER if p < LEVEL else NOTHING_SHOWN)
+    return found
