@@ -326,7 +326,6 @@ def test_finds_a_section_too_few_and_too_many(tree: Tree) -> None:
         "evaluate: all of params.yaml is missing",
         "plot: all of params.yaml is missing",
         "plot: train is missing",
-        "extract_errors: all of params.yaml is missing",
     ]
 
 
@@ -357,7 +356,6 @@ def test_finds_an_import_across_layers(tree: Tree) -> None:
         "stages.evaluate imports stages.predict",
         "stages.evaluate reaches TensorFlow",
         "stages.plot reaches TensorFlow",
-        "stages.extract_errors reaches TensorFlow",
         "stages.lib.metrics imports stages.train",
         "stages.lib.metrics imports TensorFlow",
     }
