@@ -1,10 +1,9 @@
 """Runs contenders in turn, each as a process of its own, and compares their medians."""
 
 import json
-import os
 import subprocess
+import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.workspace import environment
+
+MEASURED = Path(__file__).with_name("measured.py")
 
 
 @dataclass(frozen=True)
@@ -50,21 +51,20 @@ def run(contender: Contender, number: int) -> dict[str, Any]:
     if contender.before:
         contender.before(number)
     command = [str(word).replace("{round}", str(number)) for word in contender.command]
-    with tempfile.TemporaryFile("w+") as output:
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            command, cwd=contender.cwd, env=environment(**contender.variables), stdout=output, stderr=subprocess.STDOUT
+    with tempfile.NamedTemporaryFile("r") as note:
+        done = subprocess.run(
+            [sys.executable, "-S", MEASURED, note.name, *command],
+            cwd=contender.cwd,
+            env=environment(**contender.variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
         )
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        text = output.read()
-    if process.returncode:
-        raise RuntimeError(f"{contender.name}: {' '.join(command)}: exit code {process.returncode}\n{text}")
-    unit = 1024 if os.uname().sysname == "Linux" else 1
-    result = {"wall": wall, "peak": usage.ru_maxrss * unit}
-    lines = text.splitlines()
+        if done.returncode:
+            raise RuntimeError(f"{contender.name}: {' '.join(command)}: exit code {done.returncode}\n{done.stdout}")
+        result: dict[str, Any] = json.load(note)
+    lines = done.stdout.splitlines()
     return result | (json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {})
 
 

@@ -73,28 +73,22 @@ def table(part: Part) -> str:
     return "\n".join([part.title, line(part.header), *map(line, part.rows), *map(str, part.checks)])
 
 
-def content(machine: Mapping[str, str], settings: Mapping[str, Any], parts: Mapping[str, Part]) -> dict[str, Any]:
-    """All results, to be written as JSON."""
+def content(part: Part) -> dict[str, Any]:
+    """A part's results, to be written as JSON."""
     return {
-        "machine": dict(machine),
-        "settings": dict(settings),
-        "parts": {
-            name: {
-                "title": part.title,
-                "checks": [
-                    {"what": check.what, "measured": check.measured, "target": check.target, "holds": check.holds}
-                    for check in part.checks
-                ],
-                "results": part.results,
-            }
-            for name, part in parts.items()
-        },
+        "title": part.title,
+        "checks": [
+            {"what": check.what, "measured": check.measured, "target": check.target, "holds": check.holds}
+            for check in part.checks
+        ],
+        "bars": dict(part.bars),
+        "unit": part.unit,
+        "results": part.results,
     }
 
 
-def _bars(axes: Axes, part: Part) -> None:
-    names = [name for name, _ in part.bars]
-    values = [value for _, value in part.bars]
+def _bars(axes: Axes, part: Mapping[str, Any]) -> None:
+    names, values = [*part["bars"]], [*part["bars"].values()]
     alone = not any(name.startswith("ours") for name in names)
     colours = [
         BLUE if alone or name.startswith("ours") else ORANGE if name.startswith("tutorial") else GREY for name in names
@@ -104,14 +98,14 @@ def _bars(axes: Axes, part: Part) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.margins(x=0.14)
-    axes.set_title(part.title.partition(":")[0])
-    axes.set_xlabel(part.unit)
+    axes.set_title(part["title"].partition(":")[0])
+    axes.set_xlabel(part["unit"])
     axes.grid(axis="y", visible=False)
 
 
-def picture(machine: Mapping[str, str], parts: Mapping[str, Part]) -> Figure:
-    """Bars of every part, one under the other; ours blue, the tutorial orange, others grey."""
-    heights = [1.1 + 0.32 * len(part.bars) for part in parts.values()]
+def picture(machine: Mapping[str, str], parts: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Bars of every part, as from `content`, one under the other; ours blue, the tutorial orange, others grey."""
+    heights = [1.1 + 0.32 * len(part["bars"]) for part in parts.values()]
     figure = Figure((9, sum(heights) + 0.5), layout="constrained")
     all_axes = figure.subplots(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, part in zip(all_axes, parts.values(), strict=True):

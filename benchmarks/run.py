@@ -14,6 +14,7 @@ from stages.lib.files import write_figure
 from tools.about import about
 
 FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results.json"
 PEERS = FOLDER / ".venv" / "bin" / "python"
 PARTS = {
     "fit": fit.measure,
@@ -35,8 +36,10 @@ def main() -> None:
     """Runs the parts that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often each counts; at most 3 for long ones")
-    parser.add_argument("--quick", action="store_true", help="one round of little work, to see that all runs")
-    parser.add_argument("--only", choices=PARTS, action="append", help="this part; may be repeated")
+    parser.add_argument(
+        "--quick", action="store_true", help="one round of little work, to see that all runs; writes nothing"
+    )
+    parser.add_argument("--only", choices=PARTS, action="append", help="this part, other results stay; may be repeated")
     args = parser.parse_args()
     rounds = 1 if args.quick else args.rounds
     described = about() | peers()
@@ -49,10 +52,16 @@ def main() -> None:
             print(f"\n{part}", flush=True)
             parts[part] = PARTS[part](Settings(scratch, PEERS, rounds, args.quick))
             print("\n" + report.table(parts[part]), flush=True)
-    settings = {"rounds": rounds, "quick": args.quick}
-    results = json.dumps(report.content(described, settings, parts), indent=1)
-    (FOLDER / "results.json").write_text(results + "\n", encoding="utf-8")
-    write_figure(FOLDER / "results.png", report.picture(described, parts))
+    if args.quick:
+        return
+    # Parts that were not measured now stay, if the machine is the same.
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if args.only and RESULTS.exists() else {}
+    before = kept["parts"] if kept.get("machine") == described else {}
+    measured = before | {name: report.content(part) | {"rounds": rounds} for name, part in parts.items()}
+    measured = {name: measured[name] for name in PARTS if name in measured}
+    results = json.dumps({"machine": described, "parts": measured}, indent=1)
+    RESULTS.write_text(results + "\n", encoding="utf-8")
+    write_figure(RESULTS.with_suffix(".png"), report.picture(described, measured))
     print("\nbenchmarks/results.json, benchmarks/results.png")
 
 

@@ -1,6 +1,6 @@
 """Measures the predictions."""
 
-from stages.lib.stage import StageError, run  # isort: skip  # first, see there
+from stages.lib.stage import run  # isort: skip  # first, see there
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.lib import metrics
+from stages.lib import calibration, metrics
 from stages.lib.files import read_json, read_predictions, write_csv, write_json
 from stages.lib.params import read_params
 
@@ -31,13 +31,13 @@ def quality(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
         loss (nats), brier, and the expected calibration error over bins of equal width and of equal mass, each beside
         what a perfectly calibrated model with these confidences would get by chance.
     """
-    confidence = probabilities.max(axis=1)
+    confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == labels
     scores = {"loss": metrics.cross_entropy(labels, probabilities), "brier": metrics.brier(labels, probabilities)}
-    for name, bins_of in (("ece", metrics.bins_of_equal_width), ("ece_equal_mass", metrics.bins_of_equal_mass)):
+    for name, bins_of in (("ece", calibration.bins_of_equal_width), ("ece_equal_mass", calibration.bins_of_equal_mass)):
         bins = bins_of(confidence)
-        scores[name] = metrics.calibration_error(confidence, right, bins)
-        scores[f"{name}_if_perfect"] = metrics.calibration_error_of_perfect(confidence, bins)
+        scores[name] = calibration.expected_error(confidence, right, bins)
+        scores[f"{name}_if_perfect"] = calibration.error_of_perfect(confidence, bins)
     return scores
 
 
@@ -70,17 +70,11 @@ def with_temperature(predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
 
     Returns:
         temperature, and those of `quality`; the predicted classes, and so the accuracy, are the same.
-
-    Raises:
-        StageError: There is no validation split.
     """
-    if not len(predictions["validation_labels"]):
-        raise StageError(
-            "params.yaml: evaluate.temperature: expected a validation split to choose it on, found "
-            "normalize.validation 0; set one of the two"
-        )
-    temperature = metrics.best_temperature(predictions["validation_labels"], predictions["validation_probabilities"])
-    tempered = metrics.tempered(predictions["test_probabilities"], temperature)
+    temperature = calibration.best_temperature(
+        predictions["validation_labels"], predictions["validation_probabilities"]
+    )
+    tempered = calibration.tempered(predictions["test_probabilities"], temperature)
     return {"temperature": temperature, **quality(predictions["test_labels"], tempered)}
 
 
@@ -149,7 +143,7 @@ def main() -> None:
         parts["validation"] = summary(predictions["validation_labels"], predictions["validation_probabilities"])
     write_csv(CONFUSION, long_table(metrics.confusion(labels, predicted, len(names)), names))
     write_csv(CLASSES, metrics.per_class(labels, predicted, names))
-    write_csv(CALIBRATION, metrics.calibration(labels, probabilities))
+    write_csv(CALIBRATION, calibration.reliability(labels, probabilities))
     write_json(METRICS, {**scores, **parts})  # last: where it stands, the rest does
     print(report(dataset["title"], names, scores, labels, predicted))
 

@@ -32,7 +32,7 @@ def errors(labels: np.ndarray, probabilities: np.ndarray, names: list[str]) -> p
     Returns:
         A row per wrong image, most confident first: index (into the test split), label, predicted, label_name,
         predicted_name, confidence (probability of the predicted class), margin (confidence less the probability of the
-        runner-up), label_probability, label_rank (1 and the number of classes that are more probable).
+        runner-up), label_probability, label_rank (2 where the label is the runner-up).
     """
     predicted = probabilities.argmax(axis=1)
     index = np.flatnonzero(predicted != labels)
@@ -47,7 +47,7 @@ def errors(labels: np.ndarray, probabilities: np.ndarray, names: list[str]) -> p
             "confidence": probabilities[index, guess],
             "margin": probabilities[index, guess] - np.sort(probabilities[index], axis=1)[:, -2],
             "label_probability": probabilities[index, label],
-            "label_rank": 1 + (probabilities[index] > probabilities[index, label][:, None]).sum(axis=1),
+            "label_rank": 1 + (np.argsort(-probabilities[index], kind="stable") == label[:, None]).argmax(axis=1),
         }
     )
     return table.sort_values("confidence", ascending=False, kind="stable", ignore_index=True)

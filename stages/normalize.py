@@ -83,17 +83,21 @@ def fingerprints(chunks: Iterable[np.ndarray]) -> np.ndarray:
     return np.fromiter((int.from_bytes(digest) for digest in digests), np.uint64)
 
 
-def duplicates(splits: Mapping[str, np.ndarray]) -> dict[str, int]:
+def duplicates(splits: Mapping[str, tuple[str, np.ndarray]]) -> dict[str, int]:
     """Counts the images of one split that another one has too.
 
     Args:
-        splits: `fingerprints` of each split, by its name.
+        splits: For each split, the published one that its images come from, and which of them do, as for `write_split`.
 
     Returns:
         For each pair, such as "train, test", the images of the second that are in the first.
     """
-    pairs = combinations(splits, 2)
-    return {f"{one}, {other}": int(np.isin(splits[other], splits[one]).sum()) for one, other in pairs}
+    prints = {
+        split: fingerprints(kept_chunks(RAW / f"{published}_images.npy", kept))
+        for split, (published, kept) in splits.items()
+    }
+    pairs = combinations(prints, 2)
+    return {f"{one}, {other}": int(np.isin(prints[other], prints[one]).sum()) for one, other in pairs}
 
 
 def offset_and_divisor(method: str, chunks: Iterable[np.ndarray]) -> tuple[float, float]:
@@ -153,12 +157,7 @@ def main() -> None:
     held = held_out(count, params.validation, params.seed)
     splits = {"train": ("train", ~held), "validation": ("train", held), "test": ("test", np.ones(test_count, bool))}
     scaling = offset_and_divisor(params.method, kept_chunks(RAW / "train_images.npy", ~held))
-    twice = duplicates(
-        {
-            split: fingerprints(kept_chunks(RAW / f"{published}_images.npy", kept))
-            for split, (published, kept) in splits.items()
-        }
-    )
+    twice = duplicates(splits)
     with replacing(NORMALIZED) as folder:
         folder.mkdir()
         written: dict[str, object] = {}

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from stages.lib import figures, metrics
+from stages.lib import calibration, figures, metrics
 from stages.lib.files import check_arrays, read_array, read_json, read_predictions, write_csv, write_figure
 from stages.lib.params import read_params
 
@@ -64,7 +64,7 @@ def main() -> None:
     write_figure(PAIRS_FIGURE, figures.pairs(f"{title}: most confused classes on test", confused))
     write_figure(
         CALIBRATION_FIGURE,
-        figures.calibration(f"{title}: confidence on test", metrics.calibration(labels, probabilities)),
+        figures.calibration(f"{title}: confidence on test", calibration.reliability(labels, probabilities)),
     )
     print(f"figures in {SAMPLES_FIGURE.parent}")
 

@@ -99,7 +99,8 @@ def scaling(
     height: int = HEIGHT, width: int = WIDTH, classes: int = len(CLASSES), *, flip: bool = False
 ) -> dict[str, Any]:
     """Of scaling.json, what a model is built for."""
-    return {"arrays": {"test_images": {"shape": [1, height, width]}}, "classes": classes, "flip": flip}
+    shape = {"arrays": {"test_images": {"shape": [1, height, width]}}, "classes": classes}
+    return {**shape, "flip": flip, "offset": 0.0, "divisor": 255.0}
 
 
 @pytest.fixture

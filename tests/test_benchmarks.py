@@ -1,5 +1,6 @@
 """What the benchmark computes; what it times is no matter of tests."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,25 @@ def test_contenders_take_turns_after_a_warm_up_that_does_not_count(tmp_path: Pat
 def test_a_contender_that_fails_ends_the_benchmark_with_what_it_said(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)broken.*exit code 3.*no such luck"):
         contest.run(contest.Contender("broken", ["sh", "-c", "echo no such luck; exit 3"], tmp_path), 0)
+
+
+def test_a_commands_memory_is_its_own_and_not_that_of_whoever_started_it(tmp_path: Path) -> None:
+    held = np.ones(60_000_000)  # half a gigabyte here
+    small, large = (
+        contest.run(contest.Contender("it", [sys.executable, "-S", "-c", code], tmp_path), 0)["peak"]
+        for code in ("pass", "b = bytearray(200_000_000)")
+    )
+    assert held.nbytes > 400e6
+    assert small < 50e6
+    assert 200e6 < large < 250e6
+
+
+def test_the_picture_shows_every_part_with_its_bars() -> None:
+    part = report.Part("Fit: so and so", ["", "s"], [["ours", "1"]], [], [("ours", 1.0), ("other", 2.0)], "seconds")
+    figure = report.picture({"CPU": "c", "cores": "2", "vectors": "v"}, {"fit": report.content(part)})
+    (axes,) = figure.axes
+    assert axes.get_title(loc="left") == "Fit"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ours", "other"]
 
 
 def test_synthetic_images_are_such_as_normalize_reads(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ def run_of(accuracy: float, seed: int = 0, kind: str = "mlp", dataset: str = "ti
     return Run(
         name=f"{kind}-{seed}",
         dataset=dataset,
+        images=dataset,
         seed=seed,
         params={"model.kind": kind, **params},
         scores=scores,
@@ -45,6 +46,14 @@ def test_the_same_run_under_two_names_counts_once() -> None:
 def test_two_results_for_one_seed_are_refused() -> None:
     other = replace(run_of(0.8), name="again", predictions="others")
     with pytest.raises(StageError, match=r"^again: expected the predictions of mlp-0, .* found others; name only one"):
+        grouped([run_of(0.8), other])
+
+
+def test_two_sets_of_images_under_one_name_are_refused() -> None:
+    other = replace(run_of(0.8, 1), name="again", images="others")
+    with pytest.raises(
+        StageError, match=r"^again: expected the images of mlp-0, whose data set is tiny too, found oth"
+    ):
         grouped([run_of(0.8), other])
 
 
@@ -95,8 +104,8 @@ def test_no_difference_says_what_would_show_one() -> None:
 
 
 def test_too_few_seeds_says_how_many() -> None:
-    verdict = Verdict(0, 1, TOO_FEW, 0.01, needed="3 seeds of each at least")
-    assert sentence(verdict, NAMES, GROUPS) == ("A and B: too few seeds to say: +0.0100; 3 seeds of each at least")
+    verdict = Verdict(0, 1, TOO_FEW, 0.01, needed="3 seeds that both have")
+    assert sentence(verdict, NAMES, GROUPS) == ("A and B: too few seeds to say: +0.0100; 3 seeds that both have")
 
 
 def test_the_picture_has_a_panel_for_each_data_set_and_a_line_for_each_group() -> None:

@@ -103,15 +103,6 @@ def test_a_temperature_chosen_on_validation_changes_the_confidence_and_not_the_a
     assert "accuracy" not in measured["tempered"]
 
 
-def test_no_temperature_is_chosen_without_a_validation_split(project: Path, edit: Edit) -> None:
-    edit("evaluate.temperature", True)
-    fetch.main()
-    save(validation=0)
-    with pytest.raises(StageError, match=r"^params.yaml: evaluate.temperature: expected a validation split .*"):
-        evaluate.main()
-    assert not Path("reports/metrics.json").exists()
-
-
 def test_counts_are_whole_numbers(measured: dict[str, object]) -> None:
     assert [type(measured[name]) for name in ("errors", "test_examples", "parameters")] == [int] * 3
 

@@ -130,6 +130,12 @@ def test_as_many_are_drawn_as_asked_and_all_where_there_are_fewer(
     assert len({*map(str, sizes)}) == 3
 
 
+def test_a_label_as_probable_as_the_prediction_is_the_runner_up() -> None:
+    table = extract_errors.errors(np.array([1]), np.array([[0.5, 0.5, 0]]), ["a", "b", "c"])
+    assert [*table["label_rank"]] == [2]
+    assert [*table["margin"]] == [0]
+
+
 def test_one_of_each_pair_is_its_most_confident_the_most_confused_pair_first() -> None:
     labels = np.array([0, 0, 0, 1, 2, 2])
     rows = np.array([[1, 5, 2], [1, 6, 1], [1, 2, 5], [7, 1, 0], [6, 1, 1], [5, 2, 1]]) / 8

@@ -9,6 +9,7 @@ import pytest
 
 from stages.lib.models import augmentation, build, keras, multiply_adds
 from stages.lib.params import ModelParams
+from stages.lib.stage import StageError
 from tests.conftest import ROOT, read_yaml, scaling
 
 
@@ -140,7 +141,7 @@ def test_images_are_moved_as_asked_and_mirrored_only_where_the_data_set_allows_i
 
 
 def test_augmentation_moves_by_no_more_than_asked_and_only_while_training() -> None:
-    (layer,) = augmentation(cnn(**MOVES | {"shift": 1.0}).cnn, (9, 7), mirrored=True)
+    (layer,) = augmentation(cnn(**MOVES | {"shift": 1.0}).cnn, (9, 7), mirrored=True, background=0.0)
     image = np.zeros((200, 9, 7, 1), np.float32)
     image[:, 4, 3] = 1
     moved = np.asarray(layer(image, training=True))[..., 0]
@@ -149,8 +150,21 @@ def test_augmentation_moves_by_no_more_than_asked_and_only_while_training() -> N
     np.testing.assert_array_equal(layer(image, training=False), image)
 
 
+def test_what_comes_in_at_an_edge_is_the_background() -> None:
+    (layer,) = augmentation(cnn(**MOVES | {"shift": 3.0}).cnn, (6, 5), mirrored=True, background=-0.5)
+    moved = np.asarray(layer(np.ones((50, 6, 5, 1), np.float32), training=True))
+    assert moved.min() == pytest.approx(-0.5)
+    assert moved.max() == pytest.approx(1)
+
+
+def test_a_shift_larger_than_the_image_is_refused() -> None:
+    build(cnn(**MOVES | {"shift": 5.0}), scaling())
+    with pytest.raises(StageError, match=r"^params.yaml: model.cnn.shift: expected at most 5 pixels, found 5.5$"):
+        build(cnn(**MOVES | {"shift": 5.5}), scaling())
+
+
 def test_a_mirrored_image_is_the_image_from_right_to_left() -> None:
-    (layer,) = augmentation(cnn(**MOVES | {"flip": True}).cnn, (6, 5), mirrored=True)
+    (layer,) = augmentation(cnn(**MOVES | {"flip": True}).cnn, (6, 5), mirrored=True, background=0.5)
     batch = images(40)[..., None]
     found = np.asarray(layer(batch, training=True))
     mirrored = (found == batch[:, :, ::-1]).all(axis=(1, 2, 3))

@@ -192,6 +192,15 @@ def test_names_the_choices_where_a_method_or_kind_is_unknown(params: Callable[[o
     assert fault_of(params, changed(SHIPPED, key, "cnnn")) == f"params.yaml: {key}: expected {choices}, found 'cnnn'"
 
 
+def test_a_temperature_needs_a_validation_split(params: Callable[[object], Params]) -> None:
+    asked = changed(SHIPPED, "evaluate.temperature", True)
+    assert params(asked).evaluate.temperature
+    assert fault_of(params, changed(asked, "normalize.validation", 0)) == (
+        "params.yaml: evaluate.temperature: expected a validation split to choose it on, "
+        "found normalize.validation: 0; change one of the two"
+    )
+
+
 def test_reads_a_small_number_as_dvc_writes_it(params: Callable[[object], Params]) -> None:
     params(TEXT)
     with modify_yaml("params.yaml") as content:

@@ -187,9 +187,10 @@ def test_each_epoch_feeds_every_image_once_in_an_order_of_its_own_that_the_seed_
     assert orders(0, shuffled=False) == [[*range(10)]] * 2
 
 
-def test_the_end_of_an_epoch_waits_for_no_thread_that_tunes() -> None:
+def test_no_thread_that_tunes_is_waited_for_and_no_graph_is_rewritten_with_the_images_in_it() -> None:
     fed = fitting.batches(tensorflow.zeros((2, 1, 1)), tensorflow.zeros(2, "uint8"), 1, shuffled=True)
-    assert not fed.options().autotune.enabled
+    assert fed.options().autotune.enabled is False
+    assert fed.options().experimental_optimization.apply_default_optimizations is False
 
 
 def test_fit_uses_the_parameters_given(normalized: Path) -> None:
@@ -202,6 +203,61 @@ def test_fit_uses_the_parameters_given(normalized: Path) -> None:
     assert seen == [0, 1]
     assert float(model.optimizer.learning_rate) == 0.5
     assert int(model.optimizer.iterations) == 2 * 8  # epochs, and batches of 10 in 72 images
+
+
+def test_a_loop_over_several_batches_gives_what_single_steps_give_to_the_bit(normalized: Path, edit: Edit) -> None:
+    edit("train.batch_size", 12)  # 72 images: six batches, in one loop
+    edit("model.mlp.dropout", 0.25)
+    params = read_params()
+    weights = []
+    for looped in (True, False):
+        keras.utils.clear_session()
+        keras.utils.set_random_seed(0)
+        model = build(params.model, scaling())
+        train_split, other = (
+            (
+                fitting.tensor(Path(f"data/normalized/{name}_images.npy")),
+                fitting.tensor(Path(f"data/normalized/{name}_labels.npy")),
+            )
+            for name in ("train", "test")
+        )
+        if looped:
+            fitting.fit(model, params.train, train_split, other, keras.callbacks.Callback())
+        else:
+            model.compile(
+                keras.optimizers.Adam(params.train.learning_rate), "sparse_categorical_crossentropy", jit_compile=True
+            )
+            model.fit(fitting.batches(*train_split, 12, shuffled=True), shuffle=False, epochs=2, verbose=0)
+        assert int(model.optimizer.iterations) == 2 * 6
+        weights.append(model.get_weights())
+    for one, other_one in zip(*weights, strict=True):
+        np.testing.assert_array_equal(one, other_one)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cnn"])
+def test_the_seed_decides_every_byte_of_each_kind(normalized: Path, edit: Edit, kind: str) -> None:
+    edit("model.kind", kind)
+    edit("model.cnn.filters", [4])
+    edit("model.cnn.dropout", 0.25)
+    results = []
+    for seed in (0, 0, 1):
+        edit("train.seed", seed)
+        keras.utils.clear_session()
+        train.main()
+        results.append(outs())
+    assert results[0] == results[1]
+    assert results[0][0] != results[2][0]
+
+
+def test_the_convolutional_network_is_trained_and_restored_with_its_running_means(normalized: Path, edit: Edit) -> None:
+    edit("model.kind", "cnn")
+    edit("model.cnn.filters", [4])
+    edit("train.epochs", 20)
+    edit("train.learning_rate", 0.03)
+    train.main()
+    history = pd.read_csv("data/history.csv")
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0] / 2
+    assert (*history[["val_loss", "val_accuracy"]].iloc[-1],) == pytest.approx(measured("validation"), abs=1e-5)
 
 
 def with_schedule(schedule: Literal["constant", "one_cycle"]) -> TrainParams:

@@ -31,6 +31,7 @@ class Bench:
         return Run(
             name=f"{kind}-{seed}",
             dataset=dataset,
+            images=dataset,
             seed=seed,
             params={"model.kind": kind},
             scores={"accuracy": float(1 - mistaken.mean())},
@@ -68,7 +69,10 @@ def test_two_single_models_are_compared_by_mcnemars_exact_test(bench: Bench, see
     p = stats.binomtest(only_first, only_first + only_second, 0.5).pvalue
     assert verdict.p == pytest.approx(p)
     assert verdict.difference == pytest.approx((len(other) - len(one)) / 400)
-    assert verdict.low < verdict.difference < verdict.high
+    share = stats.binomtest(only_second, only_first + only_second).proportion_ci(0.95, method="exact")
+    ends = [(2 * end - 1) * (only_first + only_second) / 400 for end in (share.low, share.high)]
+    assert [verdict.low, verdict.high] == pytest.approx(ends)
+    assert (verdict.low > 0 or verdict.high < 0) == (p < 0.05)
     assert verdict.how == f"McNemar, {only_first} and {only_second} images that only one gets wrong"
     assert verdict.words == (BETTER if p < 0.05 else NOTHING_SHOWN)
 
@@ -104,9 +108,12 @@ def test_only_seeds_that_both_have_are_paired(bench: Bench) -> None:
     assert verdict.words == BETTER
 
 
-def test_a_difference_that_every_seed_shows_alike_is_one(bench: Bench) -> None:
-    (verdict,) = verdicts.verdicts([bench.group([20, 22, 21]), bench.group([30, 32, 31], "linear")])
-    assert (verdict.words, verdict.p) == (BETTER, 0)
+@pytest.mark.parametrize(("seeds", "words"), [(3, NOTHING_SHOWN), (5, NOTHING_SHOWN), (6, BETTER)])
+def test_differences_all_alike_are_compared_by_their_signs(bench: Bench, seeds: int, words: str) -> None:
+    one, other = ([count + seed for seed in range(seeds)] for count in (20, 30))
+    (verdict,) = verdicts.verdicts([bench.group(one), bench.group(other, "linear")])
+    assert verdict.p == stats.binomtest(seeds, seeds, 0.5).pvalue
+    assert verdict.words == words
 
 
 def test_equal_accuracies_of_different_models_are_no_difference(bench: Bench) -> None:
@@ -121,7 +128,7 @@ def test_two_seeds_are_too_few_whatever_the_difference(bench: Bench, counts: lis
     (verdict,) = verdicts.verdicts([bench.group([2, 1, 2]), bench.group(counts, "linear")])
     assert verdict.words == TOO_FEW
     assert np.isnan(verdict.p)
-    assert verdict.needed == "3 seeds of each at least"
+    assert verdict.needed == "3 seeds that both have"
 
 
 def test_nothing_is_said_between_data_sets(bench: Bench) -> None:
@@ -142,6 +149,17 @@ def test_more_pairs_ask_for_smaller_probabilities_by_holms_steps(bench: Bench) -
         expected[k] = running
     assert [v.p for v in found] == pytest.approx(expected)
     assert alone.p < found[0].p
+
+
+def test_other_seeds_are_no_pairs(bench: Bench) -> None:
+    others = [bench.run(range(9), seed, "linear") for seed in range(5, 10)]
+    (verdict,) = verdicts.verdicts([bench.group([2, 1, 2, 3, 1]), others])
+    assert (verdict.words, verdict.needed) == (TOO_FEW, "3 seeds that both have")
+
+
+def test_more_pairs_need_more_seeds_and_images() -> None:
+    assert verdicts.seeds_needed([1.0, 2.0, 0.0], 0.01) > verdicts.seeds_needed([1.0, 2.0, 0.0])
+    assert verdicts.images_needed(20, 40, 1_000, 0.01) > verdicts.images_needed(20, 40, 1_000)
 
 
 def test_the_seeds_needed_find_the_difference_four_times_in_five() -> None:

@@ -35,10 +35,17 @@ def grouped(runs: Sequence[Run]) -> list[list[Run]]:
         Groups by data set, then by mean accuracy, best first; each by seed, a seed once.
 
     Raises:
-        StageError: Two runs agree in all that decides the predictions, and differ in these.
+        StageError: Two runs agree in all that decides the predictions, and differ in these; or a data set has other
+            images in one run than in another.
     """
     groups: dict[str, dict[int, Run]] = {}
+    images: dict[str, Run] = {}
     for each in runs:
+        if images.setdefault(each.dataset, each).images != each.images:
+            raise StageError(
+                f"{each.name}: expected the images of {images[each.dataset].name}, whose data set is {each.dataset} "
+                "too, found others; name runs on the same images"
+            )
         group = groups.setdefault(repr((each.dataset, sorted(each.params.items()))), {})
         other = group.setdefault(each.seed, each)
         if other.predictions != each.predictions:
@@ -153,8 +160,8 @@ def picture(table: pd.DataFrame, names: Sequence[str]) -> Figure:
 
 def disagreements(first: Run, second: Run) -> Figure:
     """Test images that only one of two models gets wrong: eight of each at most."""
-    images, names = first.arrays("data/raw/test_images.npy"), first.classes()
-    labels = first.arrays("data/predictions.npz")["test_labels"]
+    images, names = first.read("data/raw/test_images.npy"), first.read("data/raw/dataset.json")["classes"]
+    labels = first.read("data/predictions.npz")["test_labels"]
     mistaken = [wrong(first), wrong(second)]
     figure = Figure((11, 4.6), layout="constrained")
     rows = figure.subfigures(2, 1, squeeze=False)[:, 0]
@@ -162,7 +169,7 @@ def disagreements(first: Run, second: Run) -> Figure:
         rows, (first, second), mistaken, mistaken[::-1], (BLUE, ORANGE), strict=True
     ):
         only = np.flatnonzero(own & ~other)
-        guesses = each.arrays("data/predictions.npz")["test_probabilities"].argmax(axis=1)
+        guesses = each.read("data/predictions.npz")["test_probabilities"].argmax(axis=1)
         title = f"only {each.name} is wrong: {min(8, len(only))} of {len(only):,}"
         row.suptitle(title, x=0.01, ha="left", fontweight="bold", color=colour)
         for axes, i in zip_longest(row.subplots(1, 8), only[:8]):
@@ -200,10 +207,12 @@ def main() -> None:
     shown = lines(HEADER, [cells(each) for each in rows])
     text = "\n".join([*shown, "", *said, "", NOTES])
     print(text)
-    write_csv(args.out / "comparison.csv", table)
-    write_figure(args.out / "comparison.png", picture(table, names))
+    figures = {"comparison.png": picture(table, names)}
     if len(found) == 1 and all(single(group) for group in groups):
-        write_figure(args.out / "comparison_images.png", disagreements(groups[0][0], groups[1][0]))
+        figures["comparison_images.png"] = disagreements(groups[0][0], groups[1][0])
+    for name, figure in figures.items():
+        write_figure(args.out / name, figure)
+    write_csv(args.out / "comparison.csv", table)
     with replacing(args.out / "comparison.md") as partial:
         partial.write_text(f"# Comparison\n\n{text}", encoding="utf-8")
     print(f"{args.out}/comparison.md, .csv, .png")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -11,8 +12,7 @@ from itertools import product
 from stages.lib.stage import StageError, run
 
 DATASETS = ("mnist", "fashion_mnist")
-# What each kind is trained with where it is not what params.yaml says, and how many seeds it gets; chosen on the
-# validation split, see README.
+# What each kind is trained with where it is not what params.yaml says, and how many seeds it gets.
 SETTINGS: dict[str, dict[str, object]] = {
     "linear": {},
     "pca_knn": {},
@@ -21,7 +21,11 @@ SETTINGS: dict[str, dict[str, object]] = {
 }
 SEEDS = {"linear": 5, "pca_knn": 5, "mlp": 5, "cnn": 3}  # the costly kind with fewer
 GLANCE = 2  # seconds between two looks at the queue
-RESTARTS = 3  # of a worker that ended before its work
+WARM_UP = 5  # seconds until a worker tells of itself
+MISSES = 5  # looks in a row that find no worker, before another one is started: a busy one does not always answer
+STARTS = 3  # of workers that end before their work, without an experiment that ended well between
+
+Grid = Mapping[str, Mapping[str, object]]
 
 
 def grid() -> dict[str, dict[str, object]]:
@@ -33,17 +37,31 @@ def grid() -> dict[str, dict[str, object]]:
     }
 
 
-def dvc(*arguments: str) -> str:
-    """Runs a DVC command; what it prints.
+def call(*command: str) -> str:
+    """Runs a command; what it prints.
+
+    An interrupt is handed on and waited for: DVC, killed while it queues or runs an experiment, would leave the
+    workspace with the experiment's parameters.
 
     Raises:
         StageError: It failed.
     """
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        words = " ".join((done.stderr or done.stdout).split())[-300:]
-        raise StageError(f"dvc {' '.join(arguments[:2])}: expected exit code 0, found {done.returncode}: {words}")
-    return done.stdout
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, start_new_session=True) as process:
+        try:
+            said, complaints = process.communicate()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            process.communicate()
+            raise
+    if process.returncode:
+        words = " ".join((complaints or said).split())[-300:]
+        raise StageError(f"{' '.join(command[-3:])}: expected exit code 0, found {process.returncode}: {words}")
+    return said
+
+
+def dvc(*arguments: str) -> str:
+    """Runs a DVC command; what it prints."""
+    return call(sys.executable, "-m", "dvc", *arguments)
 
 
 def finished() -> set[str]:
@@ -51,10 +69,10 @@ def finished() -> set[str]:
     return set(dvc("exp", "list", "--name-only").split())
 
 
-def tasks() -> dict[str, str]:
-    """The last state of each experiment in DVC's queue: Queued, Running, Success or Failed."""
+def tasks() -> dict[str, tuple[str, str]]:
+    """Name and last state (Queued, Running, Failed or Success) of each task in DVC's queue, by its number."""
     rows = (line.split() for line in dvc("queue", "status").splitlines()[1:])
-    return {row[1]: row[-1] for row in rows if row and row[-1] in ("Queued", "Running", "Success", "Failed")}
+    return {row[0]: (row[1], row[-1]) for row in rows if row and row[-1] in ("Queued", "Running", "Failed", "Success")}
 
 
 def changes(values: Mapping[str, object]) -> list[str]:
@@ -62,7 +80,13 @@ def changes(values: Mapping[str, object]) -> list[str]:
     return [word for key, value in values.items() for word in ("-S", f"{key}={value}")]
 
 
-def run_serially(todo: Mapping[str, Mapping[str, object]]) -> list[str]:
+def accuracy(name: str) -> float:
+    """Of a finished experiment on its test split."""
+    shown = json.loads(dvc("metrics", "diff", "--all", "--json", name, name))
+    return float(shown["reports/metrics.json"]["accuracy"]["new"])
+
+
+def run_serially(todo: Grid) -> list[str]:
     """Runs experiments one after another, each in a temporary folder; the names of those that failed."""
     failed = []
     for number, (name, values) in enumerate(todo.items(), 1):
@@ -77,39 +101,35 @@ def run_serially(todo: Mapping[str, Mapping[str, object]]) -> list[str]:
     return failed
 
 
-def run_in_queue(todo: Mapping[str, Mapping[str, object]]) -> list[str]:
+def run_in_queue(todo: Grid) -> list[str]:
     """Queues experiments, starts DVC's worker and waits for it; the names of those that failed."""
-    waiting = {name for name, state in tasks().items() if state in ("Queued", "Running")}
-    for name in todo:
-        if name not in waiting:
-            dvc("exp", "run", "--queue", "--name", name, *changes(todo[name]))
-            print(f"queued  {name}", flush=True)
-    left, failed, starts = set(todo), [], 0
+    earlier = {task for task, (_, state) in tasks().items() if state in ("Failed", "Success")}
+    waiting = {name for name, state in tasks().values() if state in ("Queued", "Running")}
+    for name in [name for name in todo if name not in waiting]:
+        dvc("exp", "run", "--queue", "--name", name, *changes(todo[name]))
+        print(f"queued  {name}", flush=True)
+    left, failed, starts, misses = set(todo), [], 0, MISSES
     while left:
-        status = dvc("queue", "status")
-        if "Worker status: 0 active, 0 idle" in status:
-            if starts > RESTARTS:
-                raise StageError(f"queue: expected a worker that stays, found none after {starts} starts; --serial")
+        misses = misses + 1 if "Worker status: 0 active, 0 idle" in dvc("queue", "status") else 0
+        if misses >= MISSES:
+            if starts >= STARTS:
+                raise StageError(
+                    "queue: expected a worker that stays, found none; EXPERIMENTS=--serial, dvc queue kill"
+                )
             dvc("queue", "start")
-            starts += 1
-        states = tasks()
-        for name in sorted(left):
-            if states.get(name) == "Success" or (name not in states and name in finished()):
-                print(f"{len(todo) - len(left) + 1}/{len(todo)}  {name}  accuracy {accuracy(name):.4f}", flush=True)
-            elif states.get(name) == "Failed":
-                failed.append(name)
-                print(f"{len(todo) - len(left) + 1}/{len(todo)}  {name}  failed; dvc queue logs {name}", flush=True)
-            else:
-                continue
+            starts, misses = starts + 1, 0
+            time.sleep(WARM_UP)
+        ended = finished()
+        lost = {name for task, (name, state) in tasks().items() if state == "Failed" and task not in earlier}
+        for name in sorted(left & (ended | lost)):
             left.remove(name)
+            starts = 0
+            if name not in ended:
+                failed.append(name)
+            said = f"accuracy {accuracy(name):.4f}" if name in ended else f"failed; dvc queue logs {name}"
+            print(f"{len(todo) - len(left)}/{len(todo)}  {name}  {said}", flush=True)
         time.sleep(GLANCE)
     return failed
-
-
-def accuracy(name: str) -> float:
-    """Of a finished experiment on its test split."""
-    shown = json.loads(dvc("metrics", "diff", "--all", "--json", name, name))
-    return float(shown["reports/metrics.json"]["accuracy"]["new"])
 
 
 def main() -> None:
@@ -120,10 +140,21 @@ def main() -> None:
     chosen = {name: values for name, values in grid().items() if args.only in name}
     if not chosen:
         raise StageError(f"--only: expected a part of a name such as {next(iter(grid()))}, found {args.only!r}")
+    # What is finished is known by its name and the commit alone.
+    changed = call("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!reports", ":!dvc.lock")
+    if changed:
+        raise StageError(
+            f"git: expected no change since the last commit, found {changed.split()[1]}; commit, or restore"
+        )
     done = finished()
     todo = {name: values for name, values in chosen.items() if name not in done}
     print(f"{len(chosen) - len(todo)} of {len(chosen)} experiments are there, {len(todo)} to run", flush=True)
-    failed = (run_serially if args.serial else run_in_queue)(todo)
+    try:
+        failed = (run_serially if args.serial else run_in_queue)(todo)
+    except KeyboardInterrupt:
+        if not args.serial:
+            print("the queue's worker goes on; dvc queue stop --kill ends it", flush=True)
+        raise
     if failed:
         raise StageError(f"experiments: expected all to end well, found that {len(failed)} failed: {', '.join(failed)}")
     print("make compare: which is better")

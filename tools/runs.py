@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +13,14 @@ from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.scm import RevError, resolve_rev
+from dvc_data.index import DataIndexDirError
 from ruamel.yaml import YAML
 
+from stages.lib.files import DAMAGED
 from stages.lib.stage import StageError
 
 SCORES = ("accuracy", "accuracy_low", "accuracy_high", "errors", "loss", "ece", "parameters", "multiply_adds")
+METRICS = "reports/metrics.json"
 MAKERS = ("normalize", "train", "predict")  # what they do decides the predictions
 
 
@@ -27,6 +31,7 @@ class Run:
     Attributes:
         name: What the user calls it, or DVC: an experiment, a branch, a commit.
         dataset: Its key in datasets.yaml.
+        images: DVC's digest of data/raw.
         seed: `train.seed`.
         params: What else decided the predictions, by dotted key; `code` stands for the stages' source.
         scores: `SCORES` of reports/metrics.json.
@@ -36,29 +41,32 @@ class Run:
 
     name: str
     dataset: str
+    images: str
     seed: int
     params: Mapping[str, object]
     scores: Mapping[str, float]
     predictions: str
     files: DVCFileSystem = field(repr=False, compare=False)
 
-    def arrays(self, path: str) -> Any:  # noqa: ANN401  # an array, or several by name
-        """An npy or npz file of the run.
+    def read(self, path: str) -> Any:  # noqa: ANN401  # an array, several by name, or what JSON holds
+        """An npy, npz or JSON file of the run.
 
         Raises:
-            StageError: DVC's cache does not have it.
+            StageError: DVC's cache does not have it, or not whole.
         """
         try:
-            return np.load(io.BytesIO(self.files.read_bytes(path)), allow_pickle=False)
-        except (OSError, DvcException) as error:
+            content = self.files.read_bytes(path)
+            return json.loads(content) if path.endswith(".json") else np.load(io.BytesIO(content), allow_pickle=False)
+        except (*DAMAGED, DvcException, DataIndexDirError) as error:
+            words = " ".join(str(error).split())
             raise StageError(
-                f"{self.name}: {path}: expected it in DVC's cache, found: {error}; dvc pull, or run it again"
+                f"{self.name}: {path}: expected it whole in DVC's cache, found: {words}; dvc pull, or run it again"
             ) from error
 
-    def classes(self) -> list[str]:
-        """Names of the classes of the run's data set."""
-        names: list[str] = json.loads(self.files.read_text("data/raw/dataset.json", encoding="utf-8"))["classes"]
-        return names
+
+def md5(content: bytes) -> str:
+    """By which DVC knows a file."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def flat(content: Mapping[str, object], *prefix: str) -> dict[str, object]:
@@ -82,7 +90,8 @@ def read_run(name: str, commit: str) -> Run:
     files = DVCFileSystem(".", rev=commit)
     try:
         lock = YAML(typ="safe").load(files.read_text("dvc.lock", encoding="utf-8"))["stages"]
-        scores = json.loads(files.read_text("reports/metrics.json", encoding="utf-8"))
+        reported = files.read_bytes(METRICS)
+        scores = json.loads(reported)
         params: dict[str, object] = {}
         for stage in ("fetch", *MAKERS):
             params |= flat(lock[stage]["params"]["params.yaml"])
@@ -90,6 +99,10 @@ def read_run(name: str, commit: str) -> Run:
             (dep["path"], dep["md5"]) for stage in MAKERS for dep in lock[stage]["deps"] if "stages/" in dep["path"]
         }
         (predictions,) = (out["md5"] for out in lock["predict"]["outs"])
+        (images,) = (dep["md5"] for dep in lock["normalize"]["deps"] if dep["path"] == "data/raw")
+        measured = {item["path"]: item["md5"] for item in lock["evaluate"]["deps"] + lock["evaluate"]["outs"]}
+        if measured["data/predictions.npz"] != predictions or measured[METRICS] != md5(reported):
+            raise ValueError("reports of other predictions; dvc repro")
         seed, dataset = params.pop("train.seed"), str(params.pop("dataset"))
         params.pop("fetch.source")  # the images are the same wherever they came from
         params["code"] = hashlib.sha256(repr(sorted(code)).encode()).hexdigest()[:7]
@@ -103,7 +116,7 @@ def read_run(name: str, commit: str) -> Run:
         raise StageError(
             f"{name}: expected an accuracy from 0 to 1 and a whole seed, found {scores['accuracy']} and {seed!r}"
         )
-    return Run(name, dataset, seed, params, scores, predictions, files)
+    return Run(name, dataset, images, seed, params, scores, predictions, files)
 
 
 def read_runs(names: Sequence[str], *, every: bool = False) -> list[Run]:
@@ -117,7 +130,8 @@ def read_runs(names: Sequence[str], *, every: bool = False) -> list[Run]:
         The runs, in the order given; a commit named twice is read once.
 
     Raises:
-        StageError: A name means nothing, or nothing is there to be compared.
+        StageError: A name means nothing or no finished run, or nothing is there to be compared. An experiment that
+            nobody named and that is no finished run is left out, and said so.
     """
     with Repo() as repo:
         commits: dict[str, str] = {}
@@ -126,11 +140,21 @@ def read_runs(names: Sequence[str], *, every: bool = False) -> list[Run]:
                 commits.setdefault(resolve_rev(repo.scm, name), name)
             except (RevError, DvcException) as error:
                 raise StageError(
-                    f"{name}: expected an experiment, a branch, a tag or a commit, found none; dvc exp list"
+                    f"{name}: expected an experiment, a branch, a tag or a commit, found: {error}; dvc exp list"
                 ) from error
         if every or not names:
             found = repo.experiments.ls(all_commits=every).values()
             commits = {commit: name for experiments in found for name, commit in sorted(experiments)} | commits
     if not commits:
         raise StageError("experiments: expected some, found none on this commit; make experiments, or name revisions")
-    return [read_run(name, commit) for commit, name in commits.items()]
+    runs = []
+    for commit, name in commits.items():
+        try:
+            runs.append(read_run(name, commit))
+        except StageError as error:
+            if name in names:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+    if not runs:
+        raise StageError(f"experiments: expected finished runs, found none among {len(commits)}; make experiments")
+    return runs

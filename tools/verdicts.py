@@ -7,8 +7,8 @@ from math import ceil, sqrt
 from statistics import NormalDist
 
 import numpy as np
+from scipy.stats import binomtest, ttest_1samp
 from scipy.stats import t as student
-from scipy.stats import ttest_1samp
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
@@ -16,7 +16,6 @@ from tools.runs import Run
 
 LEVEL, POWER, SEEDS = 0.05, 0.8, 3  # of a test; of what it should find; the fewest that say something of a setting
 TINY = 1e-9  # accuracies are shares of some thousand images
-Z, Z_POWER = NormalDist().inv_cdf(1 - LEVEL / 2), NormalDist().inv_cdf(POWER)
 BETTER, NOTHING_SHOWN, TOO_FEW = "better", "no difference shown", "too few seeds to say"
 
 
@@ -61,64 +60,84 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def seeds_needed(differences: Sequence[float]) -> int:
+def quantiles(level: float) -> tuple[float, float]:
+    """Of the normal distribution, for a two-sided test at this level and for `POWER`."""
+    return NormalDist().inv_cdf(1 - level / 2), NormalDist().inv_cdf(POWER)
+
+
+def seeds_needed(differences: Sequence[float], level: float = LEVEL) -> int:
     """Pairs of runs with which a paired t-test would find the mean difference four times in five.
 
     Guenther 1981, The American Statistician 35:243: the normal approximation and half a squared quantile.
 
     Args:
         differences: Of pairs of runs, not all equal, with a mean that is not 0.
+        level: Of the test.
     """
+    z, z_power = quantiles(level)
     effect = abs(float(np.mean(differences))) / float(np.std(differences, ddof=1))
-    return max(SEEDS, ceil(((Z + Z_POWER) / effect) ** 2 + Z**2 / 2))
+    return max(SEEDS, ceil(((z + z_power) / effect) ** 2 + z**2 / 2))
 
 
-def images_needed(only_first: int, only_second: int, images: int) -> int:
+def images_needed(only_first: int, only_second: int, images: int, level: float = LEVEL) -> int:
     """Test images with which McNemar's test would find this difference four times in five (Connor 1987, eq. 3).
 
     Args:
         only_first: Images that only the first model gets wrong.
         only_second: Images that only the second one gets wrong; another number.
         images: All test images.
+        level: Of the test.
     """
+    z, z_power = quantiles(level)
     disagreement, difference = (only_first + only_second) / images, abs(only_first - only_second) / images
-    return ceil((Z * sqrt(disagreement) + Z_POWER * sqrt(disagreement - difference**2)) ** 2 / difference**2)
+    return ceil((z * sqrt(disagreement) + z_power * sqrt(disagreement - difference**2)) ** 2 / difference**2)
 
 
 def wrong(run: Run) -> np.ndarray:
     """Whether the run gets each test image wrong, shape (n,), bool."""
-    predictions = run.arrays("data/predictions.npz")
+    predictions = run.read("data/predictions.npz")
     mistaken: np.ndarray = predictions["test_probabilities"].argmax(axis=1) != predictions["test_labels"]
     return mistaken
 
 
-def by_images(first: Run, second: Run) -> Verdict:
-    """McNemar's exact test of two single models on the same test images (McNemar 1947, Psychometrika 12:153)."""
+def by_images(first: Run, second: Run, level: float = LEVEL) -> Verdict:
+    """McNemar's exact test of two single models on the same test images (McNemar 1947, Psychometrika 12:153).
+
+    The interval is exact too, given how many images only one of them gets wrong.
+    """
     one, other = wrong(first), wrong(second)
     only_first, only_second = int((one & ~other).sum()), int((other & ~one).sum())
-    share = (only_second - only_first) / len(one)
-    half = Z * sqrt(max((only_first + only_second) / len(one) - share**2, 0) / len(one))
-    p = float(mcnemar([[0, only_first], [only_second, 0]], exact=True).pvalue)
-    needed = f"{images_needed(only_first, only_second, len(one)):,} images" if share else ""
     how = f"McNemar, {only_first} and {only_second} images that only one gets wrong"
-    return Verdict(0, 0, "", share, share - half, share + half, p, how, needed)
+    p = float(mcnemar([[0, only_first], [only_second, 0]], exact=True).pvalue)
+    only_one = only_first + only_second
+    if not only_one:
+        return Verdict(0, 0, "", 0.0, 0.0, 0.0, p, how)
+    share = binomtest(only_second, only_one).proportion_ci(1 - LEVEL, method="exact")
+    low, high = ((2 * end - 1) * only_one / len(one) for end in (share.low, share.high))
+    needed = f"{images_needed(only_first, only_second, len(one), level):,} images" if only_first != only_second else ""
+    return Verdict(0, 0, "", (only_second - only_first) / len(one), low, high, p, how, needed)
 
 
-def by_seeds(first: Sequence[Run], second: Sequence[Run]) -> Verdict:
-    """A t-test of the differences between runs of the same seed."""
+def common_seeds(first: Sequence[Run], second: Sequence[Run]) -> list[int]:
+    """Seeds that both groups have."""
+    return sorted({run.seed for run in first} & {run.seed for run in second})
+
+
+def by_seeds(first: Sequence[Run], second: Sequence[Run], level: float = LEVEL) -> Verdict:
+    """A t-test of the differences between runs of the same seed; of their signs, where all are the same."""
     accuracies = [{run.seed: run.scores["accuracy"] for run in group} for group in (first, second)]
-    seeds = sorted(accuracies[0].keys() & accuracies[1].keys())
+    seeds = common_seeds(first, second)
     differences = [accuracies[0][seed] - accuracies[1][seed] for seed in seeds]
     if len(seeds) < SEEDS:
         means = [np.mean([*group.values()]) for group in accuracies]
-        return Verdict(0, 0, TOO_FEW, float(means[0] - means[1]), needed=f"{SEEDS} seeds of each at least")
-    mean = float(np.mean(differences))
+        return Verdict(0, 0, TOO_FEW, float(means[0] - means[1]), needed=f"{SEEDS} seeds that both have")
+    mean, ends = float(np.mean(differences)), interval(differences)
     if np.ptp(differences) < TINY:
-        p, needed = float(abs(mean) < TINY), ""
-    else:
-        p = float(ttest_1samp(differences, 0).pvalue)
-        needed = f"{seeds_needed(differences)} seeds" if abs(mean) > TINY else ""
-    return Verdict(0, 0, "", mean, *interval(differences), p, f"paired t over {len(seeds)} seeds", needed)
+        p = 2.0 ** (1 - len(seeds)) if abs(mean) > TINY else 1.0
+        return Verdict(0, 0, "", mean, *ends, p, f"signs of {len(seeds)} equal differences")
+    p = float(ttest_1samp(differences, 0).pvalue)
+    needed = f"{seeds_needed(differences, level)} seeds" if abs(mean) > TINY else ""
+    return Verdict(0, 0, "", mean, *ends, p, f"paired t over {len(seeds)} seeds", needed)
 
 
 def single(group: Sequence[Run]) -> bool:
@@ -135,13 +154,16 @@ def verdicts(groups: Sequence[Sequence[Run]]) -> list[Verdict]:
     Returns:
         A verdict for each pair; nothing between data sets.
     """
+    pairs = [(i, j) for i, j in combinations(range(len(groups)), 2) if groups[i][0].dataset == groups[j][0].dataset]
+    images = {pair for pair in pairs if all(single(groups[k]) for k in pair)}
+    testable = [pair for pair in pairs if pair in images or len(common_seeds(*(groups[k] for k in pair))) >= SEEDS]
+    level = LEVEL / max(1, len(testable))  # Holm's first step
     found = []
-    for i, j in combinations(range(len(groups)), 2):
+    for i, j in pairs:
         first, second = groups[i], groups[j]
-        if first[0].dataset == second[0].dataset:
-            alone = single(first) and single(second)
-            verdict = by_images(first[0], second[0]) if alone else by_seeds(first, second)
-            found.append(replace(verdict, first=i, second=j))
+        alone = (i, j) in images
+        verdict = by_images(first[0], second[0], level) if alone else by_seeds(first, second, level)
+        found.append(replace(verdict, first=i, second=j))
     tested = [k for k, verdict in enumerate(found) if not verdict.words]
     if tested:
         corrected = multipletests([found[k].p for k in tested], LEVEL, method="holm")[1]

@@ -43,7 +43,7 @@ def draw(
     history: dict[str, list[float]],
     probabilities: np.ndarray,
 ) -> None:
-    """Draws the pipeline's six pictures with the pipeline's own functions, so that neither side draws less."""
+    """Draws six of the pipeline's nine pictures with the pipeline's own functions."""
     import pandas as pd
 
     from stages.lib import figures, metrics

@@ -52,7 +52,7 @@ def measure(settings: Settings) -> Part:
         settings.fit_rounds,
     )
     return Part(
-        "Whole pipeline: six stages after fetch, nothing cached, against one script; both 60,000 images, six pictures",
+        "Whole pipeline: six stages after fetch, nothing cached, nine pictures; a script, six; 60,000 images",
         ["", "s", "of ours"],
         [[name, f"{middle(runs, name):.1f}", f"{ratio(runs, name, OURS):.2f}"] for name in runs],
         [Check("whole pipeline against the tutorial end to end", ratio(runs, TUTORIAL, OURS), 1.0)],

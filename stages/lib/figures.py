@@ -219,7 +219,7 @@ def calibration(title: str, table: pd.DataFrame) -> Figure:
 
     Args:
         title: Above all.
-        table: As from `metrics.calibration`.
+        table: As from `calibration.reliability`.
 
     Returns:
         The figure.

@@ -73,6 +73,7 @@ def batches(
     """
     options = tensorflow.data.Options()
     options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False  # would copy the images, and save nothing
     order = tensorflow.data.Dataset.range(len(images))
     if shuffled:
         order = order.shuffle(len(images))

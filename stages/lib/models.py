@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from stages.lib.params import CnnParams, LinearParams, MlpParams, ModelParams
-from stages.lib.stage import expect_memory
+from stages.lib.stage import StageError, expect_memory
 from stages.lib.weights import check_weights, contents
 
 __all__ = [
@@ -80,19 +80,25 @@ def linear(params: LinearParams, image: tuple[int, int], classes: int) -> keras.
     return keras.Sequential([keras.Input(image), layers.Flatten(), output], name="linear")
 
 
-def augmentation(params: CnnParams, image: tuple[int, int], *, mirrored: bool) -> list[layers.Layer]:
+def augmentation(params: CnnParams, image: tuple[int, int], *, mirrored: bool, background: float) -> list[layers.Layer]:
     """Layers that move, turn and mirror the images at random while training, and let them be otherwise.
 
     Args:
         params: The section `model.cnn` of params.yaml.
         image: Height and width in pixels.
         mirrored: Whether a mirrored image is one of the same class.
+        background: What comes in at an edge.
 
     Returns:
-        Layers from images to images, shape (n, height, width, 1); what comes in at an edge is 0.
+        Layers from images to images, shape (n, height, width, 1).
+
+    Raises:
+        StageError: The shift is larger than the image.
     """
     height, width = image
-    fill = {"fill_mode": "constant", "fill_value": 0.0}
+    if params.shift > min(image):
+        raise StageError(f"params.yaml: model.cnn.shift: expected at most {min(image)} pixels, found {params.shift}")
+    fill = {"fill_mode": "constant", "fill_value": background}
     stack: list[layers.Layer] = []
     if params.shift:
         stack.append(layers.RandomTranslation(params.shift / height, params.shift / width, **fill))
@@ -103,7 +109,7 @@ def augmentation(params: CnnParams, image: tuple[int, int], *, mirrored: bool) -
     return stack
 
 
-def cnn(params: CnnParams, image: tuple[int, int], classes: int, *, mirrored: bool) -> keras.Model:
+def cnn(params: CnnParams, image: tuple[int, int], classes: int, *, mirrored: bool, background: float) -> keras.Model:
     """A small convolutional network: blocks of 3x3 convolutions, batch normalization, relu and pooling; then softmax.
 
     Args:
@@ -111,11 +117,16 @@ def cnn(params: CnnParams, image: tuple[int, int], classes: int, *, mirrored: bo
         image: Height and width in pixels.
         classes: Number of classes.
         mirrored: Whether a mirrored image is one of the same class.
+        background: The intensity around what an image shows.
 
     Returns:
         A model as from `build`.
+
+    Raises:
+        StageError: The shift is larger than the image.
     """
-    stack = [keras.Input(image), layers.Reshape((*image, 1)), *augmentation(params, image, mirrored=mirrored)]
+    moved = augmentation(params, image, mirrored=mirrored, background=background)
+    stack = [keras.Input(image), layers.Reshape((*image, 1)), *moved]
     for filters in params.filters:
         for _ in range(params.depth):
             stack += [
@@ -144,7 +155,8 @@ def build(params: ModelParams, scaling: Mapping[str, Any]) -> keras.Model:
     if params.kind == "mlp":
         return mlp(params.mlp, (height, width), scaling["classes"])
     if params.kind == "cnn":
-        return cnn(params.cnn, (height, width), scaling["classes"], mirrored=scaling["flip"])
+        background = -scaling["offset"] / scaling["divisor"]  # grey level 0
+        return cnn(params.cnn, (height, width), scaling["classes"], mirrored=scaling["flip"], background=background)
     return linear(params.linear, (height, width), scaling["classes"])
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from stages.lib.files import read_array, read_json, write_csv
+from stages.lib.files import read_json, write_csv
 from stages.lib.params import ModelParams, TrainParams
 from stages.lib.stage import StageError
 from stages.lib.weights import check_weights, make_room
@@ -81,7 +81,8 @@ def train(
         StageError: There are fewer images or pixels than components, or fewer images than neighbours.
     """
     knn, classes = architecture.pca_knn, int(read_json(folder / "scaling.json")["classes"])
-    images, other_images = (read_array(folder / f"{split}_images.npy") for split in ("train", held_out))
+    # mode "c": scikit-learn would copy what may not be written to.
+    images, other_images = (np.load(folder / f"{split}_images.npy", mmap_mode="c") for split in ("train", held_out))
     labels, other_labels = (np.load(folder / f"{split}_labels.npy") for split in ("train", held_out))
     _expect("components", knn.components, min(len(images), images[0].size))
     _expect("neighbors", knn.neighbors, len(images) - 1)

@@ -189,7 +189,13 @@ def read_params() -> Params:
     Raises:
         StageError: A key is missing, unknown, of the wrong type or out of range; or the file is no YAML.
     """
-    return check(Params, read_yaml(PARAMS), PARAMS)
+    params = check(Params, read_yaml(PARAMS), PARAMS)
+    if params.evaluate.temperature and not params.normalize.validation:
+        raise StageError(
+            f"{PARAMS}: evaluate.temperature: expected a validation split to choose it on, "
+            "found normalize.validation: 0; change one of the two"
+        )
+    return params
 
 
 if __name__ == "__main__":  # checks params.yaml and says nothing if it is right

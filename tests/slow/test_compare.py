@@ -98,7 +98,7 @@ def test_the_results_go_where_they_are_told_to(clone: Clone, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
-        (["HEAD", "nobody"], "nobody: expected an experiment, a branch, a tag or a commit, found none; dvc exp list"),
+        (["HEAD", "nobody"], "nobody: expected an experiment, a branch, a tag or a commit, found: "),
         (["empty"], "empty: expected a finished run (dvc.lock, reports), found: "),
     ],
 )
@@ -113,11 +113,28 @@ def test_a_lost_cache_is_told_where_predictions_are_needed_and_only_there(clone:
     cache = clone.path / ".dvc/cache"
     cache.rename(clone.path / ".dvc/away")
     try:
-        assert "expected it in DVC's cache" in clone.call(*COMPARE, "HEAD", "few", code=1)
+        assert "expected it whole in DVC's cache" in clone.call(*COMPARE, "HEAD", "few", code=1)
         clone.call(*COMPARE, "linear-0", "linear-1", "linear-2")
     finally:
         (clone.path / ".dvc/away").rename(cache)
     assert restored(clone) == set()
+
+
+def test_reports_of_other_predictions_are_refused(clone: Clone) -> None:
+    report = clone.path / "reports/metrics.json"
+    report.write_text(report.read_text().replace('"errors": ', '"errors": 1'))
+    clone.call("git", "commit", "-qam", "By hand")
+    try:
+        said = clone.call(*COMPARE, "HEAD", code=1)
+        assert (
+            "HEAD: expected a finished run (dvc.lock, reports), found: reports of other predictions; dvc repro" in said
+        )
+        clone.call("dvc", "exp", "save", "-n", "by-hand")
+        said = clone.call(*COMPARE, code=1)  # nobody named it: it is left out, and no other is there
+        assert "left out: by-hand" in said
+    finally:
+        clone.call("git", "reset", "-q", "--hard", "HEAD~1")
+    restored(clone)
 
 
 def test_no_experiments_are_told_in_words(clone: Clone) -> None:
