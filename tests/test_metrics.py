@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import brier_score_loss
+from scipy.stats import binomtest
+from sklearn.metrics import brier_score_loss, confusion_matrix, precision_recall_fscore_support
 
 from stages.lib import metrics
 from stages.lib.metrics import accuracy_interval, confused_pairs, confusion, cross_entropy, per_class
@@ -28,6 +29,27 @@ def test_the_interval_is_wilsons_closed_formula(correct: int, count: int) -> Non
     half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     expected = np.array([middle - half, middle + half]) / (1 + z**2 / count)
     assert accuracy_interval(correct, count) == pytest.approx(tuple(expected), abs=1e-9)
+
+
+@pytest.mark.parametrize(("correct", "count"), [(0, 1), (1, 1), (7, 10), (9_780, 10_000), (60_000, 60_000)])
+def test_the_interval_is_scipys(correct: int, count: int) -> None:
+    expected = binomtest(correct, count).proportion_ci(0.95, method="wilson")
+    assert accuracy_interval(correct, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 12])
+def test_confusion_recall_precision_and_f1_are_scikit_learns(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    labels, predicted = rng.integers(0, max(2, classes - 1), (2, 200)).astype(np.uint8)  # the last class never occurs
+    counts = confusion_matrix(labels, predicted, labels=range(classes))
+    np.testing.assert_array_equal(confusion(labels, predicted, classes), counts)
+    names = [str(i) for i in range(classes)]
+    precision, recall, f1, images = precision_recall_fscore_support(
+        labels, predicted, labels=range(classes), zero_division=0
+    )
+    table = per_class(labels, predicted, names)
+    for name, expected in (("precision", precision), ("recall", recall), ("f1", f1), ("images", images)):
+        np.testing.assert_allclose(table[name], expected, rtol=1e-12)
 
 
 def test_the_interval_of_8_in_10_is_what_tables_say() -> None:

@@ -2,8 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar
-from scipy.special import softmax
 
 from stages.lib.metrics import accuracy_interval, cross_entropy
 
@@ -106,9 +104,9 @@ def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     Returns:
         The same shape, float64, rows add up to 1.
     """
-    # ln p is the logits but for a number added to all of a row, which softmax does not see.
-    logits = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny).astype(np.float64))
-    scaled: np.ndarray = softmax(logits / temperature, axis=1)
+    # ln p is the logits but for a number added to all of a row, which softmax does not see: p to the power of 1 / T.
+    powers = np.maximum(probabilities, np.finfo(np.float32).tiny).astype(np.float64) ** (1 / temperature)
+    scaled: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
     return scaled
 
 
@@ -122,6 +120,8 @@ def best_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     Returns:
         T for `tempered`.
     """
+    from scipy.optimize import minimize_scalar  # half a second to import, and seldom asked for
+
     end = np.log(100)
     found = minimize_scalar(
         lambda log: cross_entropy(labels, tempered(probabilities, np.exp(log))),
