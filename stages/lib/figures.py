@@ -241,7 +241,7 @@ def calibration(title: str, table: pd.DataFrame) -> Figure:
         label="accuracy, 95 % interval",
     )
     reliability.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal", xlabel="mean confidence", ylabel="accuracy")
-    reliability.legend(loc="lower right")
+    figure.legend(loc="outside lower left", ncols=2)
     histogram.bar(
         table["low"], table["images"], width=table["high"] - table["low"], align="edge", color=BLUE, edgecolor="white"
     )
