@@ -119,6 +119,7 @@ def test_a_change_early_in_the_pipeline_runs_all_that_follows(
     ("key", "value", "stage"),
     [
         ("fetch.source", "local", "fetch"),  # the same bytes
+        ("evaluate.temperature", True, "evaluate"),
         ("plot.samples", 4, "plot"),
         ("extract_errors.examples", 3, "extract_errors"),
     ],
