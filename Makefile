@@ -34,7 +34,7 @@ test: $(INSTALLED) ## runs the tests, offline
 	pytest --numprocesses auto --dist loadfile
 
 test-slow: $(INSTALLED) ## runs the tests that take minutes: on real data, and every stage interrupted in every way
-	pytest -m slow
+	pytest -m slow --numprocesses auto --dist loadfile
 
 lint: $(INSTALLED) ## checks style and types
 	ruff check

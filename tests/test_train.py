@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,6 +148,31 @@ def test_a_loss_that_is_no_number_stops_and_leaves_what_stood_there(normalized: 
         train.main()
     assert Path("data/history.csv").read_text() == "of the run before"
     assert sorted(path.name for path in Path("data").iterdir()) == ["history.csv", "normalized", "raw"]
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+@pytest.mark.parametrize(("value", "calls"), [(0.5, 4), (np.nan, 1)], ids=["finite", "nan"])
+def test_a_loss_that_is_no_number_stops_within_the_epoch(
+    normalized: Path, edit: Edit, kind: str, value: float, calls: int
+) -> None:
+    class Counting(fitting.EpochLog):
+        calls = 0
+
+        def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+            self.calls += 1
+            super().on_train_batch_end(batch, logs)
+
+    edit("model.kind", kind)
+    edit("train.batch_size", 1)  # 72 batches in an epoch
+    params, scaling = read_params(), read_json(Path("data/normalized/scaling.json"))
+    images = tensorflow.fill(split("train")[0].shape, np.float32(value))
+    fed = images, tensorflow.constant(split("train")[1])
+    with Path("history.csv").open("w") as file:
+        log = Counting(2, file)
+        stops = pytest.raises(StageError, match="^epoch 1: ") if np.isnan(value) else nullcontext()
+        with stops:
+            fitting.fit(build(params.model, scaling), params.train, fed, fed, log)
+    assert log.calls == calls
 
 
 def test_a_validation_loss_that_is_no_number_stops_too(tmp_path: Path) -> None:

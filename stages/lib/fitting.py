@@ -8,14 +8,13 @@ from typing import IO
 import numpy as np
 
 from stages.lib.files import read_json
-from stages.lib.models import build, keras, tensorflow
+from stages.lib.models import build, keras, save, tensorflow
 from stages.lib.params import ModelParams, TrainParams
 from stages.lib.stage import StageError
-from stages.lib.weights import make_room
 
 
 class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
-    """Prints a line and writes a CSV row at the end of each epoch; stops where a loss is no longer a number.
+    """Prints a line and writes a CSV row at the end of each epoch; stops once a loss is no longer a finite number.
 
     Args:
         epochs: How many there will be.
@@ -28,23 +27,27 @@ class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no 
         self.file.write("epoch,loss,accuracy,val_loss,val_accuracy\n")
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: D102
-        self.start = time.perf_counter()
+        self.epoch, self.start = epoch + 1, time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:  # noqa: D102
+        self.expect_finite("loss", float((logs or {})["loss"]))
+
+    def expect_finite(self, name: str, value: float) -> None:
+        """Stops the training, unless a loss is a number that can get smaller."""
+        if not math.isfinite(value):
+            raise StageError(f"epoch {self.epoch}: expected a finite {name}, found {value}; lower train.learning_rate")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: D102
         values = {name: (logs or {})[name] for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
         seconds = time.perf_counter() - self.start
         print(
-            f"epoch {epoch + 1:{len(str(self.epochs))}}/{self.epochs}",
+            f"epoch {self.epoch:{len(str(self.epochs))}}/{self.epochs}",
             *(f"{name} {value:.4f}" for name, value in values.items()),
             f"{seconds:.1f} s",
             sep="  ",
         )
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise StageError(
-                    f"epoch {epoch + 1}: expected a finite {name}, found {value}; lower train.learning_rate"
-                )
-        self.file.write(",".join([str(epoch + 1), *(f"{value:.6f}" for value in values.values())]) + "\n")
+        self.expect_finite("val_loss", values["val_loss"])
+        self.file.write(",".join([str(self.epoch), *(f"{value:.6f}" for value in values.values())]) + "\n")
         self.file.flush()
 
 
@@ -142,16 +145,17 @@ def fit(
     steps = math.ceil(count / size)
     # XLA makes dense layers twice as fast, and convolutions several times slower.
     compiled = not any(isinstance(layer, keras.layers.Conv2D) for layer in model.layers)
-    sizes = [size]
+    sizes, steps_per_call = [size], 50  # after each call into TensorFlow the loss is looked at
     if compiled and count % size == 0:
         in_one_loop(model)  # saves a tenth of the time
         sizes.append(max(divisor for divisor in range(1, 65) if steps % divisor == 0))
+        steps_per_call = max(1, steps_per_call // sizes[1])
     model.compile(
         optimizer=keras.optimizers.Adam(learning_rate(params, steps * params.epochs)),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         jit_compile=compiled,
-        steps_per_execution=steps // math.prod(sizes[1:]),  # one call into TensorFlow per epoch
+        steps_per_execution=steps_per_call,
     )
     model.fit(
         batches(*train, *sizes, shuffled=True),
@@ -189,5 +193,4 @@ def train(
     with history.open("w") as file:
         fit(model, params, splits[0], splits[1], EpochLog(params.epochs, file))
     plain.set_weights(model.get_weights())  # without Adam's moments, which are twice as large
-    make_room(weights, sum(array.nbytes for array in plain.get_weights()))
-    plain.save_weights(weights)
+    save(plain, weights)

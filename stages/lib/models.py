@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from stages.lib.files import replacing
 from stages.lib.params import CnnParams, LinearParams, MlpParams, ModelParams
 from stages.lib.stage import StageError, expect_memory
-from stages.lib.weights import check_weights, contents
+from stages.lib.weights import check_weights, contents, make_room
 
 __all__ = [
     "build",
@@ -20,6 +21,7 @@ __all__ = [
     "load",
     "multiply_adds",
     "restore",
+    "save",
     "tensorflow",
 ]  # the libraries too: imported here first, they stay quiet
 
@@ -110,7 +112,7 @@ def augmentation(params: CnnParams, image: tuple[int, int], *, mirrored: bool, b
 
 
 def cnn(params: CnnParams, image: tuple[int, int], classes: int, *, mirrored: bool, background: float) -> keras.Model:
-    """A small convolutional network: blocks of 3x3 convolutions, batch normalization, relu and pooling; then softmax.
+    """A small convolutional network: blocks of 3x3 convolutions, pooling, batch normalization and relu; then softmax.
 
     Args:
         params: The section `model.cnn` of params.yaml.
@@ -128,13 +130,11 @@ def cnn(params: CnnParams, image: tuple[int, int], classes: int, *, mirrored: bo
     moved = augmentation(params, image, mirrored=mirrored, background=background)
     stack = [keras.Input(image), layers.Reshape((*image, 1)), *moved]
     for filters in params.filters:
-        for _ in range(params.depth):
-            stack += [
-                layers.Conv2D(filters, 3, padding="same", use_bias=False),  # the normalization has one
-                layers.BatchNormalization(momentum=0.9),
-                layers.ReLU(),
-            ]
-        stack.append(layers.MaxPooling2D(2, padding="same"))
+        for i in range(params.depth):
+            stack.append(layers.Conv2D(filters, 3, padding="same", use_bias=False))  # the normalization has one
+            if i == params.depth - 1:
+                stack.append(layers.MaxPooling2D(2, padding="same"))  # here, what follows has a quarter to do
+            stack += [layers.BatchNormalization(momentum=0.9), layers.ReLU()]
     stack.append(layers.Flatten())
     if params.dropout:
         stack.append(layers.Dropout(params.dropout))
@@ -166,6 +166,17 @@ def multiply_adds(model: keras.Model) -> int:
     return sum(math.prod(kernel) * math.prod(places) for kernel, places in kernels)
 
 
+def save(model: keras.Model, path: Path) -> None:
+    """Writes weights, once there is room for them: HDF5 would crash on a full disk.
+
+    Args:
+        model: As from `build`.
+        path: An HDF5 file, `.weights.h5`.
+    """
+    make_room(path, sum(array.nbytes for array in model.get_weights()))
+    model.save_weights(path)
+
+
 def load(model: keras.Model, path: Path) -> None:
     """Loads weights from a file that has to declare exactly the arrays of the model.
 
@@ -176,8 +187,8 @@ def load(model: keras.Model, path: Path) -> None:
     Raises:
         StageError: The file is damaged, or it holds anything else.
     """
-    with TemporaryDirectory() as folder:
-        model.save_weights(own := Path(folder) / "own.weights.h5")
+    with TemporaryDirectory() as folder, replacing(Path(folder) / "own.weights.h5") as own:
+        save(model, own)
         with own.open("rb") as content:
             expected = contents(content)
     check_weights(path, expected, model.name)
