@@ -31,7 +31,8 @@ about: $(INSTALLED) ## says what this machine is: CPU, system, versions
 	@python -m tools.about
 
 test: $(INSTALLED) ## runs the tests, offline
-	pytest --numprocesses auto --dist loadfile
+	pytest --numprocesses auto --dist loadfile --no-loadscope-reorder \
+		tests/test_end_to_end.py tests/test_verify.py tests # what takes longest first
 
 test-slow: $(INSTALLED) ## runs the tests that take minutes: on real data, and every stage interrupted in every way
 	pytest -m slow --numprocesses auto --dist loadfile
