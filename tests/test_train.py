@@ -169,7 +169,7 @@ def test_a_loss_that_is_no_number_stops_within_the_epoch(
     fed = images, tensorflow.constant(split("train")[1])
     with Path("history.csv").open("w") as file:
         log = Counting(2, file)
-        stops = pytest.raises(StageError, match="^epoch 1: ") if np.isnan(value) else nullcontext()
+        stops = pytest.raises(StageError, match=r"^epoch 1: ") if np.isnan(value) else nullcontext()
         with stops:
             fitting.fit(build(params.model, scaling), params.train, fed, fed, log)
     assert log.calls == calls
