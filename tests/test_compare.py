@@ -82,30 +82,32 @@ GROUPS = [[run_of(0.8), run_of(0.7, 1)], [run_of(0.9, kind="cnn"), run_of(0.85, 
 
 
 def test_the_better_one_is_named_first_with_a_positive_difference() -> None:
-    verdict = Verdict(0, 1, BETTER, -0.1, -0.15, -0.05, 0.01, "paired t over 3 seeds", "3 seeds")
-    assert sentence(verdict, NAMES, GROUPS) == (
+    verdict = Verdict(BETTER, -0.1, -0.15, -0.05, 0.01, "paired t over 3 seeds", "3 seeds")
+    assert sentence(verdict, (0, 1), NAMES, GROUPS) == (
         "B is better than A: +0.1000 (95 % interval +0.0500 to +0.1500), p = 0.01, paired t over 3 seeds"
     )
 
 
 def test_a_better_single_model_says_little_of_its_setting() -> None:
-    verdict = Verdict(0, 1, BETTER, 0.1, 0.05, 0.15, 0.01, "McNemar", "9 images")
+    verdict = Verdict(BETTER, 0.1, 0.05, 0.15, 0.01, "McNemar", "9 images")
     groups = [GROUPS[0][:1], GROUPS[1][:1]]
     assert "A is better than B as these two were trained; of the settings one model each says" in sentence(
-        verdict, NAMES, groups
+        verdict, (0, 1), NAMES, groups
     )
 
 
 def test_no_difference_says_what_would_show_one() -> None:
-    verdict = Verdict(0, 1, NOTHING_SHOWN, 0.01, -0.05, 0.07, 0.4, "paired t over 5 seeds", "31 seeds")
-    said = sentence(verdict, NAMES, GROUPS)
+    verdict = Verdict(NOTHING_SHOWN, 0.01, -0.05, 0.07, 0.4, "paired t over 5 seeds", "31 seeds")
+    said = sentence(verdict, (0, 1), NAMES, GROUPS)
     assert said.startswith("A and B: no difference shown: +0.0100 (95 % interval -0.0500 to +0.0700), p = 0.4")
     assert said.endswith("; 31 seeds would show a difference as large four times in five")
 
 
 def test_too_few_seeds_says_how_many() -> None:
-    verdict = Verdict(0, 1, TOO_FEW, 0.01, needed="3 seeds that both have")
-    assert sentence(verdict, NAMES, GROUPS) == ("A and B: too few seeds to say: +0.0100; 3 seeds that both have")
+    verdict = Verdict(TOO_FEW, 0.01, needed="3 seeds that both have")
+    assert sentence(verdict, (0, 1), NAMES, GROUPS) == (
+        "A and B: too few seeds to say: +0.0100; 3 seeds that both have"
+    )
 
 
 def test_the_picture_has_a_panel_for_each_data_set_and_a_line_for_each_group() -> None:

@@ -111,10 +111,10 @@ def cells(row: Mapping[str, object]) -> list[str]:
     ]
 
 
-def sentence(verdict: Verdict, names: Sequence[str], groups: Sequence[Sequence[Run]]) -> str:
-    """A verdict in words."""
-    ahead, behind = (verdict.first, verdict.second)[:: 1 if verdict.difference >= 0 else -1]
+def sentence(verdict: Verdict, pair: tuple[int, int], names: Sequence[str], groups: Sequence[Sequence[Run]]) -> str:
+    """A verdict on a pair of groups in words."""
     sign = 1 if verdict.difference >= 0 else -1
+    ahead, behind = pair[::sign]
     low, high = sorted((sign * verdict.low, sign * verdict.high))
     measured = f"{abs(verdict.difference):+.4f}"
     if verdict.how:
@@ -203,7 +203,7 @@ def main() -> None:
     table = pd.DataFrame(rows)
     names = [f"{each['model']}, {each['differs']}" if each["differs"] else str(each["model"]) for each in rows]
     found = verdicts(groups)
-    said = [f"- {groups[v.first][0].dataset}: {sentence(v, names, groups)}." for v in found]
+    said = [f"- {groups[pair[0]][0].dataset}: {sentence(v, pair, names, groups)}." for pair, v in found.items()]
     shown = lines(HEADER, [cells(each) for each in rows])
     text = "\n".join([*shown, "", *said, "", NOTES])
     print(text)

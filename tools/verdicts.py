@@ -24,8 +24,6 @@ class Verdict:
     """What can be said of two groups on one data set.
 
     Attributes:
-        first: Index of one group.
-        second: Index of the other.
         words: One of the three, of the first against the second, or of the second where the difference is negative.
         difference: Accuracy of the first less that of the second.
         low: Lower end of its 95 % interval.
@@ -35,8 +33,6 @@ class Verdict:
         needed: What would show a difference of this size four times in five.
     """
 
-    first: int
-    second: int
     words: str
     difference: float
     low: float = float("nan")
@@ -111,11 +107,11 @@ def by_images(first: Run, second: Run, level: float = LEVEL) -> Verdict:
     p = float(mcnemar([[0, only_first], [only_second, 0]], exact=True).pvalue)
     only_one = only_first + only_second
     if not only_one:
-        return Verdict(0, 0, "", 0.0, 0.0, 0.0, p, how)
+        return Verdict("", 0.0, 0.0, 0.0, p, how)
     share = binomtest(only_second, only_one).proportion_ci(1 - LEVEL, method="exact")
     low, high = ((2 * end - 1) * only_one / len(one) for end in (share.low, share.high))
     needed = f"{images_needed(only_first, only_second, len(one), level):,} images" if only_first != only_second else ""
-    return Verdict(0, 0, "", (only_second - only_first) / len(one), low, high, p, how, needed)
+    return Verdict("", (only_second - only_first) / len(one), low, high, p, how, needed)
 
 
 def common_seeds(first: Sequence[Run], second: Sequence[Run]) -> list[int]:
@@ -130,14 +126,14 @@ def by_seeds(first: Sequence[Run], second: Sequence[Run], level: float = LEVEL) 
     differences = [accuracies[0][seed] - accuracies[1][seed] for seed in seeds]
     if len(seeds) < SEEDS:
         means = [np.mean([*group.values()]) for group in accuracies]
-        return Verdict(0, 0, TOO_FEW, float(means[0] - means[1]), needed=f"{SEEDS} seeds that both have")
+        return Verdict(TOO_FEW, float(means[0] - means[1]), needed=f"{SEEDS} seeds that both have")
     mean, ends = float(np.mean(differences)), interval(differences)
     if np.ptp(differences) < TINY:
         p = 2.0 ** (1 - len(seeds)) if abs(mean) > TINY else 1.0
-        return Verdict(0, 0, "", mean, *ends, p, f"signs of {len(seeds)} equal differences")
+        return Verdict("", mean, *ends, p, f"signs of {len(seeds)} equal differences")
     p = float(ttest_1samp(differences, 0).pvalue)
     needed = f"{seeds_needed(differences, level)} seeds" if abs(mean) > TINY else ""
-    return Verdict(0, 0, "", mean, *ends, p, f"paired t over {len(seeds)} seeds", needed)
+    return Verdict("", mean, *ends, p, f"paired t over {len(seeds)} seeds", needed)
 
 
 def single(group: Sequence[Run]) -> bool:
@@ -145,28 +141,26 @@ def single(group: Sequence[Run]) -> bool:
     return len({run.predictions for run in group}) == 1
 
 
-def verdicts(groups: Sequence[Sequence[Run]]) -> list[Verdict]:
+def verdicts(groups: Sequence[Sequence[Run]]) -> dict[tuple[int, int], Verdict]:
     """Compares every two groups on the same data set.
 
     Args:
         groups: Runs that differ in the seed alone.
 
     Returns:
-        A verdict for each pair; nothing between data sets.
+        A verdict for each pair, by the indices of the two; nothing between data sets.
     """
     pairs = [(i, j) for i, j in combinations(range(len(groups)), 2) if groups[i][0].dataset == groups[j][0].dataset]
     images = {pair for pair in pairs if all(single(groups[k]) for k in pair)}
     testable = [pair for pair in pairs if pair in images or len(common_seeds(*(groups[k] for k in pair))) >= SEEDS]
     level = LEVEL / max(1, len(testable))  # Holm's first step
-    found = []
+    found = {}
     for i, j in pairs:
         first, second = groups[i], groups[j]
         alone = (i, j) in images
-        verdict = by_images(first[0], second[0], level) if alone else by_seeds(first, second, level)
-        found.append(replace(verdict, first=i, second=j))
-    tested = [k for k, verdict in enumerate(found) if not verdict.words]
-    if tested:
-        corrected = multipletests([found[k].p for k in tested], LEVEL, method="holm")[1]
-        for k, p in zip(tested, corrected, strict=True):
-            found[k] = replace(found[k], p=float(p), words=BETTER if p < LEVEL else NOTHING_SHOWN)
+        found[i, j] = by_images(first[0], second[0], level) if alone else by_seeds(first, second, level)
+    if testable:
+        corrected = multipletests([found[pair].p for pair in testable], LEVEL, method="holm")[1]
+        for pair, p in zip(testable, corrected, strict=True):
+            found[pair] = replace(found[pair], p=float(p), words=BETTER if p < LEVEL else NOTHING_SHOWN)
     return found
