@@ -1,5 +1,7 @@
 """The standard grid, by real DVC on the tiny data set."""
 
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,27 @@ def test_the_queue_runs_the_rest_and_tells_of_each(clone: Clone) -> None:
     assert said.count("queued  ") == 1  # the other one was there
     assert said.count("accuracy") == 2
     assert "mnist-pca_knn-1" in clone.call("dvc", "exp", "list", "--name-only")
+    assert clone.changed() == set()
+
+
+@pytest.mark.parametrize(("way", "word"), [("--serial", "1/2  "), ("--only=pca_knn-3", "queued  ")])
+def test_stopped_and_started_again_it_goes_on_where_it_was(clone: Clone, way: str, word: str) -> None:
+    clone.call("git", "commit", "-q", "--allow-empty", "-m", "Later")  # no experiment stands on it
+    command = [*EXPERIMENTS, "--only=pca_knn-3", way]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=clone.path, env=clone.env, stdout=pipe, stderr=pipe, text=True) as started:
+        assert started.stdout
+        while not started.stdout.readline().startswith(word):
+            assert started.poll() is None
+        started.send_signal(signal.SIGINT)
+        _, complaint = started.communicate(timeout=60)
+    assert (started.returncode, complaint) == (130, "experiments: interrupted\n")
+    assert clone.changed() == set()
+    again = clone.call(*command)
+    assert ("1 of 2 experiments are there, 1 to run" in again) == (way == "--serial")
+    assert again.count("queued  ") <= 1  # the other one is in the queue already
+    names = clone.call("dvc", "exp", "list", "--name-only").split()
+    assert sorted(names) == ["fashion_mnist-pca_knn-3", "mnist-pca_knn-3"]
     assert clone.changed() == set()
 
 
