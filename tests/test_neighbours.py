@@ -86,7 +86,7 @@ def test_an_image_that_was_trained_on_is_certain_and_still_a_number() -> None:
 
 def test_what_is_kept_and_multiplied_is_counted(trained: Path) -> None:
     found = predictions()
-    assert found["parameters"] == 30 + 4 * 30 + 72 * 4
+    assert found["parameters"] == 30 + 4 * 30 + 72 * 4 + 72
     assert found["multiply_adds"] == 4 * (30 + 72)
 
 

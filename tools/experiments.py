@@ -1,27 +1,43 @@
 """Runs the standard grid of experiments: every kind of model on both data sets, with several seeds each."""
 
 import argparse
-import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from itertools import product
+from dataclasses import dataclass
+from itertools import chain, product
+
+from dvc.repo import Repo
 
 from stages.lib.stage import StageError, run
+from tools.runs import read_run
 
 DATASETS = ("mnist", "fashion_mnist")
-# What each kind is trained with where it is not what params.yaml says, and how many seeds it gets.
+# Each setting of the grid: where it differs from params.yaml, and how many seeds it gets.
 SETTINGS: dict[str, dict[str, object]] = {
-    "linear": {},
-    "pca_knn": {},
-    "mlp": {},
-    "cnn": {"train.schedule": "one_cycle", "train.learning_rate": 0.01, "train.epochs": 12},
+    "linear": {"model.kind": "linear"},
+    "pca_knn": {"model.kind": "pca_knn"},
+    "mlp": {"model.kind": "mlp"},
+    "mlp_dropout": {
+        "model.kind": "mlp",
+        "model.mlp.dropout": 0.3,
+        "train.schedule": "one_cycle",
+        "train.learning_rate": 0.003,
+        "train.batch_size": 250,
+        "train.epochs": 20,
+    },
+    "cnn": {
+        "model.kind": "cnn",
+        "train.schedule": "one_cycle",
+        "train.learning_rate": 0.005,
+        "train.epochs": 16,
+    },
 }
-SEEDS = {"linear": 5, "pca_knn": 5, "mlp": 5, "cnn": 3}  # the costly kind with fewer
-GLANCE = 2  # seconds between two looks at the queue
-WARM_UP = 5  # seconds until a worker tells of itself
+SEEDS = {"linear": 5, "pca_knn": 5, "mlp": 5, "mlp_dropout": 5, "cnn": 3}  # the costly one with fewer
+GLANCE = 5  # seconds between two looks at the queue
 MISSES = 5  # looks in a row that find no worker, before another one is started: a busy one does not always answer
 STARTS = 3  # of workers that end before their work, without an experiment that ended well between
 
@@ -31,48 +47,67 @@ Grid = Mapping[str, Mapping[str, object]]
 def grid() -> dict[str, dict[str, object]]:
     """The changes to params.yaml of each experiment, by its name."""
     return {
-        f"{dataset}-{kind}-{seed}": {"dataset": dataset, "model.kind": kind, "train.seed": seed, **SETTINGS[kind]}
-        for kind, dataset in product(SETTINGS, DATASETS)
-        for seed in range(SEEDS[kind])
+        f"{dataset}-{name}-{seed}": {"dataset": dataset, "train.seed": seed, **changed}
+        for (name, changed), dataset in product(SETTINGS.items(), DATASETS)
+        for seed in range(SEEDS[name])
     }
 
 
 def call(*command: str) -> str:
     """Runs a command; what it prints.
 
-    An interrupt is handed on and waited for: DVC, killed while it queues or runs an experiment, would leave the
-    workspace with the experiment's parameters.
+    An interrupt is handed on to all that it started, and waited for: DVC, killed while it queues or runs an experiment,
+    would leave the workspace with the experiment's parameters.
 
     Raises:
         StageError: It failed.
     """
-    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, start_new_session=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
         try:
             said, complaints = process.communicate()
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
+            os.killpg(process.pid, signal.SIGINT)
             process.communicate()
             raise
     if process.returncode:
         words = " ".join((complaints or said).split())[-300:]
-        raise StageError(f"{' '.join(command[-3:])}: expected exit code 0, found {process.returncode}: {words}")
+        raise StageError(f"{' '.join(command[2:8])}: expected exit code 0, found {process.returncode}: {words}")
     return said
 
 
-def dvc(*arguments: str) -> str:
-    """Runs a DVC command; what it prints."""
-    return call(sys.executable, "-m", "dvc", *arguments)
+def dvc(*arguments: str) -> None:
+    """Runs a DVC command."""
+    call(sys.executable, "-m", "dvc", *arguments)
 
 
-def finished() -> set[str]:
-    """Names of the experiments that stand on HEAD."""
-    return set(dvc("exp", "list", "--name-only").split())
+@dataclass(frozen=True)
+class Look:
+    """What DVC tells of the experiments on HEAD.
+
+    Attributes:
+        finished: Name and commit of each that stands.
+        waiting: Names of those queued or running.
+        failed: Name of each that failed, by its number in the queue.
+        worker: Whether one runs, for whatever commit.
+    """
+
+    finished: dict[str, str]
+    waiting: set[str]
+    failed: dict[str, str]
+    worker: bool
 
 
-def tasks() -> dict[str, tuple[str, str]]:
-    """Name and last state (Queued, Running, Failed or Success) of each task in DVC's queue, by its number."""
-    rows = (line.split() for line in dvc("queue", "status").splitlines()[1:])
-    return {row[0]: (row[1], row[-1]) for row in rows if row and row[-1] in ("Queued", "Running", "Failed", "Success")}
+def look() -> Look:
+    """Looks at DVC's experiments and at its queue."""
+    with Repo() as repo:
+        head, queue = repo.scm.get_rev(), repo.experiments.celery_queue
+        finished = {name: commit for named in repo.experiments.ls().values() for name, commit in named}
+        waiting = {
+            entry.name for entry in chain(queue.iter_queued(), queue.iter_active()) if entry.baseline_rev == head
+        }
+        failed = {done.entry.stash_rev: done.entry.name for done in queue.iter_failed()}
+        return Look(finished, waiting, failed, bool(queue.worker_status()))
 
 
 def changes(values: Mapping[str, object]) -> list[str]:
@@ -80,10 +115,9 @@ def changes(values: Mapping[str, object]) -> list[str]:
     return [word for key, value in values.items() for word in ("-S", f"{key}={value}")]
 
 
-def accuracy(name: str) -> float:
-    """Of a finished experiment on its test split."""
-    shown = json.loads(dvc("metrics", "diff", "--all", "--json", name, name))
-    return float(shown["reports/metrics.json"]["accuracy"]["new"])
+def told(name: str, commit: str) -> str:
+    """The accuracy of a finished experiment on its test split, in words."""
+    return f"accuracy {read_run(name, commit).scores['accuracy']:.4f}"
 
 
 def run_serially(todo: Grid) -> list[str]:
@@ -93,7 +127,7 @@ def run_serially(todo: Grid) -> list[str]:
         start = time.perf_counter()
         try:
             dvc("exp", "run", "--temp", "--name", name, *changes(values))
-            said = f"accuracy {accuracy(name):.4f}"
+            said = told(name, look().finished[name])
         except StageError as error:
             failed.append(name)
             said = f"failed: {error}"
@@ -103,30 +137,29 @@ def run_serially(todo: Grid) -> list[str]:
 
 def run_in_queue(todo: Grid) -> list[str]:
     """Queues experiments, starts DVC's worker and waits for it; the names of those that failed."""
-    earlier = {task for task, (_, state) in tasks().items() if state in ("Failed", "Success")}
-    waiting = {name for name, state in tasks().values() if state in ("Queued", "Running")}
-    for name in [name for name in todo if name not in waiting]:
+    seen = look()
+    earlier = seen.failed.keys()
+    for name in [name for name in todo if name not in seen.waiting]:
         dvc("exp", "run", "--queue", "--name", name, *changes(todo[name]))
         print(f"queued  {name}", flush=True)
     left, failed, starts, misses = set(todo), [], 0, MISSES
     while left:
-        misses = misses + 1 if "Worker status: 0 active, 0 idle" in dvc("queue", "status") else 0
+        seen = look()
+        misses = 0 if seen.worker else misses + 1
         if misses >= MISSES:
             if starts >= STARTS:
                 raise StageError(
-                    "queue: expected a worker that stays, found none; EXPERIMENTS=--serial, dvc queue kill"
+                    "queue: expected a worker that stays, found none; dvc queue kill, then EXPERIMENTS=--serial"
                 )
             dvc("queue", "start")
             starts, misses = starts + 1, 0
-            time.sleep(WARM_UP)
-        ended = finished()
-        lost = {name for task, (name, state) in tasks().items() if state == "Failed" and task not in earlier}
-        for name in sorted(left & (ended | lost)):
+        lost = {name for number, name in seen.failed.items() if number not in earlier}
+        for name in sorted(left & (seen.finished.keys() | lost)):
             left.remove(name)
             starts = 0
-            if name not in ended:
+            if name not in seen.finished:
                 failed.append(name)
-            said = f"accuracy {accuracy(name):.4f}" if name in ended else f"failed; dvc queue logs {name}"
+            said = told(name, seen.finished[name]) if name in seen.finished else f"failed; dvc queue logs {name}"
             print(f"{len(todo) - len(left)}/{len(todo)}  {name}  {said}", flush=True)
         time.sleep(GLANCE)
     return failed
@@ -146,17 +179,21 @@ def main() -> None:
         raise StageError(
             f"git: expected no change since the last commit, found {changed.split()[1]}; commit, or restore"
         )
-    done = finished()
-    todo = {name: values for name, values in chosen.items() if name not in done}
+    seen = look()
+    todo = {name: values for name, values in chosen.items() if name not in seen.finished}
     print(f"{len(chosen) - len(todo)} of {len(chosen)} experiments are there, {len(todo)} to run", flush=True)
+    if args.serial and (queued := sorted(seen.waiting & todo.keys())):
+        raise StageError(
+            f"queue: expected none of the experiments to run, found {queued[0]}; dvc queue kill, dvc queue remove --all"
+        )
     try:
         failed = (run_serially if args.serial else run_in_queue)(todo)
     except KeyboardInterrupt:
         if not args.serial:
-            print("the queue's worker goes on; dvc queue stop --kill ends it", flush=True)
+            print("what is queued stays so, and a worker that runs goes on; dvc queue stop --kill ends it", flush=True)
         raise
     if failed:
-        raise StageError(f"experiments: expected all to end well, found that {len(failed)} failed: {', '.join(failed)}")
+        raise StageError(f"expected all to end well, found that {len(failed)} failed: {', '.join(failed)}")
     print("make compare: which is better")
 
 

@@ -143,8 +143,9 @@ def fit(
     """
     count, size = len(train[0]), params.batch_size
     steps = math.ceil(count / size)
-    # XLA makes dense layers twice as fast, and convolutions several times slower.
-    compiled = not any(isinstance(layer, keras.layers.Conv2D) for layer in model.layers)
+    # XLA makes dense layers twice as fast; convolutions, and the random numbers of dropout, several times slower.
+    slow = keras.layers.Conv2D, keras.layers.Dropout
+    compiled = not any(isinstance(layer, slow) for layer in model.layers)
     sizes, steps_per_call = [size], 50  # after each call into TensorFlow the loss is looked at
     if compiled and count % size == 0:
         in_one_loop(model)  # saves a tenth of the time

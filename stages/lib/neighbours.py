@@ -116,8 +116,8 @@ def restore(
         weights: As from `train`.
 
     Returns:
-        As from `models.restore`. The parameters are all numbers that are kept, the training images' points among them;
-        the multiply-adds are those of the projection and of the distances to all points.
+        As from `models.restore`. The parameters are all numbers that are kept, the training images' points and labels
+        among them; the multiply-adds are those of the projection and of the distances to all points.
 
     Raises:
         StageError: The arrays are not those of the model.
@@ -132,6 +132,6 @@ def restore(
         arrays = {name: file[name][()] for name in file}
     if (arrays["labels"] >= classes).any():
         raise StageError(f"{weights}: expected labels below {classes}, found {arrays['labels'].max()}; dvc repro")
-    parameters = sum(arrays[name].size for name in shapes)
+    parameters = sum(array.size for array in arrays.values())
     multiply_adds = knn.components * (pixels + count)
     return lambda images: vote(arrays, project(arrays, images), knn.neighbors, classes), parameters, multiply_adds
