@@ -63,13 +63,16 @@ def test_what_differs_is_told_and_what_all_share_is_not() -> None:
     groups = [[run_of(0.8, **few)], [run_of(0.8, **many)], [run_of(0.8, kind="cnn", **few)]]
     assert differing(groups) == ["epochs=2", "epochs=3", "epochs=2"]
     assert differing([[run_of(0.8, **few)], [run_of(0.8, kind="cnn", **few)]]) == ["", ""]
+    first: dict[str, Any] = {"normalize.seed": 0}
+    splits = [[run_of(0.8, **first)], [run_of(0.8, **first | {"normalize.seed": 1})]]
+    assert differing(splits) == ["normalize.seed=0", "normalize.seed=1"]  # `seed` alone is that of the training
     assert differing([]) == []
 
 
 def test_a_row_has_students_interval_over_seeds_and_wilsons_of_one_model() -> None:
     several = compare.row([run_of(0.8), run_of(0.9, 1)], "")
     assert several["accuracy"] == pytest.approx(0.85)
-    assert several["deviation"] == pytest.approx(0.05 * 2**0.5)
+    assert several["std"] == pytest.approx(0.05 * 2**0.5)
     assert (several["low"], several["high"]) == pytest.approx((0.85 - 12.7062 * 0.05, 0.85 + 12.7062 * 0.05), rel=1e-4)
     assert compare.cells(several)[4] == "0.8500 ± 0.0707"
     alone = compare.row([run_of(0.8)], "")
@@ -104,9 +107,9 @@ def test_no_difference_says_what_would_show_one() -> None:
 
 
 def test_too_few_seeds_says_how_many() -> None:
-    verdict = Verdict(TOO_FEW, 0.01, needed="3 seeds that both have")
+    verdict = Verdict(TOO_FEW, 0.01, needed="needs 3 that both have, found 1")
     assert sentence(verdict, (0, 1), NAMES, GROUPS) == (
-        "A and B: too few seeds to say: +0.0100; 3 seeds that both have"
+        "A and B: too few seeds to say: +0.0100; needs 3 that both have, found 1"
     )
 
 

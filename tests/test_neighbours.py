@@ -1,5 +1,6 @@
 """Nearest neighbours among principal components, against scikit-learn's own classifier and by hand."""
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,3 +137,16 @@ def test_other_arrays_are_refused(trained: Path, name: str, array: np.ndarray, r
     with pytest.raises(StageError, match=f"^data/model.weights.h5: {reason}$"):
         predict.main()
     assert not Path("data/predictions.npz").exists()
+
+
+def test_a_full_disk_leaves_no_predictions_and_is_told(trained: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: 'data/predictions\.npz'$"):
+            predict.main()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in Path("data").iterdir() if "predictions" in path.name] == []
+    predict.main()
+    assert Path("data/predictions.npz").exists()

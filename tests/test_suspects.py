@@ -55,9 +55,7 @@ def test_a_network_finds_them_too(flipped: Path, edit: Edit) -> None:
     assert set(pd.read_csv("reports/train_suspects.csv")["index"][:3]) == set(FLIPPED)
 
 
-def test_no_model_sees_what_it_predicts_and_every_image_is_predicted_once(
-    flipped: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_image_is_held_out_once(flipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = np.zeros(90, int)
     predict_fold = suspects.predict_fold
 
@@ -70,6 +68,13 @@ def test_no_model_sees_what_it_predicts_and_every_image_is_predicted_once(
     monkeypatch.setattr(suspects, "predict_fold", watched)
     suspects.main()
     assert (seen == 1).all()
+
+
+@pytest.mark.parametrize(("key", "value"), [("dataset", "fashion_mnist"), ("normalize.method", "standardize")])
+def test_data_of_other_parameters_are_refused(flipped: Path, edit: Edit, key: str, value: str) -> None:
+    edit(key, value)
+    with pytest.raises(StageError, match=rf"^data: expected .*{value}.*, found tiny and min_max; dvc repro$"):
+        suspects.main()
 
 
 @pytest.mark.parametrize("folds", ["1", "91", "-3"])

@@ -113,7 +113,7 @@ def test_differences_all_alike_are_compared_by_their_signs(bench: Bench, seeds: 
     one, other = ([count + seed for seed in range(seeds)] for count in (20, 30))
     (verdict,) = verdicts.verdicts([bench.group(one), bench.group(other, "linear")]).values()
     assert verdict.p == stats.binomtest(seeds, seeds, 0.5).pvalue
-    assert verdict.words == words
+    assert (verdict.words, verdict.needed) == (words, "6 seeds")
 
 
 def test_equal_accuracies_of_different_models_are_no_difference(bench: Bench) -> None:
@@ -128,7 +128,7 @@ def test_two_seeds_are_too_few_whatever_the_difference(bench: Bench, counts: lis
     (verdict,) = verdicts.verdicts([bench.group([2, 1, 2]), bench.group(counts, "linear")]).values()
     assert verdict.words == TOO_FEW
     assert np.isnan(verdict.p)
-    assert verdict.needed == "3 seeds that both have"
+    assert verdict.needed == f"needs 3 that both have, found {len(counts)}"
 
 
 def test_nothing_is_said_between_data_sets(bench: Bench) -> None:
@@ -149,12 +149,15 @@ def test_more_pairs_ask_for_smaller_probabilities_by_holms_steps(bench: Bench) -
         expected[k] = running
     assert [v.p for v in found] == pytest.approx(expected)
     assert alone.p < found[0].p
+    assert [v.pairs for v in found] == [3, 3, 3]
+    elsewhere = [bench.group([20, 24, 22], kind, "b") for kind in ("mlp", "linear")]
+    assert [*verdicts.verdicts([*elsewhere, one, two, three]).values()][1:] == found  # a family for each data set
 
 
 def test_other_seeds_are_no_pairs(bench: Bench) -> None:
     others = [bench.run(range(9), seed, "linear") for seed in range(5, 10)]
     (verdict,) = verdicts.verdicts([bench.group([2, 1, 2, 3, 1]), others]).values()
-    assert (verdict.words, verdict.needed) == (TOO_FEW, "3 seeds that both have")
+    assert (verdict.words, verdict.needed) == (TOO_FEW, "needs 3 that both have, found 0")
 
 
 def test_more_pairs_need_more_seeds_and_images() -> None:

@@ -16,12 +16,18 @@ from tools.runs import Run, read_runs
 from tools.verdicts import BETTER, NOTHING_SHOWN, Verdict, interval, single, verdicts, wrong
 
 MEANS = ("errors", "loss", "ece", "parameters", "multiply_adds")
-HEADER = ("data set", "model", "differs in", "seeds", "accuracy", "95 % interval", "errors", "loss", "ECE", "weights")
+HEADER = (
+    *("data set", "model", "differs in", "seeds", "accuracy", "95 % interval"),
+    *("errors", "loss", "ECE", "parameters", "multiply-adds"),
+)
 NOTES = """\
 Accuracy is that of the test split, the mean and standard deviation over the seeds. Its interval is that of the mean
 over seeds, for these test images; of a single model, that of the accuracy over images (Wilson). Loss is in nats; ECE is
-the expected calibration error; weights are the numbers that the model keeps. Data sets stand side by side and are not
+the expected calibration error; multiply-adds are those to predict one image. Data sets stand side by side and are not
 compared: an accuracy on one says nothing of an accuracy on another.
+
+Of two settings, the difference is that of runs of the same seed, for these test images. Its interval is that of the
+pair alone; p is corrected for all pairs on the data set (Holm), so that one can say no where the other says yes.
 """
 
 
@@ -63,14 +69,18 @@ def accuracies(group: Sequence[Run]) -> list[float]:
 
 
 def differing(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """What tells each group from the others that have the same parameters: `key=value`, the key without its section."""
+    """What tells each group from the others with the same parameters: `key=value`, without the section but of seeds."""
     values: dict[str, set[str]] = {}
     for group in groups:
         for key, value in group[0].params.items():
             values.setdefault(key, set()).add(repr(value))
     told = {key for key, found in values.items() if len(found) > 1} - {"model.kind"}
     return [
-        ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in group[0].params.items() if key in told)
+        ", ".join(
+            f"{key if key.endswith('.seed') else key.rpartition('.')[2]}={value}"
+            for key, value in group[0].params.items()
+            if key in told
+        )
         for group in groups
     ]
 
@@ -87,7 +97,7 @@ def row(group: Sequence[Run], differs: str) -> dict[str, object]:
         "differs": differs,
         "seeds": len(values),
         "accuracy": float(np.mean(values)),
-        "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
         "low": low,
         "high": high,
         **{name: float(np.mean([run.scores[name] for run in group])) for name in MEANS},
@@ -96,18 +106,19 @@ def row(group: Sequence[Run], differs: str) -> dict[str, object]:
 
 def cells(row: Mapping[str, object]) -> list[str]:
     """A row as a person reads it."""
-    deviation = f" ± {row['deviation']:.4f}" if row["deviation"] == row["deviation"] else ""
+    std = f" ± {row['std']:.4f}" if row["std"] == row["std"] else ""
     return [
         str(row["dataset"]),
         str(row["model"]),
         str(row["differs"]),
         str(row["seeds"]),
-        f"{row['accuracy']:.4f}{deviation}",
+        f"{row['accuracy']:.4f}{std}",
         f"{row['low']:.4f} to {row['high']:.4f}",
         f"{row['errors']:,.0f}",
         f"{row['loss']:.4f}",
         f"{row['ece']:.4f}",
         f"{row['parameters']:,.0f}",
+        f"{row['multiply_adds']:,.0f}",
     ]
 
 
@@ -119,8 +130,9 @@ def sentence(verdict: Verdict, pair: tuple[int, int], names: Sequence[str], grou
     measured = f"{abs(verdict.difference):+.4f}"
     if verdict.how:
         measured += f" (95 % interval {low:+.4f} to {high:+.4f}), p = {verdict.p:.2g}, {verdict.how}"
+        measured += f", Holm over {verdict.pairs} pairs" if verdict.pairs > 1 else ""
     if verdict.words == BETTER:
-        alone = single(groups[ahead]) and single(groups[behind])
+        alone = len(groups[ahead]) == len(groups[behind]) == 1
         as_trained = " as these two were trained; of the settings one model each says little" if alone else ""
         return f"{names[ahead]} is better than {names[behind]}{as_trained}: {measured}"
     more = f"; {verdict.needed}" if verdict.needed else ""
@@ -207,15 +219,15 @@ def main() -> None:
     shown = lines(HEADER, [cells(each) for each in rows])
     text = "\n".join([*shown, "", *said, "", NOTES])
     print(text)
-    figures = {"comparison.png": picture(table, names)}
+    write_figure(args.out / "comparison.png", picture(table, names))
+    images = args.out / "comparison_images.png"
+    images.unlink(missing_ok=True)  # of an earlier comparison
     if len(found) == 1 and all(single(group) for group in groups):
-        figures["comparison_images.png"] = disagreements(groups[0][0], groups[1][0])
-    for name, figure in figures.items():
-        write_figure(args.out / name, figure)
+        write_figure(images, disagreements(groups[0][0], groups[1][0]))
     write_csv(args.out / "comparison.csv", table)
     with replacing(args.out / "comparison.md") as partial:
         partial.write_text(f"# Comparison\n\n{text}", encoding="utf-8")
-    print(f"{args.out}/comparison.md, .csv, .png")
+    print(f"{args.out}/comparison.md, .csv, .png{', comparison_images.png' * images.exists()}")
 
 
 if __name__ == "__main__":

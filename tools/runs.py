@@ -109,9 +109,8 @@ def read_run(name: str, commit: str) -> Run:
         scores = {name: float(scores[name]) for name in SCORES}
     except (OSError, DvcException, LookupError, TypeError, ValueError) as error:
         words = " ".join(str(error).split())
-        raise StageError(
-            f"{name}: expected a finished run (dvc.lock, reports), found: {words or type(error)}"
-        ) from error
+        words = f"no {words}" if isinstance(error, LookupError) else words or type(error).__name__
+        raise StageError(f"{name}: expected a finished run (dvc.lock, reports), found: {words}") from error
     if not 0 <= scores["accuracy"] <= 1 or not isinstance(seed, int):
         raise StageError(
             f"{name}: expected an accuracy from 0 to 1 and a whole seed, found {scores['accuracy']} and {seed!r}"

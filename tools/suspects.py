@@ -73,6 +73,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("reports"), help="where train_suspects.* goes (reports)")
     args = parser.parse_args()
     params, dataset, scaling = read_params(), read_json(RAW / "dataset.json"), read_json(SCALING)
+    found, expected = (dataset["name"], scaling["method"]), (params.dataset, params.normalize.method)
+    if found != expected:
+        raise StageError(f"data: expected {' and '.join(expected)}, found {' and '.join(found)}; dvc repro")
     check_arrays(RAW / "dataset.json", "train_images", "train_labels")
     raw, labels = (read_array(RAW / f"train_{kind}.npy") for kind in ("images", "labels"))
     if not 2 <= args.folds <= len(labels):

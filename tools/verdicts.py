@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from math import ceil, sqrt
+from math import ceil, log2, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -28,9 +28,11 @@ class Verdict:
         difference: Accuracy of the first less that of the second.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        p: Probability of as large a difference where there is none, after Holm's correction for all pairs.
+        p: Probability of as large a difference where there is none, after Holm's correction for all pairs on the
+            data set.
         how: Which test.
-        needed: What would show a difference of this size four times in five.
+        needed: What would show a difference of this size four times in five; where seeds are too few, how many are not.
+        pairs: How many the correction is for.
     """
 
     words: str
@@ -40,6 +42,7 @@ class Verdict:
     p: float = float("nan")
     how: str = ""
     needed: str = ""
+    pairs: int = 1
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -126,11 +129,13 @@ def by_seeds(first: Sequence[Run], second: Sequence[Run], level: float = LEVEL) 
     differences = [accuracies[0][seed] - accuracies[1][seed] for seed in seeds]
     if len(seeds) < SEEDS:
         means = [np.mean([*group.values()]) for group in accuracies]
-        return Verdict(TOO_FEW, float(means[0] - means[1]), needed=f"{SEEDS} seeds that both have")
+        return Verdict(TOO_FEW, float(means[0] - means[1]), needed=f"needs {SEEDS} that both have, found {len(seeds)}")
     mean, ends = float(np.mean(differences)), interval(differences)
     if np.ptp(differences) < TINY:
-        p = 2.0 ** (1 - len(seeds)) if abs(mean) > TINY else 1.0
-        return Verdict("", mean, *ends, p, f"signs of {len(seeds)} equal differences")
+        how = f"signs of {len(seeds)} equal differences"
+        if abs(mean) < TINY:
+            return Verdict("", mean, *ends, 1.0, how)
+        return Verdict("", mean, *ends, 2.0 ** (1 - len(seeds)), how, f"{ceil(1 - log2(level))} seeds")
     p = float(ttest_1samp(differences, 0).pvalue)
     needed = f"{seeds_needed(differences, level)} seeds" if abs(mean) > TINY else ""
     return Verdict("", mean, *ends, p, f"paired t over {len(seeds)} seeds", needed)
@@ -150,17 +155,19 @@ def verdicts(groups: Sequence[Sequence[Run]]) -> dict[tuple[int, int], Verdict]:
     Returns:
         A verdict for each pair, by the indices of the two; nothing between data sets.
     """
-    pairs = [(i, j) for i, j in combinations(range(len(groups)), 2) if groups[i][0].dataset == groups[j][0].dataset]
-    images = {pair for pair in pairs if all(single(groups[k]) for k in pair)}
-    testable = [pair for pair in pairs if pair in images or len(common_seeds(*(groups[k] for k in pair))) >= SEEDS]
-    level = LEVEL / max(1, len(testable))  # Holm's first step
     found = {}
-    for i, j in pairs:
-        first, second = groups[i], groups[j]
-        alone = (i, j) in images
-        found[i, j] = by_images(first[0], second[0], level) if alone else by_seeds(first, second, level)
-    if testable:
-        corrected = multipletests([found[pair].p for pair in testable], LEVEL, method="holm")[1]
-        for pair, p in zip(testable, corrected, strict=True):
-            found[pair] = replace(found[pair], p=float(p), words=BETTER if p < LEVEL else NOTHING_SHOWN)
+    for dataset in dict.fromkeys(group[0].dataset for group in groups):
+        pairs = [*combinations([i for i, group in enumerate(groups) if group[0].dataset == dataset], 2)]
+        images = {pair for pair in pairs if all(single(groups[k]) for k in pair)}
+        tested = [pair for pair in pairs if pair in images or len(common_seeds(*(groups[k] for k in pair))) >= SEEDS]
+        level = LEVEL / max(1, len(tested))  # Holm's first step
+        for i, j in pairs:
+            first, second = groups[i], groups[j]
+            alone = (i, j) in images
+            found[i, j] = by_images(first[0], second[0], level) if alone else by_seeds(first, second, level)
+        if tested:
+            corrected = multipletests([found[pair].p for pair in tested], LEVEL, method="holm")[1]
+            for pair, p in zip(tested, corrected, strict=True):
+                words = BETTER if p < LEVEL else NOTHING_SHOWN
+                found[pair] = replace(found[pair], p=float(p), words=words, pairs=len(tested))
     return found

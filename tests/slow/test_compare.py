@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Clone, new_clone
+from tools.compare import disagreements
+from tools.runs import read_runs
 
 pytestmark = pytest.mark.slow
 COMPARE = ["python", "-m", "tools.compare"]
@@ -67,7 +69,27 @@ def test_two_single_runs_are_compared_image_by_image_and_drawn(clone: Clone) -> 
     said = clone.call(*COMPARE, "HEAD", "few")
     assert said.count("McNemar") == 1
     assert (clone.path / "reports/comparison_images.png").exists()
+    assert "comparison_images.png" in said
+    said = clone.call(*COMPARE, "HEAD")  # the picture of an earlier comparison goes
+    assert not (clone.path / "reports/comparison_images.png").exists()
+    assert "comparison_images.png" not in said
     assert restored(clone) == set()
+
+
+def test_the_picture_shows_what_only_one_of_two_gets_wrong(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clone.path)
+    runs = read_runs(["linear-0", "few"])
+    mistaken = []
+    for each in runs:
+        predictions = each.read("data/predictions.npz")
+        guesses = predictions["test_probabilities"].argmax(axis=1)
+        mistaken.append({i for i, label in enumerate(predictions["test_labels"]) if guesses[i] != label})
+    rows = disagreements(*runs).subfigs
+    for row, each, own, other in zip(rows, runs, mistaken, mistaken[::-1], strict=True):
+        only = len(own - other)
+        assert row.get_suptitle() == f"only {each.name} is wrong: {min(8, only)} of {only}"
+        assert sum(bool(axes.images) for axes in row.axes) == min(8, only)
+    assert mistaken[0] - mistaken[1]
 
 
 def test_data_sets_stand_side_by_side_and_nothing_is_said_between_them(clone: Clone) -> None:

@@ -2,8 +2,10 @@
 
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from stages.lib.params import Params
@@ -26,6 +28,16 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     clone.edit({"dataset": "mnist", "model.pca_knn": {"components": 4, "neighbors": 3}})
     clone.call("git", "commit", "-qam", "Tiny grid")
     return clone
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """The processes whose environment has a mark."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("STOPPED") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def test_the_grid_has_every_kind_on_both_data_sets_and_parameters_that_are_allowed(tmp_path: Path) -> None:
@@ -61,18 +73,22 @@ def test_the_queue_runs_the_rest_and_tells_of_each(clone: Clone) -> None:
     assert clone.changed() == set()
 
 
-@pytest.mark.parametrize(("way", "word"), [("--serial", "1/2  "), ("--only=pca_knn-3", "queued  ")])
-def test_stopped_and_started_again_it_goes_on_where_it_was(clone: Clone, way: str, word: str) -> None:
+@pytest.mark.parametrize("way", ["--serial", "queue"])
+def test_stopped_and_started_again_it_goes_on_where_it_was(clone: Clone, way: str) -> None:
     clone.call("git", "commit", "-q", "--allow-empty", "-m", "Later")  # no experiment stands on it
-    command = [*EXPERIMENTS, "--only=pca_knn-3", way]
+    command = [*EXPERIMENTS, "--only=pca_knn-3", *([way] if way == "--serial" else [])]
+    env = {**clone.env, "STOPPED": way}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=clone.path, env=clone.env, stdout=pipe, stderr=pipe, text=True) as started:
+    with subprocess.Popen(command, cwd=clone.path, env=env, stdout=pipe, stderr=pipe, text=True) as started:
         assert started.stdout
-        while not started.stdout.readline().startswith(word):
+        while not started.stdout.readline().startswith(("1/2  ", "queued  ")):
+            assert started.poll() is None
+        while way == "--serial" and not any("stages.train" in process.cmdline() for process in marked(way)):
             assert started.poll() is None
         started.send_signal(signal.SIGINT)
         _, complaint = started.communicate(timeout=60)
     assert (started.returncode, complaint) == (130, "experiments: interrupted\n")
+    assert marked(way) == []
     assert clone.changed() == set()
     again = clone.call(*command)
     assert ("1 of 2 experiments are there, 1 to run" in again) == (way == "--serial")
@@ -80,6 +96,18 @@ def test_stopped_and_started_again_it_goes_on_where_it_was(clone: Clone, way: st
     names = clone.call("dvc", "exp", "list", "--name-only").split()
     assert sorted(names) == ["fashion_mnist-pca_knn-3", "mnist-pca_knn-3"]
     assert clone.changed() == set()
+
+
+def test_what_is_queued_on_an_older_commit_is_queued_again_and_refused_serially_only_on_its_own(clone: Clone) -> None:
+    name = "mnist-pca_knn-4"
+    clone.call("dvc", "exp", "run", "--queue", "-n", name, "-S", "model.kind=pca_knn", "-S", "train.seed=4")
+    said = clone.call(*EXPERIMENTS, "--only", name, "--serial", code=1)
+    assert f"queue: expected none of the experiments to run, found {name}" in said
+    clone.call("git", "commit", "-q", "--allow-empty", "-m", "Later")
+    said = clone.call(*EXPERIMENTS, "--only", name)
+    assert f"queued  {name}" in said
+    assert f"1/1  {name}  accuracy" in said
+    assert clone.call("dvc", "exp", "list", "--name-only").split() == [name]
 
 
 def test_an_experiment_that_fails_is_told_and_the_others_run(clone: Clone) -> None:
