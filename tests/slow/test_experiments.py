@@ -98,9 +98,10 @@ def test_stopped_and_started_again_it_goes_on_where_it_was(clone: Clone, way: st
     assert clone.changed() == set()
 
 
-def test_what_is_queued_on_an_older_commit_is_queued_again_and_refused_serially_only_on_its_own(clone: Clone) -> None:
-    name = "mnist-pca_knn-4"
-    clone.call("dvc", "exp", "run", "--queue", "-n", name, "-S", "model.kind=pca_knn", "-S", "train.seed=4")
+def test_what_is_queued_is_not_run_serially_too_and_on_another_commit_it_is_queued_anew(clone: Clone) -> None:
+    name = "fashion_mnist-pca_knn-4"
+    changes = ["dataset=fashion_mnist", "model.kind=pca_knn", "train.seed=4"]
+    clone.call("dvc", "exp", "run", "--queue", "-n", name, *(word for change in changes for word in ("-S", change)))
     said = clone.call(*EXPERIMENTS, "--only", name, "--serial", code=1)
     assert f"queue: expected none of the experiments to run, found {name}" in said
     clone.call("git", "commit", "-q", "--allow-empty", "-m", "Later")
