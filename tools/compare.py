@@ -166,7 +166,9 @@ def picture(table: pd.DataFrame, names: Sequence[str]) -> Figure:
         axes.margins(x=0.12)
         axes.set_title(dataset)
         axes.grid(axis="y", visible=False)
-    figure.supxlabel("accuracy on test, with its 95 % interval", fontsize=9.5, color=INK)
+    figure.supxlabel(
+        "accuracy on test, with its 95 % interval: over seeds; of a single model, over images", fontsize=9.5, color=INK
+    )
     return figure
 
 
