@@ -49,6 +49,19 @@ def test_two_results_for_one_seed_are_refused() -> None:
         grouped([run_of(0.8), other])
 
 
+def test_a_setting_has_one_number_on_all_data_sets_and_none_where_its_kind_has_no_other() -> None:
+    few: dict[str, Any] = {"train.epochs": 2}
+    many: dict[str, Any] = {"train.epochs": 3}
+    groups = [
+        [run_of(0.9, kind="cnn", **few)],
+        [run_of(0.8, **many)],
+        [run_of(0.7, **few), run_of(0.8, 1, **few)],
+        [run_of(0.8, dataset="z", **few)],
+        [run_of(0.7, dataset="z", **many)],
+    ]
+    assert compare.named(groups) == ["cnn", "mlp 1", "mlp 2", "mlp 2", "mlp 1"]
+
+
 def test_two_sets_of_images_under_one_name_are_refused() -> None:
     other = replace(run_of(0.8, 1), name="again", images="others")
     with pytest.raises(
@@ -70,12 +83,12 @@ def test_what_differs_is_told_and_what_all_share_is_not() -> None:
 
 
 def test_a_row_has_students_interval_over_seeds_and_wilsons_of_one_model() -> None:
-    several = compare.row([run_of(0.8), run_of(0.9, 1)], "")
+    several = compare.row([run_of(0.8), run_of(0.9, 1)], "mlp", "")
     assert several["accuracy"] == pytest.approx(0.85)
     assert several["std"] == pytest.approx(0.05 * 2**0.5)
     assert (several["low"], several["high"]) == pytest.approx((0.85 - 12.7062 * 0.05, 0.85 + 12.7062 * 0.05), rel=1e-4)
     assert compare.cells(several)[4] == "0.8500 ± 0.0707"
-    alone = compare.row([run_of(0.8)], "")
+    alone = compare.row([run_of(0.8)], "mlp", "")
     assert (alone["low"], alone["high"]) == (0.1, 0.99)
     assert compare.cells(alone)[4] == "0.8000"
 
@@ -115,7 +128,7 @@ def test_too_few_seeds_says_how_many() -> None:
 
 def test_the_picture_has_a_panel_for_each_data_set_and_a_line_for_each_group() -> None:
     groups = grouped([run_of(0.8), run_of(0.9, 0, "cnn"), run_of(0.6, dataset="a")])
-    figure = compare.picture(pd.DataFrame([compare.row(group, "") for group in groups]), ["x", "y", "z"])
+    figure = compare.picture(pd.DataFrame([compare.row(group, "", "") for group in groups]), ["x", "y", "z"])
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["a", "tiny"]
     assert [[text.get_text() for text in axes.get_yticklabels()] for axes in figure.axes] == [["x"], ["y", "z"]]
 

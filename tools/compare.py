@@ -85,7 +85,22 @@ def differing(groups: Sequence[Sequence[Run]]) -> list[str]:
     ]
 
 
-def row(group: Sequence[Run], differs: str) -> dict[str, object]:
+def named(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """The kind of model of each group, numbered where a kind has several settings; a number is one setting."""
+    settings: dict[object, list[str]] = {}
+    kinds = [group[0].params["model.kind"] for group in groups]
+    keys = [repr(sorted(group[0].params.items())) for group in groups]
+    for kind, key in zip(kinds, keys, strict=True):
+        found = settings.setdefault(kind, [])
+        if key not in found:
+            found.append(key)
+    return [
+        f"{kind} {settings[kind].index(key) + 1}" if len(settings[kind]) > 1 else str(kind)
+        for kind, key in zip(kinds, keys, strict=True)
+    ]
+
+
+def row(group: Sequence[Run], name: str, differs: str) -> dict[str, object]:
     """The numbers of one group."""
     values = accuracies(group)
     scores = group[0].scores
@@ -93,7 +108,7 @@ def row(group: Sequence[Run], differs: str) -> dict[str, object]:
     low, high = interval(values) if several else (scores["accuracy_low"], scores["accuracy_high"])
     return {
         "dataset": group[0].dataset,
-        "model": group[0].params["model.kind"],
+        "model": name,
         "differs": differs,
         "seeds": len(values),
         "accuracy": float(np.mean(values)),
@@ -212,10 +227,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("reports"), help="where comparison.* goes (reports)")
     args = parser.parse_args()
     groups = grouped(read_runs(args.revisions, every=args.all))
-    differs = differing(groups)
-    rows = [row(group, told) for group, told in zip(groups, differs, strict=True)]
+    names = named(groups)
+    rows = [row(*each) for each in zip(groups, names, differing(groups), strict=True)]
     table = pd.DataFrame(rows)
-    names = [f"{each['model']}, {each['differs']}" if each["differs"] else str(each["model"]) for each in rows]
     found = verdicts(groups)
     said = [f"- {groups[pair[0]][0].dataset}: {sentence(v, pair, names, groups)}." for pair, v in found.items()]
     shown = lines(HEADER, [cells(each) for each in rows])

@@ -105,6 +105,8 @@ def read_run(name: str, commit: str) -> Run:
             raise ValueError("reports of other predictions; dvc repro")
         seed, dataset = params.pop("train.seed"), str(params.pop("dataset"))
         params.pop("fetch.source")  # the images are the same wherever they came from
+        if params["model.kind"] == "pca_knn":  # looks at nothing of it
+            params = {key: value for key, value in params.items() if not key.startswith("train.")}
         params["code"] = hashlib.sha256(repr(sorted(code)).encode()).hexdigest()[:7]
         scores = {name: float(scores[name]) for name in SCORES}
     except (OSError, DvcException, LookupError, TypeError, ValueError) as error:

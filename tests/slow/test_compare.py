@@ -51,8 +51,8 @@ def test_seeds_are_one_group_and_everything_that_differs_is_told(clone: Clone) -
     rows = table(clone)
     assert sorted((row["model"], row["differs"], row["seeds"]) for row in rows) == [
         ("linear", "", "3"),
-        ("pca_knn", "neighbors=1", "1"),
-        ("pca_knn", "neighbors=3", "1"),
+        ("pca_knn 1", "neighbors=3", "1"),
+        ("pca_knn 2", "neighbors=1", "1"),
     ]
     (linear,) = (row for row in rows if row["model"] == "linear")
     shown = [clone.json("dvc", "metrics", "diff", "--all", "HEAD", f"linear-{seed}") for seed in range(3)]
