@@ -233,7 +233,6 @@ def test_fit_uses_the_parameters_given(normalized: Path) -> None:
 
 def test_a_loop_over_several_batches_gives_what_single_steps_give_to_the_bit(normalized: Path, edit: Edit) -> None:
     edit("train.batch_size", 12)  # 72 images: six batches, in one loop
-    edit("model.mlp.dropout", 0.25)
     params = read_params()
     weights = []
     for looped in (True, False):
