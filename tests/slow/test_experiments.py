@@ -30,13 +30,13 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     return clone
 
 
-def marked(mark: str) -> list[psutil.Process]:
-    """The processes whose environment has a mark."""
+def marked(mark: str) -> list[str]:
+    """The command lines of the processes whose environment has a mark."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.environ().get("STOPPED") == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                found.append(" ".join(process.cmdline()))
     return found
 
 
@@ -83,7 +83,7 @@ def test_stopped_and_started_again_it_goes_on_where_it_was(clone: Clone, way: st
         assert started.stdout
         while not started.stdout.readline().startswith(("1/2  ", "queued  ")):
             assert started.poll() is None
-        while way == "--serial" and not any("stages.train" in process.cmdline() for process in marked(way)):
+        while way == "--serial" and not any("stages.train" in command for command in marked(way)):
             assert started.poll() is None
         started.send_signal(signal.SIGINT)
         _, complaint = started.communicate(timeout=60)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -121,11 +122,19 @@ def family(mark: str) -> list[psutil.Process]:
 def stage_below(dvc: psutil.Popen, case: Case, said: Path) -> psutil.Process:
     """The stage's process, once it has started."""
     while True:
-        for process in dvc.children(recursive=True):
-            if f"stages.{case.stage}" in process.cmdline():
-                return process
+        with suppress(psutil.Error):  # one that ended while it was looked at
+            for process in dvc.children(recursive=True):
+                if f"stages.{case.stage}" in process.cmdline():
+                    return process
         assert dvc.poll() is None, f"the stage did not run: {said.read_text()}"
         time.sleep(0.01)
+
+
+def runs(process: psutil.Process) -> bool:
+    """Whether it has not ended, nor ends while it is looked at."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def interrupt(clone: Clone, case: Case) -> tuple[bool, str]:
@@ -135,14 +144,15 @@ def interrupt(clone: Clone, case: Case) -> tuple[bool, str]:
     with said.open("w") as file:
         dvc = psutil.Popen(["dvc", "repro"], cwd=clone.path, env=env, stdout=file, stderr=file, start_new_session=True)
         stage = stage_below(dvc, case, said)
-        while case.text not in said.read_text() and stage.is_running():
+        while case.text not in said.read_text() and runs(stage):
             time.sleep(0.01)
         time.sleep(case.after)
-        hit = stage.is_running() and stage.status() != psutil.STATUS_ZOMBIE
-        if case.whom == "both":
-            os.killpg(dvc.pid, case.number)
-        elif hit or case.whom == "dvc":
-            os.kill(dvc.pid if case.whom == "dvc" else stage.pid, case.number)
+        hit = runs(stage)
+        with suppress(ProcessLookupError):  # it ended by itself
+            if case.whom == "both":
+                os.killpg(dvc.pid, case.number)
+            elif hit or case.whom == "dvc":
+                os.kill(dvc.pid if case.whom == "dvc" else stage.pid, case.number)
         dvc.wait(timeout=120)
     return hit, said.read_text()
 
