@@ -148,8 +148,8 @@ def sentence(verdict: Verdict, pair: tuple[int, int], names: Sequence[str], grou
         measured += f", Holm over {verdict.pairs} pairs" if verdict.pairs > 1 else ""
     if verdict.words == BETTER:
         alone = len(groups[ahead]) == len(groups[behind]) == 1
-        as_trained = " as these two were trained; of the settings one model each says little" if alone else ""
-        return f"{names[ahead]} is better than {names[behind]}{as_trained}: {measured}"
+        caveat = "; one model each, which says little of the settings" if alone else ""
+        return f"{names[ahead]} is better than {names[behind]}: {measured}{caveat}"
     more = f"; {verdict.needed}" if verdict.needed else ""
     if verdict.words == NOTHING_SHOWN and more:
         more += " would show a difference as large four times in five"
@@ -232,6 +232,7 @@ def main() -> None:
     table = pd.DataFrame(rows)
     found = verdicts(groups)
     said = [f"- {groups[pair[0]][0].dataset}: {sentence(v, pair, names, groups)}." for pair, v in found.items()]
+    said = said or ["- nothing to test: no two settings on one data set."]
     shown = lines(HEADER, [cells(each) for each in rows])
     text = "\n".join([*shown, "", *said, "", NOTES])
     print(text)

@@ -168,16 +168,17 @@ def run_in_queue(todo: Grid) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.experiments", description=__doc__)
     parser.add_argument("--serial", action="store_true", help="one after another in this process, without DVC's queue")
-    parser.add_argument("--only", metavar="TEXT", default="", help="experiments with this text in their name")
+    parser.add_argument("--only", metavar="TEXT", default="", help="one experiment by name, or all with this in it")
     args = parser.parse_args()
     chosen = {name: values for name, values in grid().items() if args.only in name}
+    chosen = {args.only: chosen[args.only]} if args.only in chosen else chosen  # a whole name means itself alone
     if not chosen:
         raise StageError(f"--only: expected a part of a name such as {next(iter(grid()))}, found {args.only!r}")
     # What is finished is known by its name and the commit alone.
     changed = call("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!reports", ":!dvc.lock")
     if changed:
         raise StageError(
-            f"git: expected no change since the last commit, found {changed.split()[1]}; commit, or restore"
+            f"git: expected no change since the last commit, found {changed.split()[1]}; commit it, or git restore it"
         )
     seen = look()
     todo = {name: values for name, values in chosen.items() if name not in seen.finished}

@@ -97,6 +97,7 @@ def test_data_sets_stand_side_by_side_and_nothing_is_said_between_them(clone: Cl
     assert {row["dataset"] for row in table(clone)} == {"tiny", "tiny2"}
     assert "better" not in said
     assert "no difference" not in said
+    assert "nothing to test: no two settings on one data set" in said
     assert not (clone.path / "reports/comparison_images.png").exists()
     assert restored(clone) == set()
 
