@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from ruamel.yaml import YAML
 
@@ -158,6 +160,16 @@ class Clone:
 
     def edit(self, values: dict[str, object]) -> None:
         set_params(self.path, values)
+
+
+def family(mark: str) -> list[psutil.Process]:
+    """The processes in whose environment FAMILY is this mark."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # one that ended while it was looked at
+            if process.environ().get("FAMILY") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def clone_env(tools: Path, name: str) -> dict[str, str]:

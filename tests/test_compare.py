@@ -128,7 +128,8 @@ def test_too_few_seeds_says_how_many() -> None:
 
 def test_the_picture_has_a_panel_for_each_data_set_and_a_line_for_each_group() -> None:
     groups = grouped([run_of(0.8), run_of(0.9, 0, "cnn"), run_of(0.6, dataset="a")])
-    figure = compare.picture(pd.DataFrame([compare.row(group, "", "") for group in groups]), ["x", "y", "z"])
+    rows = [compare.row(group, name, "") for group, name in zip(groups, "xyz", strict=True)]
+    figure = compare.picture(pd.DataFrame(rows))
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["a", "tiny"]
     assert [[text.get_text() for text in axes.get_yticklabels()] for axes in figure.axes] == [["x"], ["y", "z"]]
 

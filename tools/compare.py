@@ -44,7 +44,7 @@ def grouped(runs: Sequence[Run]) -> list[list[Run]]:
         StageError: Two runs agree in all that decides the predictions, and differ in these; or a data set has other
             images in one run than in another.
     """
-    groups: dict[str, dict[int, Run]] = {}
+    groups: dict[tuple[str, str], dict[int, Run]] = {}
     images: dict[str, Run] = {}
     for each in runs:
         if images.setdefault(each.dataset, each).images != each.images:
@@ -52,7 +52,7 @@ def grouped(runs: Sequence[Run]) -> list[list[Run]]:
                 f"{each.name}: expected the images of {images[each.dataset].name}, whose data set is {each.dataset} "
                 "too, found others; name runs on the same images"
             )
-        group = groups.setdefault(repr((each.dataset, sorted(each.params.items()))), {})
+        group = groups.setdefault((each.dataset, each.setting), {})
         other = group.setdefault(each.seed, each)
         if other.predictions != each.predictions:
             raise StageError(
@@ -87,17 +87,12 @@ def differing(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 def named(groups: Sequence[Sequence[Run]]) -> list[str]:
     """The kind of model of each group, numbered where a kind has several settings; a number is one setting."""
-    settings: dict[object, list[str]] = {}
-    kinds = [group[0].params["model.kind"] for group in groups]
-    keys = [repr(sorted(group[0].params.items())) for group in groups]
-    for kind, key in zip(kinds, keys, strict=True):
-        found = settings.setdefault(kind, [])
-        if key not in found:
-            found.append(key)
-    return [
-        f"{kind} {settings[kind].index(key) + 1}" if len(settings[kind]) > 1 else str(kind)
-        for kind, key in zip(kinds, keys, strict=True)
-    ]
+    settings = [(str(group[0].params["model.kind"]), group[0].setting) for group in groups]
+    numbers: dict[str, dict[str, int]] = {}
+    for kind, setting in settings:
+        of_kind = numbers.setdefault(kind, {})
+        of_kind.setdefault(setting, len(of_kind) + 1)
+    return [f"{kind} {numbers[kind][setting]}" if len(numbers[kind]) > 1 else kind for kind, setting in settings]
 
 
 def row(group: Sequence[Run], name: str, differs: str) -> dict[str, object]:
@@ -156,7 +151,7 @@ def sentence(verdict: Verdict, pair: tuple[int, int], names: Sequence[str], grou
     return f"{names[ahead]} and {names[behind]}: {verdict.words}: {measured}{more}"
 
 
-def picture(table: pd.DataFrame, names: Sequence[str]) -> Figure:
+def picture(table: pd.DataFrame) -> Figure:
     """Mean accuracies with their intervals, a panel with a scale of its own for each data set."""
     datasets = [*dict.fromkeys(table["dataset"])]
     counts = [int((table["dataset"] == dataset).sum()) for dataset in datasets]
@@ -176,7 +171,7 @@ def picture(table: pd.DataFrame, names: Sequence[str]) -> Figure:
                 ha="center",
                 fontsize=9,
             )
-        axes.set_yticks(rows, [names[i] for i in part.index])
+        axes.set_yticks(rows, part["model"])
         axes.set_ylim(len(part) - 0.4, -0.8)
         axes.margins(x=0.12)
         axes.set_title(dataset)
@@ -236,7 +231,7 @@ def main() -> None:
     shown = lines(HEADER, [cells(each) for each in rows])
     text = "\n".join([*shown, "", *said, "", NOTES])
     print(text)
-    write_figure(args.out / "comparison.png", picture(table, names))
+    write_figure(args.out / "comparison.png", picture(table))
     images = args.out / "comparison_images.png"
     images.unlink(missing_ok=True)  # of an earlier comparison
     if len(found) == 1 and all(single(group) for group in groups):

@@ -88,7 +88,7 @@ class Look:
     Attributes:
         finished: Name and commit of each that stands.
         waiting: Names of those queued or running.
-        failed: Name of each that failed, by its number in the queue.
+        failed: Name of each that failed, by the commit that DVC queued it as.
         worker: Whether one runs, for whatever commit.
     """
 
@@ -139,9 +139,10 @@ def run_in_queue(todo: Grid) -> list[str]:
     """Queues experiments, starts DVC's worker and waits for it; the names of those that failed."""
     seen = look()
     earlier = seen.failed.keys()
-    for name in [name for name in todo if name not in seen.waiting]:
-        dvc("exp", "run", "--queue", "--name", name, *changes(todo[name]))
-        print(f"queued  {name}", flush=True)
+    for name, values in todo.items():
+        if name not in seen.waiting:
+            dvc("exp", "run", "--queue", "--name", name, *changes(values))
+            print(f"queued  {name}", flush=True)
     left, failed, starts, misses = set(todo), [], 0, MISSES
     while left:
         seen = look()
@@ -153,13 +154,15 @@ def run_in_queue(todo: Grid) -> list[str]:
                 )
             dvc("queue", "start")
             starts, misses = starts + 1, 0
-        lost = {name for number, name in seen.failed.items() if number not in earlier}
+        lost = {name for queued_as, name in seen.failed.items() if queued_as not in earlier}
         for name in sorted(left & (seen.finished.keys() | lost)):
             left.remove(name)
             starts = 0
-            if name not in seen.finished:
+            if name in seen.finished:
+                said = told(name, seen.finished[name])
+            else:
                 failed.append(name)
-            said = told(name, seen.finished[name]) if name in seen.finished else f"failed; dvc queue logs {name}"
+                said = f"failed; dvc queue logs {name}"
             print(f"{len(todo) - len(left)}/{len(todo)}  {name}  {said}", flush=True)
         time.sleep(GLANCE)
     return failed

@@ -48,6 +48,11 @@ class Run:
     predictions: str
     files: DVCFileSystem = field(repr=False, compare=False)
 
+    @property
+    def setting(self) -> str:
+        """All that decided the predictions but the data set and the seed, as one text."""
+        return repr(sorted(self.params.items()))
+
     def read(self, path: str) -> Any:  # noqa: ANN401  # an array, several by name, or what JSON holds
         """An npy, npz or JSON file of the run.
 

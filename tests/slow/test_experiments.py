@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from stages.lib.params import Params
-from tests.conftest import ROOT, Clone, new_clone, read_yaml, set_params, write_yaml
+from tests.conftest import ROOT, Clone, family, new_clone, read_yaml, set_params, write_yaml
 from tools.experiments import SEEDS, SETTINGS, grid
 
 pytestmark = pytest.mark.slow
@@ -31,14 +31,13 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     return clone
 
 
-def marked(mark: str) -> list[str]:
-    """The command lines of the processes whose environment has a mark."""
-    found = []
-    for process in psutil.process_iter():
+def trains(mark: str) -> bool:
+    """Whether a process of this family is the stage train."""
+    for process in family(mark):
         with suppress(psutil.Error):
-            if process.environ().get("STOPPED") == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
-    return found
+            if "stages.train" in process.cmdline():
+                return True
+    return False
 
 
 def test_the_grid_has_every_kind_on_both_data_sets_and_parameters_that_are_allowed(tmp_path: Path) -> None:
@@ -78,21 +77,21 @@ def test_the_queue_runs_the_rest_and_tells_of_each(clone: Clone) -> None:
 def test_stopped_and_started_again_it_goes_on_where_it_was(clone: Clone, way: str) -> None:
     clone.call("git", "commit", "-q", "--allow-empty", "-m", "Later")  # no experiment stands on it
     command = [*EXPERIMENTS, "--only=pca_knn-3", *([way] if way == "--serial" else [])]
-    env = {**clone.env, "STOPPED": way}
+    env = {**clone.env, "FAMILY": way}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=clone.path, env=env, stdout=pipe, stderr=pipe, text=True) as started:
         assert started.stdout
         while not started.stdout.readline().startswith(("1/2  ", "queued  ")):
             assert started.poll() is None
-        while way == "--serial" and not any("stages.train" in command for command in marked(way)):
+        while way == "--serial" and not trains(way):
             assert started.poll() is None
         started.send_signal(signal.SIGINT)
         _, complaint = started.communicate(timeout=60)
     assert (started.returncode, complaint) == (130, "experiments: interrupted\n")
     deadline = time.monotonic() + 30  # on a busy machine DVC takes a while to tidy up
-    while marked(way) and time.monotonic() < deadline:
+    while family(way) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert marked(way) == []
+    assert family(way) == []
     assert clone.changed() == set()
     again = clone.call(*command)
     assert ("1 of 2 experiments are there, 1 to run" in again) == (way == "--serial")

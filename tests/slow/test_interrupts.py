@@ -19,7 +19,7 @@ from typing import cast
 import psutil
 import pytest
 
-from tests.conftest import Clone, idx, new_clone, read_yaml, tiny_arrays, write_yaml
+from tests.conftest import Clone, family, idx, new_clone, read_yaml, tiny_arrays, write_yaml
 from tests.server import STORAGE, Answer, serving
 from tests.test_pipeline import STAGES, outs
 
@@ -107,18 +107,6 @@ def before(clean: Clone, path: Path, stage: str) -> Clone:
     return Clone(path, clean.env)
 
 
-def family(mark: str) -> list[psutil.Process]:
-    """The processes whose environment has a mark."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("INTERRUPTED") == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            pass
-    return found
-
-
 def stage_below(dvc: psutil.Popen, case: Case) -> psutil.Process | None:
     """The stage's process, once it has started; None where it ended unseen."""
     while dvc.poll() is None:
@@ -140,7 +128,7 @@ def runs(process: psutil.Process) -> bool:
 def interrupt(clone: Clone, case: Case) -> tuple[bool, str]:
     """Runs DVC, sends the signal at its moment, waits for DVC; whether the stage was there, and what was said."""
     said = clone.path.with_name(f"{clone.path.name}.txt")
-    env = {**clone.env, "INTERRUPTED": clone.path.name}
+    env = {**clone.env, "FAMILY": clone.path.name}
     with said.open("w") as file:
         dvc = psutil.Popen(["dvc", "repro"], cwd=clone.path, env=env, stdout=file, stderr=file, start_new_session=True)
         stage = stage_below(dvc, case)
