@@ -72,7 +72,8 @@ def call(*command: str) -> str:
             raise
     if process.returncode:
         words = " ".join((complaints or said).split())[-300:]
-        raise StageError(f"{' '.join(command[2:8])}: expected exit code 0, found {process.returncode}: {words}")
+        shown = " ".join(command).removeprefix(f"{sys.executable} -m ")
+        raise StageError(f"{shown}: expected exit code 0, found {process.returncode}: {words}")
     return said
 
 
@@ -106,7 +107,9 @@ def look() -> Look:
         waiting = {
             entry.name for entry in chain(queue.iter_queued(), queue.iter_active()) if entry.baseline_rev == head
         }
-        failed = {done.entry.stash_rev: done.entry.name for done in queue.iter_failed()}
+        failed = {
+            done.entry.stash_rev: done.entry.name for done in queue.iter_failed() if done.entry.baseline_rev == head
+        }
         return Look(finished, waiting, failed, bool(queue.worker_status()))
 
 
