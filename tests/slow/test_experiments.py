@@ -1,7 +1,9 @@
 """The standard grid, by real DVC on the tiny data set."""
 
+import os
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -71,6 +73,28 @@ def test_the_queue_runs_the_rest_and_tells_of_each(clone: Clone) -> None:
     assert said.count("accuracy") == 2
     assert "mnist-pca_knn-1" in clone.call("dvc", "exp", "list", "--name-only")
     assert clone.changed() == set()
+
+
+# As DVC does: what it runs hears of an interrupt, it does not.
+DEAF = """
+import pathlib, signal, subprocess
+child = subprocess.Popen(["sleep", "60"])
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+pathlib.Path("ready").touch()
+child.wait()
+"""
+
+
+def test_an_interrupt_reaches_what_a_command_started_too(tmp_path: Path) -> None:
+    code = f"from tools.experiments import call\ncall({sys.executable!r}, '-c', {DEAF!r})"
+    env = {**os.environ, "FAMILY": "deaf", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=env, stderr=subprocess.PIPE) as started:
+        while not (tmp_path / "ready").exists():
+            assert started.poll() is None
+        started.send_signal(signal.SIGINT)
+        _, complaint = started.communicate(timeout=30)
+    assert complaint.endswith(b"KeyboardInterrupt\n")
+    assert family("deaf") == []
 
 
 @pytest.mark.parametrize("way", ["--serial", "queue"])
