@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stages.lib.models import augmentation, build, keras, multiply_adds
+from stages.lib.models import augmentation, build, keras, multiply_adds, restore, save
 from stages.lib.params import ModelParams
 from stages.lib.stage import StageError
 from tests.conftest import ROOT, read_yaml, scaling
@@ -177,6 +178,21 @@ def test_the_networks_multiply_adds_are_those_of_its_kernels_wherever_they_are_l
     assert multiply_adds(build(params_of("linear"), scaling(28, 28, 10))) == 7_840
     first, second, last = 9 * 1 * 4 * 30, 9 * 4 * 6 * 9, 2 * 2 * 6 * 3
     assert multiply_adds(build(cnn(), scaling())) == first + second + last
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_a_network_that_saw_mirrored_images_predicts_the_mean_of_both_and_counts_both(
+    tmp_path: Path, mirrored: bool
+) -> None:
+    params, entry = cnn(**MOVES | {"flip": True}), scaling(flip=mirrored)
+    trained = build(params, entry)
+    save(trained, tmp_path / "model.weights.h5")
+    predict, _, cost = restore(params, entry, tmp_path / "model.weights.h5")
+    batch = images(40)
+    plain, mirror = (trained.predict_on_batch(each) for each in (batch, batch[:, :, ::-1]))
+    assert np.abs(plain - mirror).max() > 0.01
+    np.testing.assert_allclose(predict(batch), (plain + mirror) / 2 if mirrored else plain, atol=1e-6)
+    assert cost == (2 if mirrored else 1) * multiply_adds(trained)
 
 
 def test_importing_tensorflow_says_nothing_and_what_comes_after_is_heard() -> None:

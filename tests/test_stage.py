@@ -186,6 +186,14 @@ def test_ctrl_c_is_one_line_also_while_tensorflow_is_imported(project: Path, num
     assert train.returncode == 128 + number
 
 
+def test_arguments_are_refused_because_a_stage_has_none(project: Path) -> None:
+    fetch = started(sys.executable, "-m", "stages.fetch", "--source", "kaggle", ready=False)
+    line = "fetch: expected no arguments, found --source kaggle; what a stage does is in params.yaml\n"
+    assert fetch.communicate(timeout=8) == ("", line)
+    assert fetch.returncode == 1
+    assert not (project / "data").exists()
+
+
 @pytest.mark.parametrize(
     ("body", "line"),
     [

@@ -207,11 +207,20 @@ def restore(
 
     Returns:
         A function from images, shape (n, height, width), float32, to probabilities, shape (n, classes), float32; its
-        number of parameters; its multiply-adds to predict one image.
+        number of parameters; its multiply-adds to predict one image. A network that was trained on mirrored images too
+        gives the mean of what it says of an image and of its mirror image (Krizhevsky, Sutskever and Hinton 2012,
+        "ImageNet classification with deep convolutional neural networks", section 4.1).
 
     Raises:
         StageError: The weights are not those of the model.
     """
     model = build(params, scaling)
     load(model, weights)
+
+    def of_both(images: np.ndarray) -> np.ndarray:
+        mean: np.ndarray = (model.predict_on_batch(images) + model.predict_on_batch(images[:, :, ::-1])) / 2
+        return mean
+
+    if any(isinstance(layer, layers.RandomFlip) for layer in model.layers):
+        return of_both, model.count_params(), 2 * multiply_adds(model)
     return model.predict_on_batch, model.count_params(), multiply_adds(model)

@@ -135,5 +135,8 @@ def run(main: Callable[[], object]) -> None:
 
 
 # A stage imports this module first: TensorFlow takes seconds, in which a person may press Ctrl-C.
-if getattr(sys.modules["__main__"].__spec__, "name", "").startswith("stages."):
+_name = getattr(sys.modules["__main__"].__spec__, "name", "")
+if _name.startswith("stages."):
     _guard()
+    if _name.count(".") == 1 and sys.argv[1:]:
+        raise StageError(f"expected no arguments, found {' '.join(sys.argv[1:])}; what a stage does is in params.yaml")
