@@ -87,10 +87,17 @@ def test_a_row_has_students_interval_over_seeds_and_wilsons_of_one_model() -> No
     assert several["accuracy"] == pytest.approx(0.85)
     assert several["std"] == pytest.approx(0.05 * 2**0.5)
     assert (several["low"], several["high"]) == pytest.approx((0.85 - 12.7062 * 0.05, 0.85 + 12.7062 * 0.05), rel=1e-4)
-    assert compare.cells(several)[4] == "0.8500 ± 0.0707"
+    assert compare.cells(several)[5] == "0.8500 ± 0.0707"
     alone = compare.row([run_of(0.8)], "mlp", "")
     assert (alone["low"], alone["high"]) == (0.1, 0.99)
-    assert compare.cells(alone)[4] == "0.8000"
+    assert compare.cells(alone)[5] == "0.8000"
+
+
+def test_a_row_tells_which_runs_it_is_of() -> None:
+    groups = [[run_of(0.8), run_of(0.9, 1), run_of(0.9, 2)], [run_of(0.8), run_of(0.9, 1)], [run_of(0.8)]]
+    rows = [compare.row(group, "mlp", "") for group in groups]
+    assert [compare.cells(row)[2] for row in rows] == ["mlp-0 … mlp-2", "mlp-0 … mlp-1", "mlp-0"]
+    assert rows[0]["runs"] == ["mlp-0", "mlp-1", "mlp-2"]
 
 
 NAMES = ["A", "B"]

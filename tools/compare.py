@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,15 +18,16 @@ from tools.verdicts import BETTER, NOTHING_SHOWN, Verdict, interval, single, ver
 
 MEANS = ("errors", "loss", "ece", "parameters", "multiply_adds")
 HEADER = (
-    *("data set", "model", "differs in", "seeds", "accuracy", "95 % interval"),
+    *("data set", "model", "runs", "differs in", "seeds", "accuracy", "95 % interval"),
     *("errors", "loss", "ECE", "parameters", "multiply-adds"),
 )
-NOTES = """\
+NUMBERS = """\
 Accuracy is that of the test split, the mean and standard deviation over the seeds. Its interval is that of the mean
 over seeds, for these test images; of a single model, that of the accuracy over images (Wilson). Loss is in nats; ECE is
 the expected calibration error; multiply-adds are those to predict one image. Data sets stand side by side and are not
 compared: an accuracy on one says nothing of an accuracy on another.
-
+"""
+PAIRS = """
 Of two settings, the difference is that of runs of the same seed, for these test images. Its interval is that of the
 pair alone; p is corrected for all pairs on the data set (Holm), so that one can say no where the other says yes.
 """
@@ -104,6 +106,7 @@ def row(group: Sequence[Run], name: str, differs: str) -> dict[str, object]:
     return {
         "dataset": group[0].dataset,
         "model": name,
+        "runs": [run.name for run in group],
         "differs": differs,
         "seeds": len(values),
         "accuracy": float(np.mean(values)),
@@ -114,12 +117,14 @@ def row(group: Sequence[Run], name: str, differs: str) -> dict[str, object]:
     }
 
 
-def cells(row: Mapping[str, object]) -> list[str]:
+def cells(row: Mapping[str, Any]) -> list[str]:
     """A row as a person reads it."""
+    runs = row["runs"]
     std = f" ± {row['std']:.4f}" if row["std"] == row["std"] else ""
     return [
         str(row["dataset"]),
         str(row["model"]),
+        runs[0] if len(runs) == 1 else f"{runs[0]} … {runs[-1]}",
         str(row["differs"]),
         str(row["seeds"]),
         f"{row['accuracy']:.4f}{std}",
@@ -229,14 +234,14 @@ def main() -> None:
     said = [f"- {groups[pair[0]][0].dataset}: {sentence(v, pair, names, groups)}." for pair, v in found.items()]
     said = said or ["- nothing to test: no two settings on one data set."]
     shown = lines(HEADER, [cells(each) for each in rows])
-    text = "\n".join([*shown, "", *said, "", NOTES])
+    text = "\n".join([*shown, "", *said, "", NUMBERS + PAIRS * bool(found)])
     print(text)
     write_figure(args.out / "comparison.png", picture(table))
     images = args.out / "comparison_images.png"
     images.unlink(missing_ok=True)  # of an earlier comparison
     if len(found) == 1 and all(single(group) for group in groups):
         write_figure(images, disagreements(groups[0][0], groups[1][0]))
-    write_csv(args.out / "comparison.csv", table)
+    write_csv(args.out / "comparison.csv", table.assign(runs=table["runs"].str.join(" ")))
     with replacing(args.out / "comparison.md") as partial:
         partial.write_text(f"# Comparison\n\n{text}", encoding="utf-8")
     print(f"{args.out}/comparison.md, .csv, .png{', comparison_images.png' * images.exists()}")

@@ -58,6 +58,8 @@ def test_seeds_are_one_group_and_everything_that_differs_is_told(clone: Clone) -
     shown = [clone.json("dvc", "metrics", "diff", "--all", "HEAD", f"linear-{seed}") for seed in range(3)]
     accuracies = [float(each["reports/metrics.json"]["accuracy"]["new"]) for each in shown]
     assert float(linear["accuracy"]) == pytest.approx(sum(accuracies) / 3, abs=1e-6)
+    assert linear["runs"] == "linear-0 linear-1 linear-2"
+    assert "Of two settings" in said
     assert "McNemar" in said
     assert "too few seeds to say" in said  # one of neighbours against three of the linear model
     assert (clone.path / "reports/comparison.md").read_text().count("\n| ") == 5
@@ -98,6 +100,7 @@ def test_data_sets_stand_side_by_side_and_nothing_is_said_between_them(clone: Cl
     assert "better" not in said
     assert "no difference" not in said
     assert "nothing to test: no two settings on one data set" in said
+    assert "Of two settings" not in said
     assert not (clone.path / "reports/comparison_images.png").exists()
     assert restored(clone) == set()
 
