@@ -100,37 +100,46 @@ def test_a_row_tells_which_runs_it_is_of() -> None:
     assert rows[0]["runs"] == ["mlp-0", "mlp-1", "mlp-2"]
 
 
-NAMES = ["A", "B"]
-GROUPS = [[run_of(0.8), run_of(0.7, 1)], [run_of(0.9, kind="cnn"), run_of(0.85, 1, kind="cnn")]]
+def test_a_single_model_has_no_deviation_however_many_seeds_it_has() -> None:
+    same = compare.row([run_of(0.8), replace(run_of(0.8), seed=1)], "pca_knn", "")
+    assert compare.cells(same)[4:7] == ["2", "0.8000", "0.1000 to 0.9900"]
 
 
 def test_the_better_one_is_named_first_with_a_positive_difference() -> None:
-    verdict = Verdict(BETTER, -0.1, -0.15, -0.05, 0.01, "paired t over 3 seeds", "3 seeds")
-    assert sentence(verdict, (0, 1), NAMES, GROUPS) == (
-        "B is better than A: +0.1000 (95 % interval +0.0500 to +0.1500), p = 0.01, paired t over 3 seeds"
+    verdict = Verdict(
+        -0.1, BETTER, 0.01, "paired t over 3 seeds", (-0.15, -0.05), (-0.16, -0.04), "3 seeds would show it"
+    )
+    assert sentence(verdict, "A", "B") == (
+        "B is better than A: +0.1000 (95 % interval +0.0500 to +0.1500 over seeds and +0.0400 to +0.1600 over images), "
+        "p = 0.01, paired t over 3 seeds"
     )
 
 
-def test_a_better_single_model_says_little_of_its_setting() -> None:
-    verdict = Verdict(BETTER, 0.1, 0.05, 0.15, 0.01, "McNemar", "9 images")
-    groups = [GROUPS[0][:1], GROUPS[1][:1]]
-    assert sentence(verdict, (0, 1), NAMES, groups).endswith(
-        "McNemar; one model each, which says little of the settings"
+def test_a_difference_that_other_images_may_not_show_is_told_as_such() -> None:
+    verdict = Verdict(-0.1, BETTER, 0.01, "paired t over 3 seeds", (-0.15, -0.05), (-0.3, 0.1))
+    assert sentence(verdict, "A", "B").endswith(
+        "and -0.1000 to +0.3000 over images), p = 0.01, paired t over 3 seeds; other test images may say otherwise"
     )
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_a_better_single_model_says_little_of_its_setting(single: bool) -> None:
+    said = sentence(Verdict(0.1, BETTER, 0.01, "McNemar", images=(0.05, 0.15), single=single), "A", "B")
+    assert said.startswith("A is better than B: +0.1000 (95 % interval +0.0500 to +0.1500 over images), p = 0.01")
+    assert said.endswith("one model each, which says little of the settings") == single
 
 
 def test_no_difference_says_what_would_show_one() -> None:
-    verdict = Verdict(NOTHING_SHOWN, 0.01, -0.05, 0.07, 0.4, "paired t over 5 seeds", "31 seeds")
-    said = sentence(verdict, (0, 1), NAMES, GROUPS)
-    assert said.startswith("A and B: no difference shown: +0.0100 (95 % interval -0.0500 to +0.0700), p = 0.4")
-    assert said.endswith("; 31 seeds would show a difference as large four times in five")
+    verdict = Verdict(0.01, NOTHING_SHOWN, 0.4, "paired t", seeds=(-0.05, 0.07), needed="31 seeds would", pairs=3)
+    assert sentence(verdict, "A", "B") == (
+        "A and B: no difference shown: +0.0100 (95 % interval -0.0500 to +0.0700 over seeds), p = 0.4, paired t, "
+        "Holm over 3 pairs; 31 seeds would"
+    )
 
 
 def test_too_few_seeds_says_how_many() -> None:
-    verdict = Verdict(TOO_FEW, 0.01, needed="needs 3 that both have, found 1")
-    assert sentence(verdict, (0, 1), NAMES, GROUPS) == (
-        "A and B: too few seeds to say: +0.0100; needs 3 that both have, found 1"
-    )
+    verdict = Verdict(0.01, TOO_FEW, needed="needs 3 that both have, found 1")
+    assert sentence(verdict, "A", "B") == ("A and B: too few seeds to say: +0.0100; needs 3 that both have, found 1")
 
 
 def test_the_picture_has_a_panel_for_each_data_set_and_a_line_for_each_group() -> None:

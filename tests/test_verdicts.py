@@ -8,6 +8,7 @@ import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from scipy import stats
+from statsmodels.stats.power import TTestPower
 
 from tools import verdicts
 from tools.runs import Run
@@ -71,8 +72,11 @@ def test_two_single_models_are_compared_by_mcnemars_exact_test(bench: Bench, see
     assert verdict.difference == pytest.approx((len(other) - len(one)) / 400)
     share = stats.binomtest(only_second, only_first + only_second).proportion_ci(0.95, method="exact")
     ends = [(2 * end - 1) * (only_first + only_second) / 400 for end in (share.low, share.high)]
-    assert [verdict.low, verdict.high] == pytest.approx(ends)
-    assert (verdict.low > 0 or verdict.high < 0) == (p < 0.05)
+    assert verdict.images == pytest.approx(tuple(ends))
+    assert verdict.images
+    assert (verdict.images[0] > 0 or verdict.images[1] < 0) == (p < 0.05)
+    assert verdict.seeds is None
+    assert verdict.single
     assert verdict.how == f"McNemar, {only_first} and {only_second} images that only one gets wrong"
     assert verdict.words == (BETTER if p < 0.05 else NOTHING_SHOWN)
 
@@ -80,6 +84,7 @@ def test_two_single_models_are_compared_by_mcnemars_exact_test(bench: Bench, see
 def test_models_that_err_alike_are_not_told_apart(bench: Bench) -> None:
     (verdict,) = verdicts.verdicts([[bench.run([1, 2])], [bench.run([1, 2], kind="linear")]]).values()
     assert (verdict.words, verdict.difference, verdict.p, verdict.needed) == (NOTHING_SHOWN, 0, 1, "")
+    assert (verdict.how, verdict.images) == ("both get the same images wrong", None)
 
 
 def test_several_seeds_with_the_same_predictions_are_one_model(bench: Bench) -> None:
@@ -96,8 +101,22 @@ def test_seeds_are_compared_in_pairs_by_scipys_t_test(bench: Bench, seed: int) -
     expected = stats.ttest_rel(-one / 400, -other / 400)
     assert verdict.p == pytest.approx(expected.pvalue)
     assert verdict.difference == pytest.approx(np.mean(other - one) / 400)
-    assert (verdict.low, verdict.high) == pytest.approx((*expected.confidence_interval(0.95),))
+    assert verdict.seeds == pytest.approx((*expected.confidence_interval(0.95),))
+    of_images = [[(np.arange(400) < count) for count in counts] for counts in (one, other)]
+    over_images = stats.ttest_rel(np.mean(of_images[1], axis=0), np.mean(of_images[0], axis=0))
+    assert verdict.images == pytest.approx((*over_images.confidence_interval(0.95),))
     assert verdict.how == "paired t over 6 seeds"
+    assert not verdict.single
+
+
+def test_a_difference_that_every_seed_shows_may_be_that_of_a_few_images(bench: Bench) -> None:
+    one, other = bench.group([20, 21, 20, 22, 20]), bench.group([22, 23, 22, 24, 23], "linear")
+    (verdict,) = verdicts.verdicts([one, other]).values()
+    assert verdict.words == BETTER
+    assert verdict.seeds
+    assert verdict.seeds[0] > 0
+    assert verdict.images
+    assert verdict.images[0] < 0 < verdict.images[1]
 
 
 def test_only_seeds_that_both_have_are_paired(bench: Bench) -> None:
@@ -113,7 +132,7 @@ def test_differences_all_alike_are_compared_by_their_signs(bench: Bench, seeds: 
     one, other = ([count + seed for seed in range(seeds)] for count in (20, 30))
     (verdict,) = verdicts.verdicts([bench.group(one), bench.group(other, "linear")]).values()
     assert verdict.p == stats.binomtest(seeds, seeds, 0.5).pvalue
-    assert (verdict.words, verdict.needed) == (words, "6 seeds")
+    assert (verdict.words, verdict.needed, verdict.seeds) == (words, "6 such seeds would show it", None)
 
 
 def test_equal_accuracies_of_different_models_are_no_difference(bench: Bench) -> None:
@@ -176,7 +195,17 @@ def test_the_seeds_needed_find_the_difference_four_times_in_five() -> None:
     ]
     assert found[0] < 0.82
     assert found[1] > 0.78
-    assert verdicts.seeds_needed([0.1, 0.1001]) <= 3
+    assert verdicts.seeds_needed([0.1, 0.1001]) == 3
+
+
+@pytest.mark.parametrize("level", [0.05, 0.005])
+@pytest.mark.parametrize("effect", np.random.default_rng(0).uniform(0.1, 1.5, 5))
+def test_the_seeds_needed_are_those_of_statsmodels_give_or_take_one(effect: float, level: float) -> None:
+    differences = effect + np.array([-1.0, 1.0]) / 2**0.5
+    assert np.std(differences, ddof=1) == pytest.approx(1)
+    assert verdicts.seeds_needed(differences, level) == pytest.approx(
+        max(3, TTestPower().solve_power(effect, alpha=level, power=0.8)), abs=1.5
+    )
 
 
 def test_the_images_needed_find_the_difference_four_times_in_five() -> None:

@@ -14,7 +14,7 @@ from stages.lib.figures import BLUE, GREY, INK, ORANGE
 from stages.lib.files import replacing, write_csv, write_figure
 from stages.lib.stage import StageError, run
 from tools.runs import Run, read_runs
-from tools.verdicts import BETTER, NOTHING_SHOWN, Verdict, interval, single, verdicts, wrong
+from tools.verdicts import BETTER, Verdict, interval, single, verdicts
 
 MEANS = ("errors", "loss", "ece", "parameters", "multiply_adds")
 HEADER = (
@@ -28,8 +28,9 @@ the expected calibration error; multiply-adds are those to predict one image. Da
 compared: an accuracy on one says nothing of an accuracy on another.
 """
 PAIRS = """
-Of two settings, the difference is that of runs of the same seed, for these test images. Its interval is that of the
-pair alone; p is corrected for all pairs on the data set (Holm), so that one can say no where the other says yes.
+Of two settings, the difference is that of runs of the same seed, and p is for other seeds on these test images,
+corrected for all pairs on the data set (Holm). Its 95 % intervals are for other seeds on these images, and for these
+models on other images; they are those of the pair alone, so that one can say no where p says yes.
 """
 
 
@@ -110,7 +111,7 @@ def row(group: Sequence[Run], name: str, differs: str) -> dict[str, object]:
         "differs": differs,
         "seeds": len(values),
         "accuracy": float(np.mean(values)),
-        "std": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
+        "std": float(np.std(values, ddof=1)) if several else float("nan"),
         "low": low,
         "high": high,
         **{name: float(np.mean([run.scores[name] for run in group])) for name in MEANS},
@@ -137,23 +138,32 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def sentence(verdict: Verdict, pair: tuple[int, int], names: Sequence[str], groups: Sequence[Sequence[Run]]) -> str:
-    """A verdict on a pair of groups in words."""
+def sentence(verdict: Verdict, first: str, second: str) -> str:
+    """A verdict on two settings in words, the better one first.
+
+    Args:
+        verdict: Of the first against the second.
+        first: What to call it.
+        second: The same.
+    """
     sign = 1 if verdict.difference >= 0 else -1
-    ahead, behind = pair[::sign]
-    low, high = sorted((sign * verdict.low, sign * verdict.high))
+    ahead, behind = (first, second)[::sign]
+    ends = {"seeds": verdict.seeds, "images": verdict.images}
+    over = {what: sorted((sign * pair[0], sign * pair[1])) for what, pair in ends.items() if pair}
     measured = f"{abs(verdict.difference):+.4f}"
+    if over:
+        intervals = [f"{low:+.4f} to {high:+.4f} over {what}" for what, (low, high) in over.items()]
+        measured += f" (95 % interval {' and '.join(intervals)})"
     if verdict.how:
-        measured += f" (95 % interval {low:+.4f} to {high:+.4f}), p = {verdict.p:.2g}, {verdict.how}"
+        measured += f", p = {verdict.p:.2g}, {verdict.how}"
         measured += f", Holm over {verdict.pairs} pairs" if verdict.pairs > 1 else ""
     if verdict.words == BETTER:
-        alone = len(groups[ahead]) == len(groups[behind]) == 1
-        caveat = "; one model each, which says little of the settings" if alone else ""
-        return f"{names[ahead]} is better than {names[behind]}: {measured}{caveat}"
-    more = f"; {verdict.needed}" if verdict.needed else ""
-    if verdict.words == NOTHING_SHOWN and more:
-        more += " would show a difference as large four times in five"
-    return f"{names[ahead]} and {names[behind]}: {verdict.words}: {measured}{more}"
+        if verdict.single:
+            measured += "; one model each, which says little of the settings"
+        elif over["images"][0] < 0:
+            measured += "; other test images may say otherwise"
+        return f"{ahead} is better than {behind}: {measured}"
+    return f"{ahead} and {behind}: {verdict.words}: {measured}{'; ' * bool(verdict.needed)}{verdict.needed}"
 
 
 def picture(table: pd.DataFrame) -> Figure:
@@ -166,7 +176,8 @@ def picture(table: pd.DataFrame) -> Figure:
         part = table[table["dataset"] == dataset]
         rows = np.arange(len(part))
         axes.hlines(rows, part["low"], part["high"], color=GREY, linewidth=6)
-        axes.scatter(part["accuracy"], rows, color=BLUE, zorder=2)
+        filled = [BLUE if std == std else "white" for std in part["std"]]
+        axes.scatter(part["accuracy"], rows, color=filled, edgecolor=BLUE, zorder=2)
         for y, (_, each) in zip(rows, part.iterrows(), strict=True):
             axes.annotate(
                 f"{each['accuracy']:.4f}",
@@ -182,32 +193,46 @@ def picture(table: pd.DataFrame) -> Figure:
         axes.set_title(dataset)
         axes.grid(axis="y", visible=False)
     figure.supxlabel(
-        "accuracy on test, with its 95 % interval: over seeds; of a single model, over images", fontsize=9.5, color=INK
+        "accuracy on test, with its 95 % interval: over seeds; of a single model (hollow), over images",
+        fontsize=9.5,
+        color=INK,
     )
     return figure
 
 
-def disagreements(first: Run, second: Run) -> Figure:
-    """Test images that only one of two models gets wrong: eight of each at most."""
-    images, names = first.read("data/raw/test_images.npy"), first.read("data/raw/dataset.json")["classes"]
+def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
+    """Test images that only one of two models gets wrong.
+
+    Args:
+        first: A run.
+        second: Another one on the same images.
+
+    Returns:
+        A row for each: image (its index in the test split), label, and what each of the two predicts, under its name;
+        and a picture of eight at most of each.
+    """
+    images, names = first.read("data/raw/test_images.npy"), np.array(first.read("data/raw/dataset.json")["classes"])
     labels = first.read("data/predictions.npz")["test_labels"]
-    mistaken = [wrong(first), wrong(second)]
-    figure = Figure((11, 4.6), layout="constrained")
+    runs = (first, second)
+    guesses = [run.read("data/predictions.npz")["test_probabilities"].argmax(axis=1) for run in runs]
+    mistaken = [guess != labels for guess in guesses]
+    chosen = np.flatnonzero(mistaken[0] != mistaken[1])
+    table = pd.DataFrame({"image": chosen, "label": names[labels[chosen]]})
+    for each, guess in zip(runs, guesses, strict=True):
+        table[each.name] = names[guess[chosen]]
+    figure = Figure((11, 5), layout="constrained")
     rows = figure.subfigures(2, 1, squeeze=False)[:, 0]
-    for row, each, own, other, colour in zip(
-        rows, (first, second), mistaken, mistaken[::-1], (BLUE, ORANGE), strict=True
-    ):
-        only = np.flatnonzero(own & ~other)
-        guesses = each.read("data/predictions.npz")["test_probabilities"].argmax(axis=1)
+    for row, each, own, other, colour in zip(rows, runs, mistaken, mistaken[::-1], (BLUE, ORANGE), strict=True):
+        only = table[(own & ~other)[chosen]]
         title = f"only {each.name} is wrong: {min(8, len(only))} of {len(only):,}"
         row.suptitle(title, x=0.01, ha="left", fontweight="bold", color=colour)
-        for axes, i in zip_longest(row.subplots(1, 8), only[:8]):
+        for axes, shown in zip_longest(row.subplots(1, 8), only[:8].to_dict("records")):
             axes.set_axis_off()
-            if i is not None:
-                axes.imshow(images[i], cmap="gray_r", vmin=0, vmax=255)
-                words = f"{names[labels[i]]}\nnot {names[guesses[i]]}"
+            if shown:
+                axes.imshow(images[shown["image"]], cmap="gray_r", vmin=0, vmax=255)
+                words = f"{shown['image']}\n{shown['label']}\nnot {shown[each.name]}"
                 axes.set_title(words, loc="center", fontweight="normal", fontsize=9)
-    return figure
+    return table, figure
 
 
 def lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -231,20 +256,25 @@ def main() -> None:
     rows = [row(*each) for each in zip(groups, names, differing(groups), strict=True)]
     table = pd.DataFrame(rows)
     found = verdicts(groups)
-    said = [f"- {groups[pair[0]][0].dataset}: {sentence(v, pair, names, groups)}." for pair, v in found.items()]
+    said = [f"- {groups[i][0].dataset}: {sentence(v, names[i], names[j])}." for (i, j), v in found.items()]
     said = said or ["- nothing to test: no two settings on one data set."]
     shown = lines(HEADER, [cells(each) for each in rows])
     text = "\n".join([*shown, "", *said, "", NUMBERS + PAIRS * bool(found)])
     print(text)
     write_figure(args.out / "comparison.png", picture(table))
-    images = args.out / "comparison_images.png"
-    images.unlink(missing_ok=True)  # of an earlier comparison
-    if len(found) == 1 and all(single(group) for group in groups):
-        write_figure(images, disagreements(groups[0][0], groups[1][0]))
-    write_csv(args.out / "comparison.csv", table.assign(runs=table["runs"].str.join(" ")))
+    images = [args.out / f"comparison_images.{ending}" for ending in ("csv", "png")]
+    for path in images:
+        path.unlink(missing_ok=True)  # of an earlier comparison
+    if len(found) == 1:
+        ((i, j),) = found
+        if found[i, j].single and found[i, j].images:
+            listed, drawn = disagreements(groups[i][0], groups[j][0])
+            write_csv(images[0], listed)
+            write_figure(images[1], drawn)
+    write_csv(args.out / "comparison.csv", table.assign(runs=table["runs"].str.join(", ")))
     with replacing(args.out / "comparison.md") as partial:
         partial.write_text(f"# Comparison\n\n{text}", encoding="utf-8")
-    print(f"{args.out}/comparison.md, .csv, .png{', comparison_images.png' * images.exists()}")
+    print(f"{args.out}/comparison.md, .csv, .png{', comparison_images.csv, .png' * images[0].exists()}")
 
 
 if __name__ == "__main__":

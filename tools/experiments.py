@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain, product
+from tempfile import TemporaryFile
 
 from dvc.repo import Repo
 
@@ -56,20 +57,25 @@ def grid() -> dict[str, dict[str, object]]:
 def call(*command: str) -> str:
     """Runs a command; what it prints.
 
+    It goes into files: DVC's worker outlives the command that starts it, and would hold a pipe open to its own end.
+
     An interrupt is handed on to all that it started, and waited for: DVC, killed while it queues or runs an experiment,
     would leave the workspace with the experiment's parameters.
 
     Raises:
         StageError: It failed.
     """
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
-        try:
-            said, complaints = process.communicate()
-        except KeyboardInterrupt:
-            os.killpg(process.pid, signal.SIGINT)
-            process.communicate()
-            raise
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+        with subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True) as process:
+            try:
+                process.wait()
+            except KeyboardInterrupt:
+                os.killpg(process.pid, signal.SIGINT)
+                process.wait()
+                raise
+        for file in (out, err):
+            file.seek(0)
+        said, complaints = out.read(), err.read()
     if process.returncode:
         words = " ".join((complaints or said).split())[-300:]
         shown = " ".join(command).removeprefix(f"{sys.executable} -m ")
@@ -87,30 +93,43 @@ class Look:
     """What DVC tells of the experiments on HEAD.
 
     Attributes:
+        head: The commit they stand on.
         finished: Name and commit of each that stands.
         waiting: Names of those queued or running.
         failed: Name of each that failed, by the commit that DVC queued it as.
         worker: Whether one runs, for whatever commit.
     """
 
+    head: str
     finished: dict[str, str]
     waiting: set[str]
     failed: dict[str, str]
     worker: bool
 
 
-def look() -> Look:
-    """Looks at DVC's experiments and at its queue."""
+def look(head: str = "") -> Look:
+    """Looks at DVC's experiments and at its queue.
+
+    Args:
+        head: The commit that HEAD has to be, if any.
+
+    Raises:
+        StageError: It is another one.
+    """
     with Repo() as repo:
-        head, queue = repo.scm.get_rev(), repo.experiments.celery_queue
+        found, queue = repo.scm.get_rev(), repo.experiments.celery_queue
+        if found != (head or found):
+            raise StageError(
+                f"git: expected HEAD to stay at {head[:7]}, found {found[:7]}; git checkout, and start again"
+            )
         finished = {name: commit for named in repo.experiments.ls().values() for name, commit in named}
         waiting = {
-            entry.name for entry in chain(queue.iter_queued(), queue.iter_active()) if entry.baseline_rev == head
+            entry.name for entry in chain(queue.iter_queued(), queue.iter_active()) if entry.baseline_rev == found
         }
         failed = {
-            done.entry.stash_rev: done.entry.name for done in queue.iter_failed() if done.entry.baseline_rev == head
+            done.entry.stash_rev: done.entry.name for done in queue.iter_failed() if done.entry.baseline_rev == found
         }
-        return Look(finished, waiting, failed, bool(queue.worker_status()))
+        return Look(found, finished, waiting, failed, bool(queue.worker_status()))
 
 
 def changes(values: Mapping[str, object]) -> list[str]:
@@ -123,14 +142,15 @@ def told(name: str, commit: str) -> str:
     return f"accuracy {read_run(name, commit).scores['accuracy']:.4f}"
 
 
-def run_serially(todo: Grid) -> list[str]:
-    """Runs experiments one after another, each in a temporary folder; the names of those that failed."""
+def run_serially(todo: Grid, head: str) -> list[str]:
+    """Runs experiments on HEAD one after another, each in a temporary folder; the names of those that failed."""
     failed = []
     for number, (name, values) in enumerate(todo.items(), 1):
+        look(head)
         start = time.perf_counter()
         try:
             dvc("exp", "run", "--temp", "--name", name, *changes(values))
-            said = told(name, look().finished[name])
+            said = told(name, look(head).finished[name])
         except StageError as error:
             failed.append(name)
             said = f"failed: {error}"
@@ -138,9 +158,9 @@ def run_serially(todo: Grid) -> list[str]:
     return failed
 
 
-def run_in_queue(todo: Grid) -> list[str]:
-    """Queues experiments, starts DVC's worker and waits for it; the names of those that failed."""
-    seen = look()
+def run_in_queue(todo: Grid, head: str) -> list[str]:
+    """Queues experiments on HEAD, starts DVC's worker and waits for it; the names of those that failed."""
+    seen = look(head)
     earlier = seen.failed.keys()
     for name, values in todo.items():
         if name not in seen.waiting:
@@ -148,7 +168,7 @@ def run_in_queue(todo: Grid) -> list[str]:
             print(f"queued  {name}", flush=True)
     left, failed, starts, misses = set(todo), [], 0, MISSES
     while left:
-        seen = look()
+        seen = look(head)
         misses = 0 if seen.worker else misses + 1
         if misses >= MISSES:
             if starts >= STARTS:
@@ -194,7 +214,7 @@ def main() -> None:
             f"queue: expected none of the experiments to run, found {queued[0]}; dvc queue kill, dvc queue remove --all"
         )
     try:
-        failed = (run_serially if args.serial else run_in_queue)(todo)
+        failed = (run_serially if args.serial else run_in_queue)(todo, seen.head)
     except KeyboardInterrupt:
         if not args.serial:
             print("what is queued stays so, and a worker that runs goes on; dvc queue stop --kill ends it", flush=True)

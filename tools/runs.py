@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -143,14 +144,20 @@ def read_runs(names: Sequence[str], *, every: bool = False) -> list[Run]:
         commits: dict[str, str] = {}
         for name in names:
             try:
+                if not name:  # which Git takes for HEAD
+                    raise RevError("no name")
                 commits.setdefault(resolve_rev(repo.scm, name), name)
             except (RevError, DvcException) as error:
                 raise StageError(
                     f"{name}: expected an experiment, a branch, a tag or a commit, found: {error}; dvc exp list"
                 ) from error
         if every or not names:
-            found = repo.experiments.ls(all_commits=every).values()
-            commits = {commit: name for experiments in found for name, commit in sorted(experiments)} | commits
+            found = repo.experiments.ls(all_commits=every).items()
+            listed = [(name, commit, base) for base, named in found for name, commit in sorted(named)]
+            times = Counter(name for name, _, _ in listed)
+            commits = {
+                commit: name if times[name] == 1 else f"{name} ({base[:7]})" for name, commit, base in listed
+            } | commits
     if not commits:
         raise StageError("experiments: expected some, found none on this commit; make experiments, or name revisions")
     runs = []

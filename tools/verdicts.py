@@ -1,6 +1,6 @@
 """What runs tell of the difference between two settings, and what they do not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import ceil, log2, sqrt
@@ -16,6 +16,7 @@ from tools.runs import Run
 
 LEVEL, POWER, SEEDS = 0.05, 0.8, 3  # of a test; of what it should find; the fewest that say something of a setting
 TINY = 1e-9  # accuracies are shares of some thousand images
+WOULD = "would show a difference as large four times in five"
 BETTER, NOTHING_SHOWN, TOO_FEW = "better", "no difference shown", "too few seeds to say"
 
 
@@ -24,28 +25,30 @@ class Verdict:
     """What can be said of two groups on one data set.
 
     Attributes:
-        words: One of the three, of the first against the second, or of the second where the difference is negative.
         difference: Accuracy of the first less that of the second.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
+        words: One of the three, of the first against the second, or of the second where the difference is negative.
         p: Probability of as large a difference where there is none, after Holm's correction for all pairs on the
             data set.
         how: Which test.
-        needed: What would show a difference of this size four times in five; where seeds are too few, how many are not.
+        seeds: 95 % interval of the difference, for these test images and other seeds.
+        images: The same for these models and other test images.
+        needed: What would show a difference of this size; where seeds are too few, how many are not.
         pairs: How many the correction is for.
+        single: Whether each of the two is one model, whatever the seed.
     """
 
-    words: str
     difference: float
-    low: float = float("nan")
-    high: float = float("nan")
+    words: str = NOTHING_SHOWN
     p: float = float("nan")
     how: str = ""
+    seeds: tuple[float, float] | None = None
+    images: tuple[float, float] | None = None
     needed: str = ""
     pairs: int = 1
+    single: bool = False
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
+def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """95 % interval of a mean, by Student's t.
 
     Args:
@@ -64,10 +67,11 @@ def quantiles(level: float) -> tuple[float, float]:
     return NormalDist().inv_cdf(1 - level / 2), NormalDist().inv_cdf(POWER)
 
 
-def seeds_needed(differences: Sequence[float], level: float = LEVEL) -> int:
+def seeds_needed(differences: Sequence[float] | np.ndarray, level: float = LEVEL) -> int:
     """Pairs of runs with which a paired t-test would find the mean difference four times in five.
 
-    Guenther 1981, The American Statistician 35:243: the normal approximation and half a squared quantile.
+    Guenther 1981, The American Statistician 35:243: the normal approximation and half a squared quantile. (The root
+    finder of statsmodels does not converge where the difference is many standard deviations.)
 
     Args:
         differences: Of pairs of runs, not all equal, with a mean that is not 0.
@@ -99,46 +103,58 @@ def wrong(run: Run) -> np.ndarray:
     return mistaken
 
 
-def by_images(first: Run, second: Run, level: float = LEVEL) -> Verdict:
+def by_images(first: np.ndarray, second: np.ndarray, level: float = LEVEL) -> Verdict:
     """McNemar's exact test of two single models on the same test images (McNemar 1947, Psychometrika 12:153).
 
     The interval is exact too, given how many images only one of them gets wrong.
+
+    Args:
+        first: Whether the first model gets each image wrong, shape (n,), bool.
+        second: The same of the second.
+        level: Of the test, for what is needed.
     """
-    one, other = wrong(first), wrong(second)
-    only_first, only_second = int((one & ~other).sum()), int((other & ~one).sum())
-    how = f"McNemar, {only_first} and {only_second} images that only one gets wrong"
-    p = float(mcnemar([[0, only_first], [only_second, 0]], exact=True).pvalue)
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     only_one = only_first + only_second
     if not only_one:
-        return Verdict("", 0.0, 0.0, 0.0, p, how)
+        return Verdict(0.0, p=1.0, how="both get the same images wrong", single=True)
+    how = f"McNemar, {only_first} and {only_second} images that only one gets wrong"
+    p = float(mcnemar([[0, only_first], [only_second, 0]], exact=True).pvalue)
     share = binomtest(only_second, only_one).proportion_ci(1 - LEVEL, method="exact")
-    low, high = ((2 * end - 1) * only_one / len(one) for end in (share.low, share.high))
-    needed = f"{images_needed(only_first, only_second, len(one), level):,} images" if only_first != only_second else ""
-    return Verdict("", (only_second - only_first) / len(one), low, high, p, how, needed)
+    low, high = ((2 * end - 1) * only_one / len(first) for end in (share.low, share.high))
+    needed = ""
+    if only_first != only_second:
+        needed = f"{images_needed(only_first, only_second, len(first), level):,} images {WOULD}"
+    difference = (only_second - only_first) / len(first)
+    return Verdict(difference, p=p, how=how, images=(low, high), needed=needed, single=True)
 
 
-def common_seeds(first: Sequence[Run], second: Sequence[Run]) -> list[int]:
-    """Seeds that both groups have."""
-    return sorted({run.seed for run in first} & {run.seed for run in second})
+def by_seeds(first: Mapping[int, np.ndarray], second: Mapping[int, np.ndarray], level: float = LEVEL) -> Verdict:
+    """A t-test of the differences between runs of the same seed; of their signs, where all are the same.
 
-
-def by_seeds(first: Sequence[Run], second: Sequence[Run], level: float = LEVEL) -> Verdict:
-    """A t-test of the differences between runs of the same seed; of their signs, where all are the same."""
-    accuracies = [{run.seed: run.scores["accuracy"] for run in group} for group in (first, second)]
-    seeds = common_seeds(first, second)
-    differences = [accuracies[0][seed] - accuracies[1][seed] for seed in seeds]
+    Args:
+        first: Whether the first setting gets each image wrong, shape (n,), bool, by seed.
+        second: The same of the second.
+        level: Of the test, for what is needed.
+    """
+    seeds = sorted(first.keys() & second.keys())
     if len(seeds) < SEEDS:
-        means = [np.mean([*group.values()]) for group in accuracies]
-        return Verdict(TOO_FEW, float(means[0] - means[1]), needed=f"needs {SEEDS} that both have, found {len(seeds)}")
-    mean, ends = float(np.mean(differences)), interval(differences)
-    if np.ptp(differences) < TINY:
+        means = [float(np.mean([*group.values()])) for group in (first, second)]
+        needed = f"needs {SEEDS} that both have, found {len(seeds)}"
+        return Verdict(means[1] - means[0], TOO_FEW, needed=needed)
+    differences = np.array([second[seed].mean() - first[seed].mean() for seed in seeds])
+    mean = float(differences.mean())
+    of_images = np.mean([second[seed].astype(int) - first[seed] for seed in seeds], axis=0)
+    verdict = Verdict(mean, p=1.0, images=interval(of_images))
+    if np.ptp(differences) < TINY:  # which no t-test can take
         how = f"signs of {len(seeds)} equal differences"
         if abs(mean) < TINY:
-            return Verdict("", mean, *ends, 1.0, how)
-        return Verdict("", mean, *ends, 2.0 ** (1 - len(seeds)), how, f"{ceil(1 - log2(level))} seeds")
-    p = float(ttest_1samp(differences, 0).pvalue)
-    needed = f"{seeds_needed(differences, level)} seeds" if abs(mean) > TINY else ""
-    return Verdict("", mean, *ends, p, f"paired t over {len(seeds)} seeds", needed)
+            return replace(verdict, how=how)
+        return replace(
+            verdict, p=2.0 ** (1 - len(seeds)), how=how, needed=f"{ceil(1 - log2(level))} such seeds would show it"
+        )
+    p, ends = float(ttest_1samp(differences, 0).pvalue), interval(differences)
+    needed = f"{seeds_needed(differences, level)} seeds {WOULD}" if abs(mean) > TINY else ""
+    return replace(verdict, p=p, how=f"paired t over {len(seeds)} seeds", seeds=ends, needed=needed)
 
 
 def single(group: Sequence[Run]) -> bool:
@@ -158,13 +174,16 @@ def verdicts(groups: Sequence[Sequence[Run]]) -> dict[tuple[int, int], Verdict]:
     found = {}
     for dataset in dict.fromkeys(group[0].dataset for group in groups):
         pairs = [*combinations([i for i, group in enumerate(groups) if group[0].dataset == dataset], 2)]
-        images = {pair for pair in pairs if all(single(groups[k]) for k in pair)}
-        tested = [pair for pair in pairs if pair in images or len(common_seeds(*(groups[k] for k in pair))) >= SEEDS]
+        mistaken = {i: {run.seed: wrong(run) for run in groups[i]} for i in {i for pair in pairs for i in pair}}
+        alone = {pair for pair in pairs if all(single(groups[i]) for i in pair)}
+        tested = [(i, j) for i, j in pairs if (i, j) in alone or len(mistaken[i].keys() & mistaken[j].keys()) >= SEEDS]
         level = LEVEL / max(1, len(tested))  # Holm's first step
         for i, j in pairs:
-            first, second = groups[i], groups[j]
-            alone = (i, j) in images
-            found[i, j] = by_images(first[0], second[0], level) if alone else by_seeds(first, second, level)
+            if (i, j) in alone:
+                one, other = (next(iter(mistaken[k].values())) for k in (i, j))
+                found[i, j] = by_images(one, other, level)
+            else:
+                found[i, j] = by_seeds(mistaken[i], mistaken[j], level)
         if tested:
             corrected = multipletests([found[pair].p for pair in tested], LEVEL, method="holm")[1]
             for pair, p in zip(tested, corrected, strict=True):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Clone, new_clone
+from tests.conftest import Clone, new_clone, read_yaml, write_yaml
 from tools.compare import disagreements
 from tools.runs import read_runs
 
@@ -29,13 +29,13 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     for seed in range(3):
         values = ["-S", "model.kind=linear", "-S", f"train.seed={seed}"]
         clone.call("dvc", "exp", "run", "--temp", "-n", f"linear-{seed}", *values)
-    clone.call("dvc", "exp", "run", "--temp", "-n", "few", "-S", "model.pca_knn.neighbors=1")
+    clone.call("dvc", "exp", "run", "--temp", "-n", "few", "-S", "model.pca_knn.components=1")
     clone.call("dvc", "exp", "run", "--temp", "-n", "other", "-S", "dataset=tiny2")
     return clone
 
 
-def table(clone: Clone) -> list[dict[str, str]]:
-    with (clone.path / "reports/comparison.csv").open() as file:
+def table(clone: Clone, name: str = "comparison.csv") -> list[dict[str, str]]:
+    with (clone.path / "reports" / name).open() as file:
         return [*csv.DictReader(file)]
 
 
@@ -51,34 +51,64 @@ def test_seeds_are_one_group_and_everything_that_differs_is_told(clone: Clone) -
     rows = table(clone)
     assert sorted((row["model"], row["differs"], row["seeds"]) for row in rows) == [
         ("linear", "", "3"),
-        ("pca_knn 1", "neighbors=3", "1"),
-        ("pca_knn 2", "neighbors=1", "1"),
+        ("pca_knn 1", "components=4", "1"),
+        ("pca_knn 2", "components=1", "1"),
     ]
     (linear,) = (row for row in rows if row["model"] == "linear")
     shown = [clone.json("dvc", "metrics", "diff", "--all", "HEAD", f"linear-{seed}") for seed in range(3)]
     accuracies = [float(each["reports/metrics.json"]["accuracy"]["new"]) for each in shown]
     assert float(linear["accuracy"]) == pytest.approx(sum(accuracies) / 3, abs=1e-6)
-    assert linear["runs"] == "linear-0 linear-1 linear-2"
+    assert linear["runs"] == "linear-0, linear-1, linear-2"
     assert "Of two settings" in said
-    assert "McNemar" in said
+    assert "both get the same images wrong" in said
     assert "too few seeds to say" in said  # one of neighbours against three of the linear model
     assert (clone.path / "reports/comparison.md").read_text().count("\n| ") == 5
     assert (clone.path / "reports/comparison.png").read_bytes().startswith(b"\x89PNG")
     assert restored(clone) == set()
 
 
-def test_two_single_runs_are_compared_image_by_image_and_drawn(clone: Clone) -> None:
-    said = clone.call(*COMPARE, "HEAD", "few")
+def test_two_single_runs_are_compared_image_by_image_listed_and_drawn(clone: Clone) -> None:
+    said = clone.call(*COMPARE, "linear-0", "few")
     assert said.count("McNemar") == 1
-    assert (clone.path / "reports/comparison_images.png").exists()
-    assert "comparison_images.png" in said
+    assert "comparison_images.csv, .png" in said
+    assert (clone.path / "reports/comparison_images.png").read_bytes().startswith(b"\x89PNG")
+    listed = table(clone, "comparison_images.csv")
+    wrong = {name: sum(row[name] != row["label"] for row in listed) for name in ("linear-0", "few")}
+    assert sum(wrong.values()) == len(listed) > 0
+    assert f"McNemar, {wrong['few']} and {wrong['linear-0']} images" in said  # the better one is the first
     said = clone.call(*COMPARE, "HEAD")  # the picture of an earlier comparison goes
-    assert not (clone.path / "reports/comparison_images.png").exists()
-    assert "comparison_images.png" not in said
+    assert [*clone.path.glob("reports/comparison_images.*")] == []
+    assert "comparison_images" not in said
     assert restored(clone) == set()
 
 
-def test_the_picture_shows_what_only_one_of_two_gets_wrong(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pair_that_is_drawn_is_the_one_on_the_same_data_set(clone: Clone) -> None:
+    clone.call(*COMPARE, "linear-0", "few")
+    alone = [(clone.path / f"reports/comparison_images.{ending}").read_bytes() for ending in ("csv", "png")]
+    clone.edit({"dataset": "another"})  # which comes before the other two in a table by name
+    content = read_yaml(clone.path / "datasets.yaml")
+    write_yaml(clone.path / "datasets.yaml", content | {"another": content["tiny2"]})
+    clone.call("dvc", "exp", "run", "--temp", "-n", "another")
+    clone.call("git", "checkout", "-q", ".")
+    clone.call(*COMPARE, "linear-0", "few", "another")
+    assert [row["dataset"] for row in table(clone)] == ["another", "tiny", "tiny"]
+    assert [(clone.path / f"reports/comparison_images.{ending}").read_bytes() for ending in ("csv", "png")] == alone
+    clone.call("dvc", "exp", "remove", "another")
+    assert restored(clone) == set()
+
+
+def test_models_that_predict_the_same_are_no_different_and_nothing_is_drawn(clone: Clone) -> None:
+    clone.call("dvc", "exp", "run", "--temp", "-n", "same", "-S", "model.pca_knn.neighbors=1")
+    said = clone.call(*COMPARE, "HEAD", "same")
+    assert "no difference shown: +0.0000, p = 1, both get the same images wrong." in said
+    assert [*clone.path.glob("reports/comparison_images.*")] == []
+    clone.call("dvc", "exp", "remove", "same")
+    assert restored(clone) == set()
+
+
+def test_the_list_and_the_picture_show_what_only_one_of_two_gets_wrong(
+    clone: Clone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(clone.path)
     runs = read_runs(["linear-0", "few"])
     mistaken = []
@@ -86,11 +116,16 @@ def test_the_picture_shows_what_only_one_of_two_gets_wrong(clone: Clone, monkeyp
         predictions = each.read("data/predictions.npz")
         guesses = predictions["test_probabilities"].argmax(axis=1)
         mistaken.append({i for i, label in enumerate(predictions["test_labels"]) if guesses[i] != label})
-    rows = disagreements(*runs).subfigs
-    for row, each, own, other in zip(rows, runs, mistaken, mistaken[::-1], strict=True):
-        only = len(own - other)
-        assert row.get_suptitle() == f"only {each.name} is wrong: {min(8, only)} of {only}"
-        assert sum(bool(axes.images) for axes in row.axes) == min(8, only)
+    listed, drawn = disagreements(*runs)
+    assert {*listed["image"]} == mistaken[0] ^ mistaken[1]
+    for row, each, own, other in zip(drawn.subfigs, runs, mistaken, mistaken[::-1], strict=True):
+        only = sorted(own - other)
+        assert row.get_suptitle() == f"only {each.name} is wrong: {min(8, len(only))} of {len(only)}"
+        shown = [axes.get_title().split("\n") for axes in row.axes if axes.images]
+        assert [int(index) for index, _, _ in shown] == only[:8]
+        rows = listed[listed["image"].isin(only)].to_dict("records")
+        expected = [[str(row["image"]), row["label"], f"not {row[each.name]}"] for row in rows[:8]]
+        assert shown == expected
     assert mistaken[0] - mistaken[1]
 
 
@@ -125,6 +160,7 @@ def test_the_results_go_where_they_are_told_to(clone: Clone, tmp_path: Path) -> 
     ("names", "reason"),
     [
         (["HEAD", "nobody"], "nobody: expected an experiment, a branch, a tag or a commit, found: "),
+        (["HEAD", ""], ": expected an experiment, a branch, a tag or a commit, found: "),
         (["empty"], "empty: expected a finished run (dvc.lock, reports), found: "),
     ],
 )
@@ -167,6 +203,11 @@ def test_no_experiments_are_told_in_words(clone: Clone) -> None:
         assert said.startswith("compare: experiments: expected some, found none on this commit; make experiments")
         clone.call(*COMPARE, "--all")
         assert sum(int(row["seeds"]) for row in table(clone)) == 5
+        clone.call("dvc", "exp", "run", "--temp", "-n", "few", "-S", "model.pca_knn.components=2")
+        clone.call(*COMPARE, "--all")
+        runs = ", ".join(row["runs"] for row in table(clone)).split(", ")
+        bases = [clone.call("git", "rev-parse", rev)[:7] for rev in ("HEAD", "HEAD~1")]
+        assert {name for name in runs if name.startswith("few")} == {f"few ({base})" for base in bases}
     finally:
         clone.call("git", "reset", "-q", "--hard", "HEAD~1")
     restored(clone)

@@ -13,7 +13,7 @@ import pytest
 
 from stages.lib.params import Params
 from tests.conftest import ROOT, Clone, family, new_clone, read_yaml, set_params, write_yaml
-from tools.experiments import SEEDS, SETTINGS, grid
+from tools.experiments import SEEDS, SETTINGS, call, grid
 
 pytestmark = pytest.mark.slow
 EXPERIMENTS = ["python", "-m", "tools.experiments"]
@@ -95,6 +95,26 @@ def test_an_interrupt_reaches_what_a_command_started_too(tmp_path: Path) -> None
         _, complaint = started.communicate(timeout=30)
     assert complaint.endswith(b"KeyboardInterrupt\n")
     assert family("deaf") == []
+
+
+def test_a_command_that_leaves_a_worker_behind_is_not_waited_for_until_the_worker_ends() -> None:
+    start = time.monotonic()
+    worker = psutil.Process(int(call("sh", "-c", "sleep 60 & echo $!")))
+    assert time.monotonic() - start < 30
+    worker.kill()  # NoSuchProcess, had it ended
+
+
+def test_the_commit_that_experiments_stand_on_has_to_stay(clone: Clone) -> None:
+    command = [*EXPERIMENTS, "--only=pca_knn-2", "--serial"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=clone.path, env=clone.env, stdout=pipe, stderr=pipe, text=True) as started:
+        assert started.stdout
+        assert "2 to run" in started.stdout.readline()
+        clone.call("git", "commit", "-q", "--allow-empty", "-m", "Meanwhile")
+        said, complaint = started.communicate(timeout=120)
+    assert started.returncode == 1
+    assert "git: expected HEAD to stay at " in said + complaint
+    assert said.count("accuracy") <= 1
 
 
 @pytest.mark.parametrize("way", ["--serial", "queue"])
