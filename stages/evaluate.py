@@ -17,6 +17,7 @@ PREDICTIONS = Path("data/predictions.npz")
 METRICS = Path("reports/metrics.json")
 CONFUSION = Path("reports/confusion.csv")
 CLASSES = Path("reports/classes.csv")
+VALIDATION_CLASSES = Path("reports/validation_classes.csv")
 CALIBRATION = Path("reports/calibration.csv")
 
 
@@ -139,8 +140,11 @@ def main() -> None:
     parts = {}
     if params.temperature:
         parts["tempered"] = with_temperature(predictions)
-    if len(predictions["validation_labels"]):
-        parts["validation"] = summary(predictions["validation_labels"], predictions["validation_probabilities"])
+    held_out, of_held_out = predictions["validation_labels"], predictions["validation_probabilities"]
+    if len(held_out):
+        parts["validation"] = summary(held_out, of_held_out)
+    recalls = metrics.per_class(held_out, of_held_out.argmax(axis=1), names)
+    write_csv(VALIDATION_CLASSES, recalls if len(held_out) else recalls[:0])
     write_csv(CONFUSION, long_table(metrics.confusion(labels, predicted, len(names)), names))
     write_csv(CLASSES, metrics.per_class(labels, predicted, names))
     write_csv(CALIBRATION, calibration.reliability(labels, probabilities))

@@ -17,12 +17,23 @@ def test_bins_of_equal_width_cut_0_to_1_and_hold_their_upper_ends() -> None:
 
 @pytest.mark.parametrize("count", [15, 16, 1_000])
 def test_bins_of_equal_mass_are_as_full_as_each_other_and_in_the_order_of_the_confidence(count: int) -> None:
-    confidence = np.random.default_rng(0).random(count).round(2)  # with ties
+    confidence = np.random.default_rng(0).random(count)
     bins = calibration.bins_of_equal_mass(confidence)
     sizes = np.bincount(bins, minlength=15)
     assert sizes.max() - sizes.min() <= 1
     ends = [(confidence[bins == i].min(), confidence[bins == i].max()) for i in range(15)]
     assert all(high <= low for (_, high), (low, _) in pairwise(ends))
+
+
+def test_equal_confidences_share_a_bin_of_equal_mass_in_whatever_order_the_images_are() -> None:
+    rng = np.random.default_rng(0)
+    confidence = rng.random(1_000).round(1)
+    bins = calibration.bins_of_equal_mass(confidence)
+    assert all(len({*bins[confidence == value]}) == 1 for value in confidence)
+    assert [*bins[np.argsort(confidence)]] == sorted(bins)
+    order = rng.permutation(1_000)
+    np.testing.assert_array_equal(calibration.bins_of_equal_mass(confidence[order]), bins[order])
+    assert set(calibration.bins_of_equal_mass(np.full(7, 0.9))) == {6}  # that of the middle one, of the fourth
 
 
 def test_the_calibration_error_of_a_case_worked_out_by_hand() -> None:

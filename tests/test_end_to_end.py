@@ -22,16 +22,19 @@ ALL = ["fetch", "normalize", *FROM_TRAIN]
 
 @pytest.fixture(scope="module")
 def later_runs(first_runs: dict[str, tuple[Clone, list[str]]]) -> dict[str, list[str]]:
-    """What ran for the experiments `other` and `slow` in the plain clone, and for another split in the odd one."""
+    """What ran for two experiments and for nearest neighbours in the plain clone, for another split in the odd one."""
     plain, odd = first_runs["plain"][0], first_runs["odd"][0]
     odd.edit({"normalize.seed": 1, "model.kind": "linear"})
     with ThreadPoolExecutor() as pool:
         split = pool.submit(odd.ran, "dvc", "repro")
         ran = {}
-        for name, change in (("other", "dataset=tiny2"), ("slow", "train.learning_rate=0.00001")):
+        changes = {"other": "dataset=tiny2", "slow": "train.learning_rate=0.00001"}
+        for name, change in changes.items():
             reset(plain)
             ran[name] = plain.ran("dvc", "exp", "run", "-n", name, "-S", change)
-        return ran | {"split": split.result()}
+        reset(plain)
+        plain.edit({"model.kind": "pca_knn", "model.pca_knn.components": 4})
+        return ran | {"split": split.result(), "knn": plain.ran("dvc", "repro")}
 
 
 def reset(clone: Clone) -> None:
@@ -113,6 +116,10 @@ def test_a_change_early_in_the_pipeline_runs_all_that_follows(
     later_runs: dict[str, list[str]], change: str, stages: list[str]
 ) -> None:
     assert later_runs[change] == stages
+
+
+def test_nearest_neighbours_are_trained_and_predict_without_tensorflow(later_runs: dict[str, list[str]]) -> None:
+    assert later_runs["knn"] == ["train", "predict", *REPORTING]
 
 
 @pytest.mark.parametrize(

@@ -22,16 +22,17 @@ def bins_of_equal_width(confidence: np.ndarray) -> np.ndarray:
 
 
 def bins_of_equal_mass(confidence: np.ndarray) -> np.ndarray:
-    """The bin of each image where each bin has as many images as the next, give or take one.
+    """The bin of each image where each bin has as many images as the next, as far as equal confidences allow.
 
     Args:
         confidence: Probability of the predicted class, shape (n,).
 
     Returns:
-        Numbers in [0, BINS), shape (n,); of equal confidences the first image comes first.
+        Numbers in [0, BINS), shape (n,); equal confidences are in one bin, so that the order of the images is nothing.
     """
-    bins = np.empty(len(confidence), int)
-    bins[np.argsort(confidence, kind="stable")] = np.arange(len(confidence)) * BINS // len(confidence)
+    _, places, counts = np.unique(confidence, return_inverse=True, return_counts=True)
+    middles = np.cumsum(counts) - (counts + 1) / 2  # mean position, from 0, of those with this confidence
+    bins: np.ndarray = (middles * BINS // len(confidence)).astype(int)[places]
     return bins
 
 
@@ -95,7 +96,9 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
 
 
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Makes probabilities more or less confident, in the same order: softmax(logits / T) (Guo et al. 2017, eq. 9).
+    """Makes probabilities more or less confident, in the same order, by their power of 1 / T.
+
+    Of a network with a softmax, that is softmax(logits / T) (Guo et al. 2017, eq. 9).
 
     Args:
         probabilities: Shape (n, classes), rows add up to 1.
@@ -104,7 +107,6 @@ def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     Returns:
         The same shape, float64, rows add up to 1.
     """
-    # ln p is the logits but for a number added to all of a row, which softmax does not see: p to the power of 1 / T.
     powers = np.maximum(probabilities, np.finfo(np.float32).tiny).astype(np.float64) ** (1 / temperature)
     scaled: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
     return scaled
