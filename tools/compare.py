@@ -53,7 +53,7 @@ def grouped(runs: Sequence[Run]) -> list[list[Run]]:
         if images.setdefault(each.dataset, each).images != each.images:
             raise StageError(
                 f"{each.name}: expected the images of {images[each.dataset].name}, whose data set is {each.dataset} "
-                "too, found others; name runs on the same images"
+                "too, found others, or other classes; name runs on the same data"
             )
         group = groups.setdefault((each.dataset, each.setting), {})
         other = group.setdefault(each.seed, each)
@@ -208,7 +208,7 @@ def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
         second: Another one on the same images.
 
     Returns:
-        A row for each: image (its index in the test split), label, and what each of the two predicts, under its name;
+        A row for each: index (in the test split), label, and what each of the two predicts, under its name;
         and a picture of eight at most of each.
     """
     images, names = first.read("data/raw/test_images.npy"), np.array(first.read("data/raw/dataset.json")["classes"])
@@ -217,7 +217,7 @@ def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
     guesses = [run.read("data/predictions.npz")["test_probabilities"].argmax(axis=1) for run in runs]
     mistaken = [guess != labels for guess in guesses]
     chosen = np.flatnonzero(mistaken[0] != mistaken[1])
-    table = pd.DataFrame({"image": chosen, "label": names[labels[chosen]]})
+    table = pd.DataFrame({"index": chosen, "label": names[labels[chosen]]})
     for each, guess in zip(runs, guesses, strict=True):
         table[each.name] = names[guess[chosen]]
     figure = Figure((11, 5), layout="constrained")
@@ -229,8 +229,8 @@ def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
         for axes, shown in zip_longest(row.subplots(1, 8), only[:8].to_dict("records")):
             axes.set_axis_off()
             if shown:
-                axes.imshow(images[shown["image"]], cmap="gray_r", vmin=0, vmax=255)
-                words = f"{shown['image']}\n{shown['label']}\nnot {shown[each.name]}"
+                axes.imshow(images[shown["index"]], cmap="gray_r", vmin=0, vmax=255)
+                words = f"{shown['index']}\n{shown['label']}\nnot {shown[each.name]}"
                 axes.set_title(words, loc="center", fontweight="normal", fontsize=9)
     return table, figure
 

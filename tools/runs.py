@@ -32,7 +32,7 @@ class Run:
     Attributes:
         name: What the user calls it, or DVC: an experiment, a branch, a commit.
         dataset: Its key in datasets.yaml.
-        images: DVC's digest of data/raw.
+        images: DVC's digest of data/raw, classes and all.
         seed: `train.seed`.
         params: What else decided the predictions, by dotted key; `code` stands for the stages' source.
         scores: `SCORES` of reports/metrics.json.

@@ -117,14 +117,14 @@ def test_the_list_and_the_picture_show_what_only_one_of_two_gets_wrong(
         guesses = predictions["test_probabilities"].argmax(axis=1)
         mistaken.append({i for i, label in enumerate(predictions["test_labels"]) if guesses[i] != label})
     listed, drawn = disagreements(*runs)
-    assert {*listed["image"]} == mistaken[0] ^ mistaken[1]
+    assert {*listed["index"]} == mistaken[0] ^ mistaken[1]
     for row, each, own, other in zip(drawn.subfigs, runs, mistaken, mistaken[::-1], strict=True):
         only = sorted(own - other)
         assert row.get_suptitle() == f"only {each.name} is wrong: {min(8, len(only))} of {len(only)}"
         shown = [axes.get_title().split("\n") for axes in row.axes if axes.images]
         assert [int(index) for index, _, _ in shown] == only[:8]
-        rows = listed[listed["image"].isin(only)].to_dict("records")
-        expected = [[str(row["image"]), row["label"], f"not {row[each.name]}"] for row in rows[:8]]
+        rows = listed[listed["index"].isin(only)].to_dict("records")
+        expected = [[str(row["index"]), row["label"], f"not {row[each.name]}"] for row in rows[:8]]
         assert shown == expected
     assert mistaken[0] - mistaken[1]
 
