@@ -123,10 +123,10 @@ def test_a_difference_that_other_images_may_not_show_is_told_as_such() -> None:
 
 
 @pytest.mark.parametrize("single", [True, False])
-def test_a_better_single_model_says_little_of_its_setting(single: bool) -> None:
+def test_a_better_single_run_says_little_of_its_setting(single: bool) -> None:
     said = sentence(Verdict(0.1, BETTER, 0.01, "McNemar", images=(0.05, 0.15), single=single), "A", "B")
     assert said.startswith("A is better than B: +0.1000 (95 % interval +0.0500 to +0.1500 over images), p = 0.01")
-    assert said.endswith("one model each, which says little of the settings") == single
+    assert said.endswith("; a single run says little of its setting") == single
 
 
 def test_no_difference_says_what_would_show_one() -> None:

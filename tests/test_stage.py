@@ -105,6 +105,7 @@ def command(folder: Path, body: str) -> list[str]:
 
 def started(*command: str, ready: bool = True, **environment: str) -> subprocess.Popen[str]:
     """Starts a command in a process group of its own, and waits until it has printed `ready`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, which the tests may run under, is not its affair
     process = subprocess.Popen(
         command,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
@@ -113,6 +114,7 @@ def started(*command: str, ready: bool = True, **environment: str) -> subprocess
         text=True,
         start_new_session=True,
     )
+    signal.signal(signal.SIGHUP, before)
     assert process.stdout
     assert not ready or process.stdout.readline() == "ready\n"
     return process

@@ -161,12 +161,16 @@ def test_more_pairs_ask_for_smaller_probabilities_by_holms_steps(bench: Bench) -
     (alone,) = verdicts.verdicts([one, two]).values()
     three = bench.group([23, 23, 26, 24, 25], "cnn")
     found = [*verdicts.verdicts([one, two, three]).values()]
-    plain = [verdicts.verdicts([a, b])[0, 1].p for a, b in ((one, two), (one, three), (two, three))]
+    apart = [verdicts.verdicts([a, b])[0, 1] for a, b in ((one, two), (one, three), (two, three))]
+    plain = [verdict.p for verdict in apart]
     order, running, expected = np.argsort(plain), 0.0, [0.0] * 3
     for step, k in enumerate(order):
         running = max(running, min(1, (3 - step) * plain[k]))
         expected[k] = running
     assert [v.p for v in found] == pytest.approx(expected)
+    needed = [[int(v.needed.split()[0]) for v in each] for each in (apart, found)]
+    assert needed[1][order[-1]] == needed[0][order[-1]]  # the last step is at the level of a single pair
+    assert needed[1][order[0]] > needed[0][order[0]]
     assert alone.p < found[0].p
     assert [v.pairs for v in found] == [3, 3, 3]
     elsewhere = [bench.group([20, 24, 22], kind, "b") for kind in ("mlp", "linear")]

@@ -28,9 +28,10 @@ the expected calibration error; multiply-adds are those to predict one image. Da
 compared: an accuracy on one says nothing of an accuracy on another.
 """
 PAIRS = """
-Of two settings, the difference is that of runs of the same seed, and p is for other seeds on these test images,
-corrected for all pairs on the data set (Holm). Its 95 % intervals are for other seeds on these images, and for these
-models on other images; they are those of the pair alone, so that one can say no where p says yes.
+Of two settings, the difference is that of runs of the same seed, and p is for other seeds on these images; of two
+single models, p is for other images. It is corrected for all pairs on the data set (Holm). The 95 % intervals are not:
+one may leave out 0 where p shows nothing. That over images is for these models on other images, whatever p says of
+other seeds.
 """
 
 
@@ -158,10 +159,10 @@ def sentence(verdict: Verdict, first: str, second: str) -> str:
         measured += f", p = {verdict.p:.2g}, {verdict.how}"
         measured += f", Holm over {verdict.pairs} pairs" if verdict.pairs > 1 else ""
     if verdict.words == BETTER:
-        if verdict.single:
-            measured += "; one model each, which says little of the settings"
-        elif over["images"][0] < 0:
+        if over["images"][0] < 0:
             measured += "; other test images may say otherwise"
+        if verdict.single:
+            measured += "; a single run says little of its setting"
         return f"{ahead} is better than {behind}: {measured}"
     return f"{ahead} and {behind}: {verdict.words}: {measured}{'; ' * bool(verdict.needed)}{verdict.needed}"
 
@@ -208,8 +209,8 @@ def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
         second: Another one on the same images.
 
     Returns:
-        A row for each: index (in the test split), label, and what each of the two predicts, under its name;
-        and a picture of eight at most of each.
+        A row for each: index (in the test split), label, and what each of the two predicts; and a picture of eight at
+        most of each.
     """
     images, names = first.read("data/raw/test_images.npy"), np.array(first.read("data/raw/dataset.json")["classes"])
     labels = first.read("data/predictions.npz")["test_labels"]
@@ -219,7 +220,7 @@ def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
     chosen = np.flatnonzero(mistaken[0] != mistaken[1])
     table = pd.DataFrame({"index": chosen, "label": names[labels[chosen]]})
     for each, guess in zip(runs, guesses, strict=True):
-        table[each.name] = names[guess[chosen]]
+        table[f"predicted by {each.name}"] = names[guess[chosen]]
     figure = Figure((11, 5), layout="constrained")
     rows = figure.subfigures(2, 1, squeeze=False)[:, 0]
     for row, each, own, other, colour in zip(rows, runs, mistaken, mistaken[::-1], (BLUE, ORANGE), strict=True):
@@ -230,7 +231,7 @@ def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
             axes.set_axis_off()
             if shown:
                 axes.imshow(images[shown["index"]], cmap="gray_r", vmin=0, vmax=255)
-                words = f"{shown['index']}\n{shown['label']}\nnot {shown[each.name]}"
+                words = f"{shown['index']}\n{shown['label']}\nnot {shown[f'predicted by {each.name}']}"
                 axes.set_title(words, loc="center", fontweight="normal", fontsize=9)
     return table, figure
 
@@ -267,7 +268,7 @@ def main() -> None:
         path.unlink(missing_ok=True)  # of an earlier comparison
     if len(found) == 1:
         ((i, j),) = found
-        if found[i, j].single and found[i, j].images:
+        if single(groups[i]) and single(groups[j]) and found[i, j].images:
             listed, drawn = disagreements(groups[i][0], groups[j][0])
             write_csv(images[0], listed)
             write_figure(images[1], drawn)

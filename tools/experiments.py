@@ -150,10 +150,11 @@ def run_serially(todo: Grid, head: str) -> list[str]:
         start = time.perf_counter()
         try:
             dvc("exp", "run", "--temp", "--name", name, *changes(values))
-            said = told(name, look(head).finished[name])
         except StageError as error:
             failed.append(name)
             said = f"failed: {error}"
+        else:
+            said = told(name, look(head).finished[name])
         print(f"{number}/{len(todo)}  {name}  {said}  {time.perf_counter() - start:.0f} s", flush=True)
     return failed
 
@@ -164,6 +165,7 @@ def run_in_queue(todo: Grid, head: str) -> list[str]:
     earlier = seen.failed.keys()
     for name, values in todo.items():
         if name not in seen.waiting:
+            look(head)
             dvc("exp", "run", "--queue", "--name", name, *changes(values))
             print(f"queued  {name}", flush=True)
     left, failed, starts, misses = set(todo), [], 0, MISSES

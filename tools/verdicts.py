@@ -34,7 +34,7 @@ class Verdict:
         images: The same for these models and other test images.
         needed: What would show a difference of this size; where seeds are too few, how many are not.
         pairs: How many the correction is for.
-        single: Whether each of the two is one model, whatever the seed.
+        single: Whether one of the two is a single run.
     """
 
     difference: float
@@ -103,44 +103,41 @@ def wrong(run: Run) -> np.ndarray:
     return mistaken
 
 
-def by_images(first: np.ndarray, second: np.ndarray, level: float = LEVEL) -> Verdict:
+def by_images(first: Mapping[int, np.ndarray], second: Mapping[int, np.ndarray], level: float) -> Verdict:
     """McNemar's exact test of two single models on the same test images (McNemar 1947, Psychometrika 12:153).
 
     The interval is exact too, given how many images only one of them gets wrong.
 
     Args:
-        first: Whether the first model gets each image wrong, shape (n,), bool.
+        first: Whether the first model gets each image wrong, shape (n,), bool, by seed; the same for each.
         second: The same of the second.
         level: Of the test, for what is needed.
     """
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    one, other = (next(iter(by_seed.values())) for by_seed in (first, second))
+    only_first, only_second = int((one & ~other).sum()), int((other & ~one).sum())
     only_one = only_first + only_second
     if not only_one:
-        return Verdict(0.0, p=1.0, how="both get the same images wrong", single=True)
+        return Verdict(0.0, p=1.0, how="both get the same images wrong")
     how = f"McNemar, {only_first} and {only_second} images that only one gets wrong"
     p = float(mcnemar([[0, only_first], [only_second, 0]], exact=True).pvalue)
     share = binomtest(only_second, only_one).proportion_ci(1 - LEVEL, method="exact")
-    low, high = ((2 * end - 1) * only_one / len(first) for end in (share.low, share.high))
+    low, high = ((2 * end - 1) * only_one / len(one) for end in (share.low, share.high))
     needed = ""
     if only_first != only_second:
-        needed = f"{images_needed(only_first, only_second, len(first), level):,} images {WOULD}"
-    difference = (only_second - only_first) / len(first)
-    return Verdict(difference, p=p, how=how, images=(low, high), needed=needed, single=True)
+        needed = f"{images_needed(only_first, only_second, len(one), level):,} images {WOULD}"
+    difference = (only_second - only_first) / len(one)
+    return Verdict(difference, p=p, how=how, images=(low, high), needed=needed)
 
 
-def by_seeds(first: Mapping[int, np.ndarray], second: Mapping[int, np.ndarray], level: float = LEVEL) -> Verdict:
+def by_seeds(first: Mapping[int, np.ndarray], second: Mapping[int, np.ndarray], level: float) -> Verdict:
     """A t-test of the differences between runs of the same seed; of their signs, where all are the same.
 
     Args:
-        first: Whether the first setting gets each image wrong, shape (n,), bool, by seed.
+        first: Whether the first setting gets each image wrong, shape (n,), bool, by seed; `SEEDS` or more in common.
         second: The same of the second.
         level: Of the test, for what is needed.
     """
     seeds = sorted(first.keys() & second.keys())
-    if len(seeds) < SEEDS:
-        means = [float(np.mean([*group.values()])) for group in (first, second)]
-        needed = f"needs {SEEDS} that both have, found {len(seeds)}"
-        return Verdict(means[1] - means[0], TOO_FEW, needed=needed)
     differences = np.array([second[seed].mean() - first[seed].mean() for seed in seeds])
     mean = float(differences.mean())
     of_images = np.mean([second[seed].astype(int) - first[seed] for seed in seeds], axis=0)
@@ -162,6 +159,17 @@ def single(group: Sequence[Run]) -> bool:
     return len({run.predictions for run in group}) == 1
 
 
+def too_few(first: Sequence[Run], second: Sequence[Run]) -> Verdict:
+    """What can be said where less than `SEEDS` are in common: the difference of the mean accuracies."""
+    means = [float(np.mean([run.scores["accuracy"] for run in group])) for group in (first, second)]
+    return Verdict(means[0] - means[1], TOO_FEW, needed=f"needs {SEEDS} that both have, found {common(first, second)}")
+
+
+def common(first: Sequence[Run], second: Sequence[Run]) -> int:
+    """How many seeds both groups have."""
+    return len({run.seed for run in first} & {run.seed for run in second})
+
+
 def verdicts(groups: Sequence[Sequence[Run]]) -> dict[tuple[int, int], Verdict]:
     """Compares every two groups on the same data set.
 
@@ -171,22 +179,25 @@ def verdicts(groups: Sequence[Sequence[Run]]) -> dict[tuple[int, int], Verdict]:
     Returns:
         A verdict for each pair, by the indices of the two; nothing between data sets.
     """
-    found = {}
+    found: dict[tuple[int, int], Verdict] = {}
     for dataset in dict.fromkeys(group[0].dataset for group in groups):
-        pairs = [*combinations([i for i, group in enumerate(groups) if group[0].dataset == dataset], 2)]
-        mistaken = {i: {run.seed: wrong(run) for run in groups[i]} for i in {i for pair in pairs for i in pair}}
-        alone = {pair for pair in pairs if all(single(groups[i]) for i in pair)}
-        tested = [(i, j) for i, j in pairs if (i, j) in alone or len(mistaken[i].keys() & mistaken[j].keys()) >= SEEDS]
-        level = LEVEL / max(1, len(tested))  # Holm's first step
-        for i, j in pairs:
-            if (i, j) in alone:
-                one, other = (next(iter(mistaken[k].values())) for k in (i, j))
-                found[i, j] = by_images(one, other, level)
-            else:
-                found[i, j] = by_seeds(mistaken[i], mistaken[j], level)
+        indices = [i for i, group in enumerate(groups) if group[0].dataset == dataset]
+        pairs = {(i, j): (groups[i], groups[j]) for i, j in combinations(indices, 2)}
+        alone = {pair for pair, both in pairs.items() if all(map(single, both))}
+        tested = [pair for pair, both in pairs.items() if pair in alone or common(*both) >= SEEDS]
+        mistaken = {i: {run.seed: wrong(run) for run in groups[i]} for i in {i for pair in tested for i in pair}}
+        found |= {pair: too_few(*both) for pair, both in pairs.items()}
         if tested:
-            corrected = multipletests([found[pair].p for pair in tested], LEVEL, method="holm")[1]
-            for pair, p in zip(tested, corrected, strict=True):
-                words = BETTER if p < LEVEL else NOTHING_SHOWN
-                found[pair] = replace(found[pair], p=float(p), words=words, pairs=len(tested))
+            test = {pair: by_images if pair in alone else by_seeds for pair in tested}
+            p = [test[i, j](mistaken[i], mistaken[j], LEVEL).p for i, j in tested]
+            corrected = multipletests(p, LEVEL, method="holm")[1]
+            for (i, j), plain, holm in zip(tested, p, corrected, strict=True):
+                level = LEVEL / sum(other >= plain for other in p)  # of this step of Holm's
+                found[i, j] = replace(
+                    test[i, j](mistaken[i], mistaken[j], level),
+                    words=BETTER if holm < LEVEL else NOTHING_SHOWN,
+                    p=float(holm),
+                    pairs=len(tested),
+                    single=(i, j) in alone and any(len(groups[k]) == 1 for k in (i, j)),
+                )
     return found

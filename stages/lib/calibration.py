@@ -28,7 +28,7 @@ def bins_of_equal_mass(confidence: np.ndarray) -> np.ndarray:
         confidence: Probability of the predicted class, shape (n,).
 
     Returns:
-        Numbers in [0, BINS), shape (n,); equal confidences are in one bin, so that the order of the images is nothing.
+        Numbers in [0, BINS), shape (n,); equal confidences are in one bin, so that their order does not matter.
     """
     _, places, counts = np.unique(confidence, return_inverse=True, return_counts=True)
     middles = np.cumsum(counts) - (counts + 1) / 2  # mean position, from 0, of those with this confidence

@@ -73,7 +73,7 @@ def test_two_single_runs_are_compared_image_by_image_listed_and_drawn(clone: Clo
     assert "comparison_images.csv, .png" in said
     assert (clone.path / "reports/comparison_images.png").read_bytes().startswith(b"\x89PNG")
     listed = table(clone, "comparison_images.csv")
-    wrong = {name: sum(row[name] != row["label"] for row in listed) for name in ("linear-0", "few")}
+    wrong = {name: sum(row[f"predicted by {name}"] != row["label"] for row in listed) for name in ("linear-0", "few")}
     assert sum(wrong.values()) == len(listed) > 0
     assert f"McNemar, {wrong['few']} and {wrong['linear-0']} images" in said  # the better one is the first
     said = clone.call(*COMPARE, "HEAD")  # the picture of an earlier comparison goes
@@ -124,7 +124,7 @@ def test_the_list_and_the_picture_show_what_only_one_of_two_gets_wrong(
         shown = [axes.get_title().split("\n") for axes in row.axes if axes.images]
         assert [int(index) for index, _, _ in shown] == only[:8]
         rows = listed[listed["index"].isin(only)].to_dict("records")
-        expected = [[str(row["index"]), row["label"], f"not {row[each.name]}"] for row in rows[:8]]
+        expected = [[str(row["index"]), row["label"], f"not {row[f'predicted by {each.name}']}"] for row in rows[:8]]
         assert shown == expected
     assert mistaken[0] - mistaken[1]
 
