@@ -130,10 +130,17 @@ def test_a_better_single_run_says_little_of_its_setting(single: bool) -> None:
 
 
 def test_no_difference_says_what_would_show_one() -> None:
-    verdict = Verdict(0.01, NOTHING_SHOWN, 0.4, "paired t", seeds=(-0.05, 0.07), needed="31 seeds would", pairs=3)
+    verdict = Verdict(0.01, NOTHING_SHOWN, 0.4, "paired t", (-0.05, 0.07), needed="31 seeds would", pairs=3)
     assert sentence(verdict, "A", "B") == (
         "A and B: no difference shown: +0.0100 (95 % interval -0.0500 to +0.0700 over seeds), p = 0.4, paired t, "
         "Holm over 3 pairs; 31 seeds would"
+    )
+
+
+def test_a_single_run_says_little_of_its_setting_where_no_difference_is_shown_too() -> None:
+    verdict = Verdict(0.01, p=0.4, how="McNemar", images=(-0.1, 0.1), needed="some 900 images would", single=True)
+    assert sentence(verdict, "A", "B").endswith(
+        "McNemar; some 900 images would; a single run says little of its setting"
     )
 
 

@@ -77,6 +77,9 @@ def test_two_single_models_are_compared_by_mcnemars_exact_test(bench: Bench, see
     assert (verdict.images[0] > 0 or verdict.images[1] < 0) == (p < 0.05)
     assert verdict.seeds is None
     assert verdict.single
+    needed = verdicts.images_needed(only_first, only_second, 400) if only_first != only_second else 0
+    told = float(verdict.needed.split()[1].replace(",", "")) if verdict.needed else 0
+    assert told == pytest.approx(needed, rel=0.05)
     assert verdict.how == f"McNemar, {only_first} and {only_second} images that only one gets wrong"
     assert verdict.words == (BETTER if p < 0.05 else NOTHING_SHOWN)
 

@@ -159,12 +159,11 @@ def sentence(verdict: Verdict, first: str, second: str) -> str:
         measured += f", p = {verdict.p:.2g}, {verdict.how}"
         measured += f", Holm over {verdict.pairs} pairs" if verdict.pairs > 1 else ""
     if verdict.words == BETTER:
-        if over["images"][0] < 0:
-            measured += "; other test images may say otherwise"
-        if verdict.single:
-            measured += "; a single run says little of its setting"
-        return f"{ahead} is better than {behind}: {measured}"
-    return f"{ahead} and {behind}: {verdict.words}: {measured}{'; ' * bool(verdict.needed)}{verdict.needed}"
+        said = f"{ahead} is better than {behind}: {measured}"
+        said += "; other test images may say otherwise" * (over["images"][0] < 0)
+    else:
+        said = f"{ahead} and {behind}: {verdict.words}: {measured}{'; ' * bool(verdict.needed)}{verdict.needed}"
+    return said + "; a single run says little of its setting" * verdict.single
 
 
 def picture(table: pd.DataFrame) -> Figure:
@@ -225,13 +224,13 @@ def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
     rows = figure.subfigures(2, 1, squeeze=False)[:, 0]
     for row, each, own, other, colour in zip(rows, runs, mistaken, mistaken[::-1], (BLUE, ORANGE), strict=True):
         only = table[(own & ~other)[chosen]]
-        title = f"only {each.name} is wrong: {min(8, len(only))} of {len(only):,}"
+        title = f"only {each.name} is wrong: the first {min(8, len(only))} of {len(only):,}"
         row.suptitle(title, x=0.01, ha="left", fontweight="bold", color=colour)
         for axes, shown in zip_longest(row.subplots(1, 8), only[:8].to_dict("records")):
             axes.set_axis_off()
             if shown:
                 axes.imshow(images[shown["index"]], cmap="gray_r", vmin=0, vmax=255)
-                words = f"{shown['index']}\n{shown['label']}\nnot {shown[f'predicted by {each.name}']}"
+                words = f"no. {shown['index']}\nlabel {shown['label']}\npredicted {shown[f'predicted by {each.name}']}"
                 axes.set_title(words, loc="center", fontweight="normal", fontsize=9)
     return table, figure
 

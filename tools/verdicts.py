@@ -124,7 +124,8 @@ def by_images(first: Mapping[int, np.ndarray], second: Mapping[int, np.ndarray],
     low, high = ((2 * end - 1) * only_one / len(one) for end in (share.low, share.high))
     needed = ""
     if only_first != only_second:
-        needed = f"{images_needed(only_first, only_second, len(one), level):,} images {WOULD}"
+        images = images_needed(only_first, only_second, len(one), level)
+        needed = f"some {float(f'{images:.2g}'):,.0f} images {WOULD}"
     difference = (only_second - only_first) / len(one)
     return Verdict(difference, p=p, how=how, images=(low, high), needed=needed)
 

@@ -100,7 +100,7 @@ def test_the_pair_that_is_drawn_is_the_one_on_the_same_data_set(clone: Clone) ->
 def test_models_that_predict_the_same_are_no_different_and_nothing_is_drawn(clone: Clone) -> None:
     clone.call("dvc", "exp", "run", "--temp", "-n", "same", "-S", "model.pca_knn.neighbors=1")
     said = clone.call(*COMPARE, "HEAD", "same")
-    assert "no difference shown: +0.0000, p = 1, both get the same images wrong." in said
+    assert "no difference shown: +0.0000, p = 1, both get the same images wrong; a single run says" in said
     assert [*clone.path.glob("reports/comparison_images.*")] == []
     clone.call("dvc", "exp", "remove", "same")
     assert restored(clone) == set()
@@ -120,11 +120,14 @@ def test_the_list_and_the_picture_show_what_only_one_of_two_gets_wrong(
     assert {*listed["index"]} == mistaken[0] ^ mistaken[1]
     for row, each, own, other in zip(drawn.subfigs, runs, mistaken, mistaken[::-1], strict=True):
         only = sorted(own - other)
-        assert row.get_suptitle() == f"only {each.name} is wrong: {min(8, len(only))} of {len(only)}"
+        assert row.get_suptitle() == f"only {each.name} is wrong: the first {min(8, len(only))} of {len(only)}"
         shown = [axes.get_title().split("\n") for axes in row.axes if axes.images]
-        assert [int(index) for index, _, _ in shown] == only[:8]
+        assert [index for index, _, _ in shown] == [f"no. {i}" for i in only[:8]]
         rows = listed[listed["index"].isin(only)].to_dict("records")
-        expected = [[str(row["index"]), row["label"], f"not {row[f'predicted by {each.name}']}"] for row in rows[:8]]
+        expected = [
+            [f"no. {row['index']}", f"label {row['label']}", f"predicted {row[f'predicted by {each.name}']}"]
+            for row in rows[:8]
+        ]
         assert shown == expected
     assert mistaken[0] - mistaken[1]
 
