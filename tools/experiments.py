@@ -118,7 +118,7 @@ def look(head: str = "") -> Look:
     """
     with Repo() as repo:
         found, queue = repo.scm.get_rev(), repo.experiments.celery_queue
-        if found != (head or found):
+        if head and found != head:
             raise StageError(
                 f"git: expected HEAD to stay at {head[:7]}, found {found[:7]}; git checkout, and start again"
             )

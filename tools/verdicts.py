@@ -160,15 +160,16 @@ def single(group: Sequence[Run]) -> bool:
     return len({run.predictions for run in group}) == 1
 
 
+def common_seeds(first: Sequence[Run], second: Sequence[Run]) -> int:
+    """How many seeds both groups have."""
+    return len({run.seed for run in first} & {run.seed for run in second})
+
+
 def too_few(first: Sequence[Run], second: Sequence[Run]) -> Verdict:
     """What can be said where less than `SEEDS` are in common: the difference of the mean accuracies."""
     means = [float(np.mean([run.scores["accuracy"] for run in group])) for group in (first, second)]
-    return Verdict(means[0] - means[1], TOO_FEW, needed=f"needs {SEEDS} that both have, found {common(first, second)}")
-
-
-def common(first: Sequence[Run], second: Sequence[Run]) -> int:
-    """How many seeds both groups have."""
-    return len({run.seed for run in first} & {run.seed for run in second})
+    needed = f"needs {SEEDS} that both have, found {common_seeds(first, second)}"
+    return Verdict(means[0] - means[1], TOO_FEW, needed=needed)
 
 
 def verdicts(groups: Sequence[Sequence[Run]]) -> dict[tuple[int, int], Verdict]:
@@ -185,9 +186,9 @@ def verdicts(groups: Sequence[Sequence[Run]]) -> dict[tuple[int, int], Verdict]:
         indices = [i for i, group in enumerate(groups) if group[0].dataset == dataset]
         pairs = {(i, j): (groups[i], groups[j]) for i, j in combinations(indices, 2)}
         alone = {pair for pair, both in pairs.items() if all(map(single, both))}
-        tested = [pair for pair, both in pairs.items() if pair in alone or common(*both) >= SEEDS]
+        tested = [pair for pair, both in pairs.items() if pair in alone or common_seeds(*both) >= SEEDS]
         mistaken = {i: {run.seed: wrong(run) for run in groups[i]} for i in {i for pair in tested for i in pair}}
-        found |= {pair: too_few(*both) for pair, both in pairs.items()}
+        found |= {pair: too_few(*both) for pair, both in pairs.items()}  # until it is tested, below
         if tested:
             test = {pair: by_images if pair in alone else by_seeds for pair in tested}
             p = [test[i, j](mistaken[i], mistaken[j], LEVEL).p for i, j in tested]
