@@ -18,7 +18,7 @@ repro: $(INSTALLED) ## runs the pipeline on what changed, and shows the results
 	@dvc metrics diff --all
 	@echo "Pictures: reports/figures. Interactive: . .venv/bin/activate && dvc plots show"
 
-experiments: $(INSTALLED) ## runs the standard grid: both data sets, five settings, 3 or 5 seeds (EXPERIMENTS=--serial)
+experiments: $(INSTALLED) ## runs the standard grid: both datasets, five settings, 3 or 5 seeds (EXPERIMENTS=--serial)
 	@python -m tools.experiments $(EXPERIMENTS)
 
 compare: $(INSTALLED) ## says which of the experiments on this commit is better (COMPARE='REV REV' or --all)

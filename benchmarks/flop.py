@@ -7,9 +7,9 @@ from itertools import pairwise
 def forward(layers: Sequence[int]) -> int:
     """Floating-point operations to predict one image.
 
-    A dense layer from n to m units multiplies a row of n numbers with an (n, m) matrix: n m products and as many sums.
-    For 784, 1000 and 10 units, 2 (784 * 1000 + 1000 * 10) = 1,588,000. Biases, relu, softmax and the loss are some
-    thousandths of that and not counted.
+    A dense layer from n to m units multiplies a row of n numbers with an (n, m) matrix: n m
+    products and as many sums. For 784, 1000 and 10 units, 2 (784 * 1000 + 1000 * 10) = 1,588,000.
+    Biases, relu, softmax and the loss are some thousandths of that and not counted.
 
     Args:
         layers: Units of each layer, from the pixels to the classes.
@@ -23,9 +23,9 @@ def forward(layers: Sequence[int]) -> int:
 def backward(layers: Sequence[int]) -> int:
     """Floating-point operations of one image's gradients.
 
-    Each layer's weights take a product of its inputs and the gradient of its outputs, as large as forward; each layer
-    but the first takes one more for the gradient of its inputs: nobody asks for the gradient of the pixels.
-    For 784, 1000 and 10 units, 1,588,000 + 2 * 1000 * 10 = 1,608,000.
+    Each layer's weights take a product of its inputs and the gradient of its outputs, as large as
+    forward; each layer but the first takes one more for the gradient of its inputs: nobody asks for
+    the gradient of the pixels. For 784, 1000 and 10 units, 1,588,000 + 2 * 1000 * 10 = 1,608,000.
 
     Args:
         layers: Units of each layer, from the pixels to the classes.
@@ -39,9 +39,9 @@ def backward(layers: Sequence[int]) -> int:
 def epoch(layers: Sequence[int], images: int, validated: int = 0) -> int:
     """Floating-point operations of one pass over the training split, and one look at the validation split.
 
-    For 784, 1000 and 10 units and 60,000 images, 60,000 * (1,588,000 + 1,608,000) = 191.76e9; 10,000 images to
-    validate on add 15.88e9. Adam's update, some 12 operations for each of 795,010 weights in each of 600 steps, would
-    add 3 % and is not counted: it is no matrix product.
+    For 784, 1000 and 10 units and 60,000 images, 60,000 * (1,588,000 + 1,608,000) = 191.76e9;
+    10,000 images to validate on add 15.88e9. Adam's update, some 12 operations for each of 795,010
+    weights in each of 600 steps, would add 3 % and is not counted: it is no matrix product.
 
     Args:
         layers: Units of each layer, from the pixels to the classes.

@@ -1,6 +1,7 @@
 """Runs a command and notes how long it took and how much memory it held at most.
 
-A process of its own, because Linux counts the memory of whoever starts a command, up to its own peak, as the command's.
+A process of its own, because Linux counts the memory of whoever starts a command, up to its own
+peak, as the command's.
 """
 
 import json
@@ -17,5 +18,8 @@ if __name__ == "__main__":
     wall = time.perf_counter() - start
     unit = 1024 if os.uname().sysname == "Linux" else 1
     with open(note, "w") as file:  # noqa: PTH123  # pathlib would be a tenth of the memory counted
-        json.dump({"wall": wall, "peak": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit}, file)
+        json.dump(
+            {"wall": wall, "peak": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit},
+            file,
+        )
     sys.exit(code)

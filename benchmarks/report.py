@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stages.lib.figures import BLUE, GREY, INK, ORANGE
+from stages.lib.results.figures import BLUE, GRAY, INK, ORANGE
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,12 @@ def table(part: Part) -> str:
 
     def line(cells: Sequence[str]) -> str:
         name, *numbers = cells
-        return "  ".join([name.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(numbers, widths[1:], strict=True))])
+        return "  ".join(
+            [
+                name.ljust(widths[0]),
+                *(cell.rjust(w) for cell, w in zip(numbers, widths[1:], strict=True)),
+            ]
+        )
 
     return "\n".join([part.title, line(part.header), *map(line, part.rows), *map(str, part.checks)])
 
@@ -78,7 +83,12 @@ def content(part: Part) -> dict[str, Any]:
     return {
         "title": part.title,
         "checks": [
-            {"what": check.what, "measured": check.measured, "target": check.target, "holds": check.holds}
+            {
+                "what": check.what,
+                "measured": check.measured,
+                "target": check.target,
+                "holds": check.holds,
+            }
             for check in part.checks
         ],
         "bars": dict(part.bars),
@@ -90,10 +100,15 @@ def content(part: Part) -> dict[str, Any]:
 def _bars(axes: Axes, part: Mapping[str, Any]) -> None:
     names, values = [*part["bars"]], [*part["bars"].values()]
     alone = not any(name.startswith("ours") for name in names)
-    colours = [
-        BLUE if alone or name.startswith("ours") else ORANGE if name.startswith("tutorial") else GREY for name in names
+    colors = [
+        BLUE
+        if alone or name.startswith("ours")
+        else ORANGE
+        if name.startswith("tutorial")
+        else GRAY
+        for name in names
     ]
-    bars = axes.barh(range(len(names)), values, color=colours, height=0.64)
+    bars = axes.barh(range(len(names)), values, color=colors, height=0.64)
     axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=4)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
@@ -104,7 +119,7 @@ def _bars(axes: Axes, part: Mapping[str, Any]) -> None:
 
 
 def picture(machine: Mapping[str, str], parts: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Bars of every part, as from `content`, one under the other; ours blue, the tutorial orange, others grey."""
+    """Bars of every part, as from `content`, one under the other; ours blue, the tutorial orange, others gray."""
     heights = [1.1 + 0.32 * len(part["bars"]) for part in parts.values()]
     figure = Figure((9, sum(heights) + 0.5), layout="constrained")
     all_axes = figure.subplots(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]

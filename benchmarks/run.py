@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.parts import accuracy, fit, growth, overhead, pipeline
+from benchmarks.parts import accuracy, fit, overhead, pipeline, scaling
 from benchmarks.settings import Settings
 from benchmarks.workspace import fetch_data
 from stages.lib.files import write_figure
@@ -21,7 +21,7 @@ PARTS = {
     "accuracy": accuracy.measure,
     "pipeline": pipeline.measure,
     "overhead": overhead.measure,
-    "growth": growth.measure,
+    "growth": scaling.measure,
 }
 
 
@@ -35,11 +35,20 @@ def peers() -> dict[str, str]:
 def main() -> None:
     """Runs the parts that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each counts; at most 3 for long ones")
     parser.add_argument(
-        "--quick", action="store_true", help="one round of little work, to see that all runs; writes nothing"
+        "--rounds", type=int, default=5, help="how often each counts; at most 3 for long ones"
     )
-    parser.add_argument("--only", choices=PARTS, action="append", help="this part, other results stay; may be repeated")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one round of little work, to see that all runs; writes nothing",
+    )
+    parser.add_argument(
+        "--only",
+        choices=PARTS,
+        action="append",
+        help="this part, other results stay; may be repeated",
+    )
     args = parser.parse_args()
     rounds = 1 if args.quick else args.rounds
     described = about() | peers()
@@ -57,7 +66,9 @@ def main() -> None:
     # Parts that were not measured now stay, if the machine is the same.
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if args.only and RESULTS.exists() else {}
     before = kept["parts"] if kept.get("machine") == described else {}
-    measured = before | {name: report.content(part) | {"rounds": rounds} for name, part in parts.items()}
+    measured = before | {
+        name: report.content(part) | {"rounds": rounds} for name, part in parts.items()
+    }
     measured = {name: measured[name] for name in PARTS if name in measured}
     results = json.dumps({"machine": described, "parts": measured}, indent=1)
     RESULTS.write_text(results + "\n", encoding="utf-8")

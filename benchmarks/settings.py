@@ -12,7 +12,8 @@ class Settings:
         scratch: A temporary folder.
         peers: The Python that has PyTorch and JAX.
         rounds: How often short contenders run.
-        quick: Whether this is only to see that all runs: few epochs, few images, no figure means anything.
+        quick: Whether this is only to see that all runs: few epochs, few images, no figure means
+            anything.
     """
 
     scratch: Path

@@ -16,12 +16,21 @@ from stages.lib.files import write_arrays, write_chunks, write_json
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "benchmarks" / ".data"
 DATASETS = ("mnist", "fashion_mnist")
-ARRAYS = {"x_train": "train_images", "y_train": "train_labels", "x_test": "test_images", "y_test": "test_labels"}
+ARRAYS = {
+    "x_train": "train_images",
+    "y_train": "train_labels",
+    "x_test": "test_images",
+    "y_test": "test_labels",
+}
 
 
 def environment(**more: str) -> dict[str, str]:
     """This process's environment, the project's programs first, without settings that hold a library back."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENBLAS_", "OMP_", "MKL_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OPENBLAS_", "OMP_", "MKL_"))
+    }
     path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
     return kept | {"PATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"} | more
 
@@ -30,7 +39,9 @@ def call(*command: str, cwd: Path) -> None:
     """Runs a command that is not timed, silently; its output comes with the error if it fails."""
     done = subprocess.run(command, cwd=cwd, env=environment(), text=True, capture_output=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} in {cwd}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+        raise RuntimeError(
+            f"{' '.join(command)} in {cwd}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+        )
 
 
 def edit(path: Path, values: Mapping[str, Any]) -> None:
@@ -58,7 +69,9 @@ def copy_project(folder: Path, params: Mapping[str, Any]) -> Path:
         The folder.
     """
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    names = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
     for name in filter(None, names):
         if not name.startswith(("reports/", "dvc.lock")) and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +86,7 @@ def copy_project(folder: Path, params: Mapping[str, Any]) -> Path:
 
 
 def fetch_data(scratch: Path) -> None:
-    """Fetches both data sets once, and keeps each as Keras publishes them: an npz of four arrays.
+    """Fetches both datasets once, and keeps each as Keras publishes them: an npz of four arrays.
 
     Args:
         scratch: An empty folder to work in.
@@ -83,7 +96,9 @@ def fetch_data(scratch: Path) -> None:
             folder = copy_project(scratch / dataset, {"dataset": dataset})
             print(f"fetches {dataset}", flush=True)
             call("python", "-m", "stages.fetch", cwd=folder)
-            arrays = {short: np.load(folder / f"data/raw/{name}.npy") for short, name in ARRAYS.items()}
+            arrays = {
+                short: np.load(folder / f"data/raw/{name}.npy") for short, name in ARRAYS.items()
+            }
             DATA.mkdir(exist_ok=True)
             np.savez_compressed(DATA / f"{dataset}.npz", allow_pickle=False, **arrays)
 
@@ -91,7 +106,8 @@ def fetch_data(scratch: Path) -> None:
 def write_synthetic(raw: Path, train: int, test: int, classes: list[str]) -> None:
     """Writes images that a perceptron can tell apart, some thousands at a time, so that this process stays small.
 
-    Each class is a random pattern under noise; 2 % of the labels are wrong, so that there are errors to extract.
+    Each class is a random pattern under noise; 2 % of the labels are wrong, so that there are
+    errors to extract.
 
     Args:
         raw: The folder `data/raw` to make.
@@ -106,9 +122,13 @@ def write_synthetic(raw: Path, train: int, test: int, classes: list[str]) -> Non
     for split, count in (("train", train), ("test", test)):
         labels = rng.integers(0, 10, count).astype(np.uint8)
         parts = (labels[start : start + 4096] for start in range(0, count, 4096))
-        images = (patterns[part] + rng.integers(0, 128, (len(part), 28, 28), np.uint8) for part in parts)
+        images = (
+            patterns[part] + rng.integers(0, 128, (len(part), 28, 28), np.uint8) for part in parts
+        )
         shape = (count, 28, 28)
-        written[f"{split}_images"] = write_chunks(raw / f"{split}_images.npy", shape, np.uint8, images)
+        written[f"{split}_images"] = write_chunks(
+            raw / f"{split}_images.npy", shape, np.uint8, images
+        )
         wrong = rng.random(count) < 0.02
         labels[wrong] = (labels[wrong] + 1) % 10
         written |= write_arrays(raw, {f"{split}_labels": labels})

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.lib import calibration, metrics
 from stages.lib.files import read_json, read_predictions, write_csv, write_json
 from stages.lib.params import read_params
+from stages.lib.results import calibration, metrics
 
 DATASET = Path("data/raw/dataset.json")
 PREDICTIONS = Path("data/predictions.npz")
@@ -29,13 +29,20 @@ def quality(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
         probabilities: Shape (n, classes), rows add up to 1.
 
     Returns:
-        loss (nats), brier, and the expected calibration error over bins of equal width and of equal mass, each beside
-        what a perfectly calibrated model with these confidences would get by chance.
+        loss (nats), brier, and the expected calibration error over bins of equal width and of equal
+        mass, each beside what a perfectly calibrated model with these confidences would get by
+        chance.
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == labels
-    scores = {"loss": metrics.cross_entropy(labels, probabilities), "brier": metrics.brier(labels, probabilities)}
-    for name, bins_of in (("ece", calibration.bins_of_equal_width), ("ece_equal_mass", calibration.bins_of_equal_mass)):
+    scores = {
+        "loss": metrics.cross_entropy(labels, probabilities),
+        "brier": metrics.brier(labels, probabilities),
+    }
+    for name, bins_of in (
+        ("ece", calibration.bins_of_equal_width),
+        ("ece_equal_mass", calibration.bins_of_equal_mass),
+    ):
         bins = bins_of(confidence)
         scores[name] = calibration.expected_error(confidence, right, bins)
         scores[f"{name}_if_perfect"] = calibration.error_of_perfect(confidence, bins)
@@ -50,7 +57,8 @@ def summary(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
         probabilities: Shape (n, classes), rows add up to 1.
 
     Returns:
-        accuracy, errors (images), top2_accuracy, macro_f1 (mean over the classes), and those of `quality`.
+        accuracy, errors (images), top2_accuracy, macro_f1 (mean over the classes), and those of
+        `quality`.
     """
     ranks = metrics.ranks(labels, probabilities)
     classes = [str(i) for i in range(probabilities.shape[1])]
@@ -58,7 +66,9 @@ def summary(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
         "accuracy": float((ranks == 1).mean()),
         "errors": int((ranks > 1).sum()),
         "top2_accuracy": float((ranks <= 2).mean()),
-        "macro_f1": float(metrics.per_class(labels, probabilities.argmax(axis=1), classes)["f1"].mean()),
+        "macro_f1": float(
+            metrics.per_class(labels, probabilities.argmax(axis=1), classes)["f1"].mean()
+        ),
         **quality(labels, probabilities),
     }
 
@@ -70,7 +80,8 @@ def with_temperature(predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
         predictions: As from `read_predictions`.
 
     Returns:
-        temperature, and those of `quality`; the predicted classes, and so the accuracy, are the same.
+        temperature, and those of `quality`; the predicted classes, and so the accuracy, are the
+        same.
     """
     temperature = calibration.best_temperature(
         predictions["validation_labels"], predictions["validation_probabilities"]
@@ -87,23 +98,36 @@ def long_table(counts: np.ndarray, names: list[str]) -> pd.DataFrame:
         names: Names of the classes.
 
     Returns:
-        A row per cell, label by label: label, predicted (names), count (images), share (of the label's images).
+        A row per cell, label by label: label, predicted (names), count (images), share (of the
+        label's images).
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     label, predicted = np.divmod(np.arange(counts.size), len(names))
     named = np.array(names)
     return pd.DataFrame(
-        {"label": named[label], "predicted": named[predicted], "count": counts.ravel(), "share": shares.ravel()}
+        {
+            "label": named[label],
+            "predicted": named[predicted],
+            "count": counts.ravel(),
+            "share": shares.ravel(),
+        }
     )
 
 
-def report(title: str, names: list[str], scores: Mapping[str, float], labels: np.ndarray, predicted: np.ndarray) -> str:
+def report(
+    title: str,
+    names: list[str],
+    scores: Mapping[str, float],
+    labels: np.ndarray,
+    predicted: np.ndarray,
+) -> str:
     """What a person wants to see at once: the result, the first ten test images, the most confused pairs.
 
     Args:
-        title: Of the data set.
+        title: Of the dataset.
         names: Names of the classes.
-        scores: accuracy, accuracy_low, accuracy_high, loss, ece, ece_if_perfect, errors of the test split.
+        scores: accuracy, accuracy_low, accuracy_high, loss, ece, ece_if_perfect, errors of the test
+            split.
         labels: Shape (n,), whole numbers in [0, classes).
         predicted: The same.
 
@@ -120,9 +144,14 @@ def report(title: str, names: list[str], scores: Mapping[str, float], labels: np
         f"  {'label':{width}}  {'predicted':{width}}",
     ]
     for label, guess in zip(labels[:10], predicted[:10], strict=True):
-        lines.append(f"  {names[label]:{width}}  {names[guess]:{width}}  {'' if label == guess else 'wrong'}".rstrip())
+        lines.append(
+            f"  {names[label]:{width}}  {names[guess]:{width}}  {'' if label == guess else 'wrong'}".rstrip()
+        )
     pairs = metrics.confused_pairs(metrics.confusion(labels, predicted, len(names)))[:5]
-    lines += ["most confused:", *(f"  {count:4} times {names[i]} taken for {names[j]}" for i, j, count in pairs)]
+    lines += [
+        "most confused:",
+        *(f"  {count:4} times {names[i]} taken for {names[j]}" for i, j, count in pairs),
+    ]
     return "\n".join(lines)
 
 
@@ -140,7 +169,10 @@ def main() -> None:
     parts = {}
     if params.temperature:
         parts["tempered"] = with_temperature(predictions)
-    held_out, of_held_out = predictions["validation_labels"], predictions["validation_probabilities"]
+    held_out, of_held_out = (
+        predictions["validation_labels"],
+        predictions["validation_probabilities"],
+    )
     if len(held_out):
         parts["validation"] = summary(held_out, of_held_out)
     recalls = metrics.per_class(held_out, of_held_out.argmax(axis=1), names)

@@ -8,9 +8,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from stages.lib import figures
-from stages.lib.files import check_arrays, read_array, read_json, read_predictions, write_csv, write_figure
+from stages.lib.files import (
+    check_arrays,
+    read_array,
+    read_json,
+    read_predictions,
+    write_csv,
+    write_figure,
+)
 from stages.lib.params import read_params
+from stages.lib.results import figures
 
 RAW = Path("data/raw")
 PREDICTIONS = Path("data/predictions.npz")
@@ -30,9 +37,10 @@ def errors(labels: np.ndarray, probabilities: np.ndarray, names: list[str]) -> p
         names: Names of the classes.
 
     Returns:
-        A row per wrong image, most confident first: index (into the test split), label, predicted, label_name,
-        predicted_name, confidence (probability of the predicted class), margin (confidence less the probability of the
-        runner-up), label_probability, label_rank (2 where the label is the runner-up).
+        A row per wrong image, most confident first: index (into the test split), label, predicted,
+        label_name, predicted_name, confidence (probability of the predicted class), margin
+        (confidence less the probability of the runner-up), label_probability, label_rank (2 where
+        the label is the runner-up).
     """
     predicted = probabilities.argmax(axis=1)
     index = np.flatnonzero(predicted != labels)
@@ -47,7 +55,8 @@ def errors(labels: np.ndarray, probabilities: np.ndarray, names: list[str]) -> p
             "confidence": probabilities[index, guess],
             "margin": probabilities[index, guess] - np.sort(probabilities[index], axis=1)[:, -2],
             "label_probability": probabilities[index, label],
-            "label_rank": 1 + (np.argsort(-probabilities[index], kind="stable") == label[:, None]).argmax(axis=1),
+            "label_rank": 1
+            + (np.argsort(-probabilities[index], kind="stable") == label[:, None]).argmax(axis=1),
         }
     )
     return table.sort_values("confidence", ascending=False, kind="stable", ignore_index=True)
@@ -67,7 +76,9 @@ def by_pair(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[often.sort_values(ascending=False, kind="stable").index].drop_duplicates(pair)
 
 
-def suspects(labels: np.ndarray, probabilities: np.ndarray, names: list[str], count: int) -> pd.DataFrame:
+def suspects(
+    labels: np.ndarray, probabilities: np.ndarray, names: list[str], count: int
+) -> pd.DataFrame:
     """Lists the images whose label the model contradicts most.
 
     The probabilities must come from a model that was not trained on these images.
@@ -79,8 +90,9 @@ def suspects(labels: np.ndarray, probabilities: np.ndarray, names: list[str], co
         count: How many to list, at most.
 
     Returns:
-        A row per image, most suspect first: index, label, suggested, label_name, suggested_name, quality: half of 1
-        and of the label's probability less the highest other one, in [0, 1] (normalized margin: Northcutt et al. 2021,
+        A row per image, most suspect first: index, label, suggested, label_name, suggested_name,
+        quality: half of 1 and of the label's probability less the highest other one, in [0, 1]
+            (normalized margin: Northcutt et al. 2021,
         "Confident learning", JAIR 70).
     """
     index = np.arange(len(labels))
@@ -114,7 +126,11 @@ def draw(title: str, table: pd.DataFrame) -> Figure:
     """
     images = read_array(RAW / "test_images.npy")[table["index"]]
     return figures.errors(
-        title, images, [*table["label_name"]], [*table["predicted_name"]], table["confidence"].to_numpy()
+        title,
+        images,
+        [*table["label_name"]],
+        [*table["predicted_name"]],
+        table["confidence"].to_numpy(),
     )
 
 
@@ -131,9 +147,16 @@ def main() -> None:
 
     write_csv(ERRORS, table)
     write_csv(SUSPECTS, suspects(labels, probabilities, names, params.suspects))
-    write_figure(FIGURE, draw(f"{title}: {len(drawn)} of {len(table):,} wrong test images, drawn at random", drawn))
-    write_figure(CONFIDENT_FIGURE, draw(f"{title}: the {len(sure)} most confident wrong ones", sure))
-    write_figure(PAIRS_FIGURE, draw(f"{title}: one of each of the {len(pairs)} most confused pairs", pairs))
+    write_figure(
+        FIGURE,
+        draw(f"{title}: {len(drawn)} of {len(table):,} wrong test images, drawn at random", drawn),
+    )
+    write_figure(
+        CONFIDENT_FIGURE, draw(f"{title}: the {len(sure)} most confident wrong ones", sure)
+    )
+    write_figure(
+        PAIRS_FIGURE, draw(f"{title}: one of each of the {len(pairs)} most confused pairs", pairs)
+    )
     print(f"{len(table):,} wrong test images in {ERRORS}, some of them in {FIGURE.parent}")
 
 

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.lib.files import check_arrays, read_array, read_chunks, read_json, replacing, write_chunks, write_json
+from stages.lib.files import (
+    check_arrays,
+    read_array,
+    read_chunks,
+    read_json,
+    replacing,
+    write_chunks,
+    write_json,
+)
 from stages.lib.params import read_params
 
 RAW = Path("data/raw")
@@ -36,22 +44,25 @@ def mean_and_deviation(chunks: Iterable[np.ndarray]) -> tuple[float, float]:
     """Mean and standard deviation over all pixels.
 
     Args:
-        chunks: Grey levels, any shapes, uint8, some images at a time.
+        chunks: Gray levels, any shapes, uint8, some images at a time.
 
     Returns:
-        Both in grey levels; exact in any order, because they are computed from how often each level occurs.
+        Both in gray levels; exact in any order, because they are computed from how often each level
+        occurs.
     """
-    counts = sum((np.bincount(chunk.ravel(), minlength=256) for chunk in chunks), np.zeros(256, np.int64))
+    counts = sum(
+        (np.bincount(chunk.ravel(), minlength=256) for chunk in chunks), np.zeros(256, np.int64)
+    )
     levels = np.arange(256)
     mean = float(counts @ levels / counts.sum())
     return mean, float(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum()))
 
 
 def scale(images: np.ndarray, offset: float, divisor: float) -> np.ndarray:
-    """Maps grey levels to intensities.
+    """Maps gray levels to intensities.
 
     Args:
-        images: Grey levels, shape (n, height, width), uint8.
+        images: Gray levels, shape (n, height, width), uint8.
         offset: The level that becomes 0.
         divisor: How many levels make 1.
 
@@ -73,13 +84,17 @@ def fingerprints(chunks: Iterable[np.ndarray]) -> np.ndarray:
     """A number for each image, equal for equal images and for no others in practice.
 
     Args:
-        chunks: Grey levels, shapes (any, height, width), uint8.
+        chunks: Gray levels, shapes (any, height, width), uint8.
 
     Returns:
-        Eight bytes of each image's BLAKE2b, shape (n,), uint64: two of a million images share one by chance in one of
-        thirty million data sets.
+        Eight bytes of each image's BLAKE2b, shape (n,), uint64: two of a million images share one
+        by chance in one of thirty million datasets.
     """
-    digests = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for chunk in chunks for image in chunk)
+    digests = (
+        hashlib.blake2b(image.tobytes(), digest_size=8).digest()
+        for chunk in chunks
+        for image in chunk
+    )
     return np.fromiter((int.from_bytes(digest) for digest in digests), np.uint64)
 
 
@@ -87,7 +102,8 @@ def duplicates(splits: Mapping[str, tuple[str, np.ndarray]]) -> dict[str, int]:
     """Counts the images of one split that another one has too.
 
     Args:
-        splits: For each split, the published one that its images come from, and which of them do, as for `write_split`.
+        splits: For each split, the published one that its images come from, and which of them do,
+            as for `write_split`.
 
     Returns:
         For each pair, such as "train, test", the images of the second that are in the first.
@@ -97,7 +113,9 @@ def duplicates(splits: Mapping[str, tuple[str, np.ndarray]]) -> dict[str, int]:
         for split, (published, kept) in splits.items()
     }
     pairs = combinations(prints, 2)
-    return {f"{one}, {other}": int(np.isin(prints[other], prints[one]).sum()) for one, other in pairs}
+    return {
+        f"{one}, {other}": int(np.isin(prints[other], prints[one]).sum()) for one, other in pairs
+    }
 
 
 def offset_and_divisor(method: str, chunks: Iterable[np.ndarray]) -> tuple[float, float]:
@@ -105,10 +123,11 @@ def offset_and_divisor(method: str, chunks: Iterable[np.ndarray]) -> tuple[float
 
     Args:
         method: As in `normalize.method` of params.yaml.
-        chunks: The training split's grey levels, as for `mean_and_deviation`; looked at by `standardize` only.
+        chunks: The training split's gray levels, as for `mean_and_deviation`; looked at by
+            `standardize` only.
 
     Returns:
-        Both in grey levels.
+        Both in gray levels.
 
     Raises:
         StageError: All levels are the same.
@@ -117,7 +136,9 @@ def offset_and_divisor(method: str, chunks: Iterable[np.ndarray]) -> tuple[float
         return 0.0, 255.0
     mean, deviation = mean_and_deviation(chunks)
     if not deviation:
-        raise StageError(f"{RAW}/train_images.npy: expected different grey levels to standardize, found only {mean}")
+        raise StageError(
+            f"{RAW}/train_images.npy: expected different gray levels to standardize, found only {mean}"
+        )
     return mean, deviation
 
 
@@ -143,19 +164,29 @@ def write_split(
     names = f"{split}_images", f"{split}_labels"
     return {
         names[0]: write_chunks(folder / f"{names[0]}.npy", (count, *image), np.float32, scaled),
-        names[1]: write_chunks(folder / f"{names[1]}.npy", (count,), np.uint8, kept_chunks(labels, kept)),
+        names[1]: write_chunks(
+            folder / f"{names[1]}.npy", (count,), np.uint8, kept_chunks(labels, kept)
+        ),
     }
 
 
 def main() -> None:
     params = read_params().normalize
     check_arrays(RAW / "dataset.json", "train_images", "train_labels", "test_images", "test_labels")
-    count, test_count = (len(read_array(RAW / f"{split}_labels.npy")) for split in ("train", "test"))
+    count, test_count = (
+        len(read_array(RAW / f"{split}_labels.npy")) for split in ("train", "test")
+    )
     if params.validation >= count:
-        raise StageError(f"params.yaml: normalize.validation: expected fewer than {count:,}, found {params.validation}")
+        raise StageError(
+            f"params.yaml: normalize.validation: expected fewer than {count:,}, found {params.validation}"
+        )
     dataset = read_json(RAW / "dataset.json")
     held = held_out(count, params.validation, params.seed)
-    splits = {"train": ("train", ~held), "validation": ("train", held), "test": ("test", np.ones(test_count, bool))}
+    splits = {
+        "train": ("train", ~held),
+        "validation": ("train", held),
+        "test": ("test", np.ones(test_count, bool)),
+    }
     scaling = offset_and_divisor(params.method, kept_chunks(RAW / "train_images.npy", ~held))
     twice = duplicates(splits)
     with replacing(NORMALIZED) as folder:

@@ -8,9 +8,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from stages.lib import calibration, figures, metrics
-from stages.lib.files import check_arrays, read_array, read_json, read_predictions, write_csv, write_figure
+from stages.lib.files import (
+    check_arrays,
+    read_array,
+    read_json,
+    read_predictions,
+    write_csv,
+    write_figure,
+)
 from stages.lib.params import read_params
+from stages.lib.results import calibration, figures, metrics
 
 RAW = Path("data/raw")
 HISTORY = Path("data/history.csv")
@@ -39,7 +46,9 @@ def draw_samples(title: str, raw: Path, count: int, seed: int) -> Figure:
     labels = np.load(raw / "train_labels.npy")
     names = read_json(raw / "dataset.json")["classes"]
     chosen = np.random.default_rng(seed).choice(len(labels), min(count, len(labels)), replace=False)
-    return figures.samples(title, read_array(raw / "train_images.npy")[chosen], [names[i] for i in labels[chosen]])
+    return figures.samples(
+        title, read_array(raw / "train_images.npy")[chosen], [names[i] for i in labels[chosen]]
+    )
 
 
 def main() -> None:
@@ -51,20 +60,31 @@ def main() -> None:
     labels, probabilities = predictions["test_labels"], predictions["test_probabilities"]
     predicted = probabilities.argmax(axis=1)
     counts = metrics.confusion(labels, predicted, len(names))
-    confused = [(names[i], names[j], count) for i, j, count in metrics.confused_pairs(counts)[: params.pairs]]
+    confused = [
+        (names[i], names[j], count)
+        for i, j, count in metrics.confused_pairs(counts)[: params.pairs]
+    ]
     held_out = "validation" if len(predictions["validation_labels"]) else "test"
 
     write_csv(EPOCHS, epochs)
-    write_figure(SAMPLES_FIGURE, draw_samples(f"{title}: training images", RAW, params.samples, params.seed))
-    write_figure(HISTORY_FIGURE, figures.history(f"{title}: training", epochs, held_out))
-    write_figure(CONFUSION_FIGURE, figures.confusion(f"{title}: labels and predictions on test", counts, names))
     write_figure(
-        CLASSES_FIGURE, figures.classes(f"{title}: classes on test", metrics.per_class(labels, predicted, names))
+        SAMPLES_FIGURE, draw_samples(f"{title}: training images", RAW, params.samples, params.seed)
+    )
+    write_figure(HISTORY_FIGURE, figures.history(f"{title}: training", epochs, held_out))
+    write_figure(
+        CONFUSION_FIGURE,
+        figures.confusion(f"{title}: labels and predictions on test", counts, names),
+    )
+    write_figure(
+        CLASSES_FIGURE,
+        figures.classes(f"{title}: classes on test", metrics.per_class(labels, predicted, names)),
     )
     write_figure(PAIRS_FIGURE, figures.pairs(f"{title}: most confused classes on test", confused))
     write_figure(
         CALIBRATION_FIGURE,
-        figures.calibration(f"{title}: confidence on test", calibration.reliability(labels, probabilities)),
+        figures.calibration(
+            f"{title}: confidence on test", calibration.reliability(labels, probabilities)
+        ),
     )
     print(f"figures in {SAMPLES_FIGURE.parent}")
 

@@ -15,7 +15,9 @@ NORMALIZED = Path("data/normalized")
 PREDICTIONS = Path("data/predictions.npz")
 
 
-def probabilities(model: Callable[[np.ndarray], np.ndarray], path: Path, classes: int) -> np.ndarray:
+def probabilities(
+    model: Callable[[np.ndarray], np.ndarray], path: Path, classes: int
+) -> np.ndarray:
     """Probabilities of a file of images.
 
     Args:
@@ -33,11 +35,14 @@ def probabilities(model: Callable[[np.ndarray], np.ndarray], path: Path, classes
 def main() -> None:
     params = read_params().model
     if params.kind == "pca_knn":  # needs no TensorFlow, which takes seconds to import
-        from stages.lib.neighbours import restore
+        from stages.lib.models.pca_knn import restore
     else:
-        from stages.lib.models import restore
+        from stages.lib.models.networks import restore
     splits = ("validation", "test")
-    check_arrays(NORMALIZED / "scaling.json", *(f"{split}_{kind}" for split in splits for kind in ("images", "labels")))
+    check_arrays(
+        NORMALIZED / "scaling.json",
+        *(f"{split}_{kind}" for split in splits for kind in ("images", "labels")),
+    )
     scaling = read_json(NORMALIZED / "scaling.json")
     model, parameters, multiply_adds = restore(params, scaling, WEIGHTS)
     arrays = {"parameters": np.array(parameters), "multiply_adds": np.array(multiply_adds)}
@@ -48,7 +53,9 @@ def main() -> None:
         )
     with replacing(PREDICTIONS) as partial:
         np.savez(partial, allow_pickle=False, **arrays)
-    print(f"{len(arrays['validation_labels']):,} validation and {len(arrays['test_labels']):,} test images predicted")
+    print(
+        f"{len(arrays['validation_labels']):,} validation and {len(arrays['test_labels']):,} test images predicted"
+    )
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ HISTORY = Path("data/history.csv")
 def main() -> None:
     params = read_params()
     if params.model.kind == "pca_knn":  # needs no TensorFlow, which takes seconds to import
-        from stages.lib.neighbours import train
+        from stages.lib.models.pca_knn import train
     else:
-        from stages.lib.fitting import train
+        from stages.lib.models.training import train
     scaling = read_json(NORMALIZED / "scaling.json")
     # The tutorial's protocol holds nothing out and draws its curves on the test split.
     held_out = "validation" if scaling["arrays"]["validation_labels"]["shape"][0] else "test"

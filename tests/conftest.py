@@ -1,4 +1,4 @@
-"""A tiny data set with an entry of its own, and a folder in which stages run on it."""
+"""A tiny dataset with an entry of its own, and a folder in which stages run on it."""
 
 import json
 import os
@@ -18,9 +18,10 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from stages.lib.sources import digest
+from stages.lib.sources.fetching import digest
 
-# A program that a shell starts in the background ignores Ctrl-C, and so would all that it starts in turn.
+# A program that a shell starts in the background ignores Ctrl-C, and so would all that it starts in
+# turn.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +31,7 @@ HEIGHT, WIDTH = 6, 5
 
 
 def tiny_arrays() -> dict[str, np.ndarray]:
-    """Images of three shapes under noise, in the catalogue's four arrays; the same at every call."""
+    """Images of three shapes under noise, in the catalog's four arrays; the same at every call."""
     rng = np.random.default_rng(7)
     shapes = np.zeros((3, HEIGHT, WIDTH))
     shapes[0, :, 2] = shapes[1, 2:4, 1:4] = shapes[2, [0, -1]] = 200
@@ -45,19 +46,25 @@ def tiny_arrays() -> dict[str, np.ndarray]:
 
 def idx(array: np.ndarray) -> bytes:
     """An array of bytes as an IDX file."""
-    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
+    return (
+        bytes([0, 0, 8, array.ndim])
+        + b"".join(n.to_bytes(4, "big") for n in array.shape)
+        + array.tobytes()
+    )
 
 
 def tiny_entry() -> dict[str, Any]:
-    """The tiny data set's entry of datasets.yaml: IDX files in a folder beside it."""
+    """The tiny dataset's entry of datasets.yaml: IDX files in a folder beside it."""
     return {
         "title": "Tiny",
-        "licence": "none needed",
+        "license": "none needed",
         "classes": CLASSES,
         "image": [HEIGHT, WIDTH],
         "images": COUNTS,
         "sha256": {name: digest(array) for name, array in tiny_arrays().items()},
-        "sources": {"local": {"folder": "tiny", "files": {name: f"{name}.idx" for name in tiny_arrays()}}},
+        "sources": {
+            "local": {"folder": "tiny", "files": {name: f"{name}.idx" for name in tiny_arrays()}}
+        },
     }
 
 
@@ -83,7 +90,7 @@ def set_params(folder: Path, values: dict[str, object]) -> None:
 
 
 def make_tiny(folder: Path) -> None:
-    """Points the project in a folder at the tiny data set, small enough to train in a second."""
+    """Points the project in a folder at the tiny dataset, small enough to train in a second."""
     (folder / "tiny").mkdir()
     for name, array in tiny_arrays().items():
         (folder / "tiny" / f"{name}.idx").write_bytes(idx(array))
@@ -107,7 +114,7 @@ def scaling(
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of a test: params.yaml, datasets.yaml and the tiny data set, nothing run yet."""
+    """The working directory of a test: params.yaml, datasets.yaml and the tiny dataset, nothing run yet."""
     make_tiny(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -127,7 +134,8 @@ def note(word):
         file.write(word + "\\n")
 if sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith("stages."):
     note(sys.orig_argv[2].removeprefix("stages."))
-sys.addaudithook(lambda event, args: note("tensorflow") if event == "import" and args[0] == "tensorflow" else None)
+sys.addaudithook(lambda event, args: note("tensorflow") if event == "import" and args[0] ==
+"tensorflow" else None)
 """
 
 
@@ -140,7 +148,9 @@ class Clone:
 
     def call(self, *command: str, code: int = 0) -> str:
         """Runs a command, whose exit code must be `code`; what it says on stdout, or on both where it must fail."""
-        result = subprocess.run(command, cwd=self.path, env=self.env, capture_output=True, text=True)
+        result = subprocess.run(
+            command, cwd=self.path, env=self.env, capture_output=True, text=True
+        )
         assert result.returncode == code, result.stdout + result.stderr
         return result.stdout + result.stderr * (code != 0)
 
@@ -156,7 +166,9 @@ class Clone:
 
     def changed(self) -> set[str]:
         """Files that Git sees changed or new."""
-        return {line[3:] for line in self.call("git", "status", "--porcelain", "-uall").splitlines()}
+        return {
+            line[3:] for line in self.call("git", "status", "--porcelain", "-uall").splitlines()
+        }
 
     def edit(self, values: dict[str, object]) -> None:
         set_params(self.path, values)
@@ -174,10 +186,23 @@ def family(mark: str) -> list[psutil.Process]:
 
 def clone_env(tools: Path, name: str) -> dict[str, str]:
     """The environment of a clone's commands: nobody's settings of Git and DVC; `tools` has what Python starts with."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))}
-    env |= {f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    env |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "DVC_SITE_CACHE_DIR": str(tools / "site")}
-    env |= {"DVC_GLOBAL_CONFIG_DIR": str(tools / "none"), "DVC_SYSTEM_CONFIG_DIR": str(tools / "none")}
+    env = {
+        name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))
+    }
+    env |= {
+        f"GIT_{who}_{what}": "test@example.org"
+        for who in ("AUTHOR", "COMMITTER")
+        for what in ("NAME", "EMAIL")
+    }
+    env |= {
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "DVC_SITE_CACHE_DIR": str(tools / "site"),
+    }
+    env |= {
+        "DVC_GLOBAL_CONFIG_DIR": str(tools / "none"),
+        "DVC_SYSTEM_CONFIG_DIR": str(tools / "none"),
+    }
     env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "PYTHONPATH": str(tools)}
     return env | {"WATCHED": str(tools / f"{name}.txt")}
 
@@ -185,7 +210,9 @@ def clone_env(tools: Path, name: str) -> dict[str, str]:
 def copy_files(path: Path, env: dict[str, str]) -> Clone:
     """The working tree's files in a folder of their own."""
     clone = Clone(path, env)
-    for name in filter(None, Clone(ROOT, env).call("git", "ls-files", "-coz", "--exclude-standard").split("\0")):
+    for name in filter(
+        None, Clone(ROOT, env).call("git", "ls-files", "-coz", "--exclude-standard").split("\0")
+    ):
         if (ROOT / name).exists():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, path / name)
@@ -193,11 +220,16 @@ def copy_files(path: Path, env: dict[str, str]) -> Clone:
 
 
 def new_clone(path: Path, tools: Path) -> Clone:
-    """A commit of the working tree's files, pointed at the tiny data set, with a second one, tiny2; nothing run yet."""
+    """A commit of the working tree's files, pointed at the tiny dataset, with a second one, tiny2; nothing run yet."""
     clone = copy_files(path, clone_env(tools, path.name))
     make_tiny(path)
-    negatives = {name: 255 - a if name.endswith("images") else a for name, a in tiny_arrays().items()}
-    entry = tiny_entry() | {"title": "Tiny 2", "sha256": {name: digest(a) for name, a in negatives.items()}}
+    negatives = {
+        name: 255 - a if name.endswith("images") else a for name, a in tiny_arrays().items()
+    }
+    entry = tiny_entry() | {
+        "title": "Tiny 2",
+        "sha256": {name: digest(a) for name, a in negatives.items()},
+    }
     entry["sources"]["local"]["folder"] = "tiny2"
     (path / "tiny2").mkdir()
     for name, array in negatives.items():
@@ -209,10 +241,23 @@ def new_clone(path: Path, tools: Path) -> Clone:
     return clone
 
 
-# All that could leak into a result: the odd clone runs under it, and the plain one as the tests are run.
-LIBRARY = os.environ.get("LIBFAKETIME") or next(map(str, Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), "")
+# All that could leak into a result: the odd clone runs under it, and the plain one as the tests are
+# run.
+LIBRARY = os.environ.get("LIBFAKETIME") or next(
+    map(str, Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), ""
+)
 CLOCK = [f"LD_PRELOAD={LIBRARY}", "FAKETIME=@1999-12-31 12:00:00"] if LIBRARY else []
-ODD = ["sh", "-c", 'umask 077 && exec "$@"', "sh", "env", "LC_ALL=C", "TZ=Pacific/Chatham", "PYTHONHASHSEED=1", *CLOCK]
+ODD = [
+    "sh",
+    "-c",
+    'umask 077 && exec "$@"',
+    "sh",
+    "env",
+    "LC_ALL=C",
+    "TZ=Pacific/Chatham",
+    "PYTHONHASHSEED=1",
+    *CLOCK,
+]
 
 
 @pytest.fixture(scope="session")
@@ -223,7 +268,9 @@ def first_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Clon
     (folder / "tools/sitecustomize.py").write_text(WATCH)
     clones = [new_clone(folder / name, folder / "tools") for name in ("project", "zweite Übung")]
     with ThreadPoolExecutor() as pool:
-        ran = list(pool.map(lambda clone, start: clone.ran(*start, "dvc", "repro"), clones, ([], ODD)))
+        ran = list(
+            pool.map(lambda clone, start: clone.ran(*start, "dvc", "repro"), clones, ([], ODD))
+        )
     for clone in clones:
         clone.call("git", "add", "-A")
         clone.call("git", "commit", "-qm", "After")

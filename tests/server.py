@@ -24,8 +24,9 @@ HOSTS = ("api.kaggle.com", "storage.googleapis.com")
 class Answer:
     """What is sent for one request.
 
-    A `length` other than the body's is a promise that is not kept; a negative one is not told, and the connection
-    closed in its stead. With a `pause`, bytes come one by one, that many seconds apart. A `reset` follows the body.
+    A `length` other than the body's is a promise that is not kept; a negative one is not told, and
+    the connection closed in its stead. With a `pause`, bytes come one by one, that many seconds
+    apart. A `reset` follows the body.
     """
 
     body: bytes = b""
@@ -70,7 +71,9 @@ class _Handler(BaseHTTPRequestHandler):
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         self.send_response(answer.status)
         if "Transfer-Encoding" not in answer.headers and (answer.length or 0) >= 0:
-            self.send_header("Content-Length", str(len(answer.body) if answer.length is None else answer.length))
+            self.send_header(
+                "Content-Length", str(len(answer.body) if answer.length is None else answer.length)
+            )
         for key, value in answer.headers.items():
             self.send_header(key, value)
         self.end_headers()
@@ -123,10 +126,12 @@ class Web(ThreadingHTTPServer):
         self.answers[address] = list(answers)
 
     def serve_kaggle(self, name: str, *answers: Answer, stored_as: str = "") -> None:
-        """Answers for a file of a Kaggle data set: a redirect to a signed address, and there the file."""
+        """Answers for a file of a Kaggle dataset: a redirect to a signed address, and there the file."""
         stored = f"{STORAGE}/kaggle-data-sets/1/2/{stored_as or name}"
         version = json.dumps({"id": 1, "currentVersionNumber": 3}).encode()
-        self.serve(f"{KAGGLE}/GetDataset", Answer(version, headers={"Content-Type": "application/json"}))
+        self.serve(
+            f"{KAGGLE}/GetDataset", Answer(version, headers={"Content-Type": "application/json"})
+        )
         self.serve(
             f"{KAGGLE}/DownloadDataset#{name}",
             Answer(status=302, headers={"Location": f"{stored}?X-Goog-Signature=0123456789abcdef"}),
@@ -137,7 +142,9 @@ class Web(ThreadingHTTPServer):
 def stored(body: bytes) -> Answer:
     """A file as Google's storage sends it, with its checksum."""
     md5 = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
-    return Answer(body, headers={"x-goog-hash": f"md5={md5}", "Content-Type": "application/octet-stream"})
+    return Answer(
+        body, headers={"x-goog-hash": f"md5={md5}", "Content-Type": "application/octet-stream"}
+    )
 
 
 @contextmanager

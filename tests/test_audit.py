@@ -9,8 +9,15 @@ import pytest
 from tools import audit
 
 GOOD: dict[str, Any] = {"name": "numpy", "version": "2.4.6", "vulns": []}
-BAD = {"name": "dvc", "version": "1.0", "vulns": [{"id": "PYSEC-1", "fix_versions": ["1.1", "2.0"]}]}
-MISSED = {"name": "keras", "skip_reason": "Dependency not found on PyPI and could not be audited: keras (3.15.1)"}
+BAD = {
+    "name": "dvc",
+    "version": "1.0",
+    "vulns": [{"id": "PYSEC-1", "fix_versions": ["1.1", "2.0"]}],
+}
+MISSED = {
+    "name": "keras",
+    "skip_reason": "Dependency not found on PyPI and could not be audited: keras (3.15.1)",
+}
 
 
 def audited(monkeypatch: pytest.MonkeyPatch, *outputs: str) -> int:
@@ -18,7 +25,9 @@ def audited(monkeypatch: pytest.MonkeyPatch, *outputs: str) -> int:
     left = list(outputs)
 
     def answer(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, 1, stdout=left.pop(0), stderr="Traceback\nError: no such host")
+        return subprocess.CompletedProcess(
+            command, 1, stdout=left.pop(0), stderr="Traceback\nError: no such host"
+        )
 
     monkeypatch.setattr(subprocess, "run", answer)
     with pytest.raises(SystemExit) as ended:
@@ -34,15 +43,24 @@ def report(*packages: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("outputs", "code", "line"),
     [
-        pytest.param([report(GOOD)], 0, "pypi: no vulnerability is known of 1 packages", id="clean"),
-        pytest.param([report(GOOD, BAD)], 1, "pypi: dvc 1.0: PYSEC-1, mended in 1.1, 2.0", id="known"),
+        pytest.param(
+            [report(GOOD)], 0, "pypi: no vulnerability is known of 1 packages", id="clean"
+        ),
+        pytest.param(
+            [report(GOOD, BAD)], 1, "pypi: dvc 1.0: PYSEC-1, mended in 1.1, 2.0", id="known"
+        ),
         pytest.param(
             [report(BAD, MISSED)],
             1,
             "pypi: dvc 1.0: PYSEC-1, mended in 1.1, 2.0\naudit: pypi: no answer for 1 of 2 packages",
             id="known-and-missed",
         ),
-        pytest.param([report(MISSED), report(GOOD)], 0, "osv: no vulnerability is known of 1 packages", id="second"),
+        pytest.param(
+            [report(MISSED), report(GOOD)],
+            0,
+            "osv: no vulnerability is known of 1 packages",
+            id="second",
+        ),
         pytest.param(
             [report(GOOD, MISSED), ""],
             2,
@@ -60,7 +78,11 @@ def report(*packages: dict[str, Any]) -> str:
     ],
 )
 def test_what_was_not_looked_up_is_never_taken_for_safe(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], outputs: list[str], code: int, line: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    outputs: list[str],
+    code: int,
+    line: str,
 ) -> None:
     assert audited(monkeypatch, *outputs) == code
     assert capsys.readouterr().out == f"audit: {line}\n"

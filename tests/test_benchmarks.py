@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import contest, flop, report, workspace
+from benchmarks import flop, report, runner, workspace
 from stages.lib.files import check_arrays
 
 
@@ -24,14 +24,16 @@ def test_softmax_regression_needs_no_gradient_of_its_pixels() -> None:
 
 def test_compares_medians_so_that_one_slow_round_counts_for_nothing() -> None:
     runs = {"ours": [{"wall": seconds} for seconds in (1.0, 2.0, 99.0)], "other": [{"wall": 5.0}]}
-    assert contest.middle(runs, "ours") == 2.0
-    assert contest.ratio(runs, "other", "ours") == 2.5
+    assert runner.middle(runs, "ours") == 2.0
+    assert runner.ratio(runs, "other", "ours") == 2.5
 
 
 @pytest.mark.parametrize(
     ("at_least", "measured", "holds"), [(True, 2.5, True), (True, 2.4, False), (False, 2.6, False)]
 )
-def test_a_target_holds_on_its_own_side_of_the_limit(at_least: bool, measured: float, holds: bool) -> None:
+def test_a_target_holds_on_its_own_side_of_the_limit(
+    at_least: bool, measured: float, holds: bool
+) -> None:
     check = report.Check("fit", measured, 2.5, at_least=at_least)
     assert check.holds is holds
     assert str(check).startswith("holds" if holds else "MISSED")
@@ -39,23 +41,29 @@ def test_a_target_holds_on_its_own_side_of_the_limit(at_least: bool, measured: f
 
 def test_contenders_take_turns_after_a_warm_up_that_does_not_count(tmp_path: Path) -> None:
     contenders = [
-        contest.Contender(name, ["sh", "-c", f"echo {name}{{round}} >> turns; echo '{{\"seconds\": 1}}'"], tmp_path)
+        runner.Contender(
+            name,
+            ["sh", "-c", f"echo {name}{{round}} >> turns; echo '{{\"seconds\": 1}}'"],
+            tmp_path,
+        )
         for name in ("a", "b")
     ]
-    runs = contest.in_turn(contenders, 2)
+    runs = runner.in_turn(contenders, 2)
     assert (tmp_path / "turns").read_text().split() == ["a0", "b0", "a0", "b0", "a1", "b1"]
     assert [result["seconds"] for result in runs["a"]] == [1, 1]
 
 
 def test_a_contender_that_fails_ends_the_benchmark_with_what_it_said(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)broken.*exit code 3.*no such luck"):
-        contest.run(contest.Contender("broken", ["sh", "-c", "echo no such luck; exit 3"], tmp_path), 0)
+        runner.run(
+            runner.Contender("broken", ["sh", "-c", "echo no such luck; exit 3"], tmp_path), 0
+        )
 
 
 def test_a_commands_memory_is_its_own_and_not_that_of_whoever_started_it(tmp_path: Path) -> None:
     held = np.ones(60_000_000)  # half a gigabyte here
     small, large = (
-        contest.run(contest.Contender("it", [sys.executable, "-S", "-c", code], tmp_path), 0)["peak"]
+        runner.run(runner.Contender("it", [sys.executable, "-S", "-c", code], tmp_path), 0)["peak"]
         for code in ("pass", "b = bytearray(200_000_000)")
     )
     assert held.nbytes > 400e6
@@ -64,8 +72,12 @@ def test_a_commands_memory_is_its_own_and_not_that_of_whoever_started_it(tmp_pat
 
 
 def test_the_picture_shows_every_part_with_its_bars() -> None:
-    part = report.Part("Fit: so and so", ["", "s"], [["ours", "1"]], [], [("ours", 1.0), ("other", 2.0)], "seconds")
-    figure = report.picture({"CPU": "c", "cores": "2", "vectors": "v"}, {"fit": report.content(part)})
+    part = report.Part(
+        "Fit: so and so", ["", "s"], [["ours", "1"]], [], [("ours", 1.0), ("other", 2.0)], "seconds"
+    )
+    figure = report.picture(
+        {"CPU": "c", "cores": "2", "vectors": "v"}, {"fit": report.content(part)}
+    )
     (axes,) = figure.axes
     assert axes.get_title(loc="left") == "Fit"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["ours", "other"]

@@ -1,4 +1,4 @@
-"""The whole pipeline by real DVC in a Git clone of its own, on the tiny data set: what runs again, what compares."""
+"""The whole pipeline by real DVC in a Git clone of its own, on the tiny dataset: what runs again, what compares."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ ALL = ["fetch", "normalize", *FROM_TRAIN]
 
 @pytest.fixture(scope="module")
 def later_runs(first_runs: dict[str, tuple[Clone, list[str]]]) -> dict[str, list[str]]:
-    """What ran for two experiments and for nearest neighbours in the plain clone, for another split in the odd one."""
+    """What ran for two experiments and for nearest neighbors in the plain clone, for another split in the odd one."""
     plain, odd = first_runs["plain"][0], first_runs["odd"][0]
     odd.edit({"normalize.seed": 1, "model.kind": "linear"})
     with ThreadPoolExecutor() as pool:
@@ -64,7 +64,12 @@ def test_a_first_run_runs_every_stage_and_only_train_and_predict_import_tensorfl
 
 def outs(clone: Clone) -> dict[str, bytes]:
     """Every file that a stage wrote, by name."""
-    written = [path for folder in ("data", "reports") for path in (clone.path / folder).rglob("*") if path.is_file()]
+    written = [
+        path
+        for folder in ("data", "reports")
+        for path in (clone.path / folder).rglob("*")
+        if path.is_file()
+    ]
     return {path.relative_to(clone.path).as_posix(): path.read_bytes() for path in written}
 
 
@@ -85,19 +90,33 @@ def test_equal_seeds_give_equal_files_at_any_path_in_any_locale_and_time_zone_fo
     assert plain_outs == odd_outs
 
 
-def test_equal_seeds_give_equal_files_in_1999(first_runs: dict[str, tuple[Clone, list[str]]]) -> None:
+def test_equal_seeds_give_equal_files_in_1999(
+    first_runs: dict[str, tuple[Clone, list[str]]],
+) -> None:
     if not CLOCK:
         pytest.skip("libfaketime is not on this machine: the clock could not be set to 1999")
-    assert first_runs["odd"][0].call(*ODD, "python", "-c", "import time; print(time.gmtime().tm_year)") == "1999\n"
+    assert (
+        first_runs["odd"][0].call(*ODD, "python", "-c", "import time; print(time.gmtime().tm_year)")
+        == "1999\n"
+    )
     plain, odd = (outs(clone) for clone, _ in first_runs.values())
     assert plain == odd
 
 
-def test_no_out_tells_the_machine_or_the_path(first_runs: dict[str, tuple[Clone, list[str]]]) -> None:
+def test_no_out_tells_the_machine_or_the_path(
+    first_runs: dict[str, tuple[Clone, list[str]]],
+) -> None:
     for clone, _ in first_runs.values():
         words = [str(clone.path), platform.node(), platform.release(), about()["CPU"]]
-        words = [word for word in words if len(word) > 5]  # shorter ones stand in a picture's bytes by chance
-        told = [(name, word) for name, content in outs(clone).items() for word in words if word.encode() in content]
+        words = [
+            word for word in words if len(word) > 5
+        ]  # shorter ones stand in a picture's bytes by chance
+        told = [
+            (name, word)
+            for name, content in outs(clone).items()
+            for word in words
+            if word.encode() in content
+        ]
         assert told == []
 
 
@@ -110,7 +129,7 @@ def test_a_second_run_does_nothing(clone: Clone) -> None:
 @pytest.mark.parametrize(
     ("change", "stages"),
     [("other", ALL), ("split", ["normalize", *FROM_TRAIN]), ("slow", FROM_TRAIN)],
-    ids=["data set", "split", "learning rate"],
+    ids=["dataset", "split", "learning rate"],
 )
 def test_a_change_early_in_the_pipeline_runs_all_that_follows(
     later_runs: dict[str, list[str]], change: str, stages: list[str]
@@ -118,7 +137,9 @@ def test_a_change_early_in_the_pipeline_runs_all_that_follows(
     assert later_runs[change] == stages
 
 
-def test_nearest_neighbours_are_trained_and_predict_without_tensorflow(later_runs: dict[str, list[str]]) -> None:
+def test_nearest_neighbors_are_trained_and_predict_without_tensorflow(
+    later_runs: dict[str, list[str]],
+) -> None:
     assert later_runs["knn"] == ["train", "predict", *REPORTING]
 
 
@@ -140,7 +161,8 @@ def test_a_change_that_nothing_else_depends_on_runs_one_stage(
 
 
 def test_each_parameter_changes_the_stages_that_read_it(clone: Clone) -> None:
-    # What follows from a changed stage, the runs above show; which stages a parameter changes, DVC tells in less time.
+    # What follows from a changed stage, the runs above show; which stages a parameter changes, DVC
+    # tells in less time.
     for key, value, stages in (
         ("dataset", "tiny2", {"fetch"}),
         ("normalize.method", "standardize", {"normalize"}),
@@ -169,7 +191,9 @@ def test_going_back_to_an_earlier_data_set_restores_it_without_training(compared
 
 
 def test_metrics_of_two_data_sets_line_up(compared: Clone) -> None:
-    metrics = compared.json("dvc", "metrics", "diff", "HEAD", "other", "--all")["reports/metrics.json"]
+    metrics = compared.json("dvc", "metrics", "diff", "HEAD", "other", "--all")[
+        "reports/metrics.json"
+    ]
     content = json.loads((compared.path / "reports/metrics.json").read_text())
     validation = content.pop("validation")
     assert set(metrics) == {*content, *(f"validation.{name}" for name in validation)}
@@ -179,23 +203,41 @@ def test_metrics_of_two_data_sets_line_up(compared: Clone) -> None:
 
 def test_plots_of_two_data_sets_line_up(compared: Clone) -> None:
     plots = compared.json("dvc", "plots", "diff", "HEAD", "other", "-o", "dvc_plots")
-    figures = {path.relative_to(compared.path).as_posix() for path in compared.path.glob("reports/figures/*.png")}
-    assert set(plots["data"]) == {"loss", "accuracy", "recall", "precision", "calibration", "confusion"} | figures
+    figures = {
+        path.relative_to(compared.path).as_posix()
+        for path in compared.path.glob("reports/figures/*.png")
+    }
+    assert (
+        set(plots["data"])
+        == {"loss", "accuracy", "recall", "precision", "calibration", "confusion"} | figures
+    )
     for name, parts in plots["data"].items():
-        assert {revision for part in parts for revision in part["revisions"]} == {"HEAD", "other"}, name
+        assert {revision for part in parts for revision in part["revisions"]} == {
+            "HEAD",
+            "other",
+        }, name
     assert "errors" not in plots
     compared.call("dvc", "plots", "diff", "HEAD", "other", "-o", "dvc_plots")
     html = (compared.path / "dvc_plots/index.html").read_text()
-    assert all(f"{title} by" in html for title in ("Loss", "Accuracy", "Recall", "Precision", "Predictions"))
+    assert all(
+        f"{title} by" in html
+        for title in ("Loss", "Accuracy", "Recall", "Precision", "Predictions")
+    )
     assert compared.changed() == set()
 
 
 def test_every_chart_renders_and_names_what_it_compares(compared: Clone) -> None:
     plots = compared.json("dvc", "plots", "diff", "HEAD", "other")["data"]
-    charts = {name: parts[0]["content"] for name, parts in plots.items() if parts[0]["type"] == "vega"}
+    charts = {
+        name: parts[0]["content"] for name, parts in plots.items() if parts[0]["type"] == "vega"
+    }
     assert set(charts) == {"loss", "accuracy", "recall", "precision", "calibration", "confusion"}
     for name, chart in charts.items():
-        texts = set(re.findall(r"<text[^>]*>([^<]*)</text>", vl_convert.vegalite_to_svg(chart, vl_version="5.8")))
+        texts = set(
+            re.findall(
+                r"<text[^>]*>([^<]*)</text>", vl_convert.vegalite_to_svg(chart, vl_version="5.8")
+            )
+        )
         assert {"HEAD", "other"} <= texts, name
         if name in ("recall", "precision", "confusion"):
             assert set(CLASSES) <= texts, name
@@ -207,23 +249,33 @@ def test_a_learning_rate_in_powers_of_ten_is_a_number_for_every_program(compared
     assert rates == {"other": "0.001", "slow": "1e-05"}
 
 
-def test_the_confusion_plot_has_a_cell_also_for_a_class_that_was_never_predicted(clone: Clone) -> None:
+def test_the_confusion_plot_has_a_cell_also_for_a_class_that_was_never_predicted(
+    clone: Clone,
+) -> None:
     (plot,) = clone.json("dvc", "plots", "show", "confusion")["data"]["confusion"]
     cells = plot["content"]["data"]["values"]
-    assert [(cell["label"], cell["predicted"]) for cell in cells] == [(i, j) for i in CLASSES for j in CLASSES]
+    assert [(cell["label"], cell["predicted"]) for cell in cells] == [
+        (i, j) for i in CLASSES for j in CLASSES
+    ]
     counts = np.array([int(cell["count"]) for cell in cells]).reshape(len(CLASSES), -1)
     assert counts.sum() == COUNTS["test"]
     assert (counts.sum(axis=0) == 0).any(), "after two epochs a class should still be unknown"
 
 
-def test_the_confusion_plot_writes_counts_in_cells_coloured_by_share_of_the_label(clone: Clone) -> None:
+def test_the_confusion_plot_writes_counts_in_cells_colored_by_share_of_the_label(
+    clone: Clone,
+) -> None:
     (plot,) = clone.json("dvc", "plots", "show", "confusion")["data"]["confusion"]
     cells, spec = plot["content"]["data"]["values"], plot["content"]["spec"]
     for label in CLASSES:
-        assert sum(float(cell["share"]) for cell in cells if cell["label"] == label) == pytest.approx(1, abs=1e-5)
-    assert {spec["encoding"][axis]["sort"] for axis in "xy"} == {None}  # the catalogue's order, not the alphabet's
-    colour, number = (layer["encoding"] for layer in spec["layer"])
-    assert colour["color"]["field"] == "share of label"
+        assert sum(
+            float(cell["share"]) for cell in cells if cell["label"] == label
+        ) == pytest.approx(1, abs=1e-5)
+    assert {spec["encoding"][axis]["sort"] for axis in "xy"} == {
+        None
+    }  # the catalog's order, not the alphabet's
+    color, number = (layer["encoding"] for layer in spec["layer"])
+    assert color["color"]["field"] == "share of label"
     assert number["text"]["field"] == "images"
     assert {"calculate": "toNumber(datum.share)", "as": "share of label"} in spec["transform"]
 
@@ -243,7 +295,9 @@ def test_dvc_shows_the_graph_the_metrics_and_what_differs(compared: Clone) -> No
     assert "accuracy" in compared.call("dvc", "metrics", "show")
     assert "tiny2" in compared.call("dvc", "exp", "diff", "HEAD", "other")
     compared.edit({"train.epochs": 3})
-    assert compared.json("dvc", "params", "diff") == {"params.yaml": {"train.epochs": {"old": 2, "new": 3, "diff": 1}}}
+    assert compared.json("dvc", "params", "diff") == {
+        "params.yaml": {"train.epochs": {"old": 2, "new": 3, "diff": 1}}
+    }
 
 
 @pytest.mark.slow
@@ -266,12 +320,18 @@ def test_of_two_runs_at_once_one_waits_or_is_told_so_and_the_result_is_that_of_o
     command = ["dvc", "repro"]
     runs = []
     for _ in range(2):
-        runs.append(subprocess.Popen(command, cwd=compared.path, env=compared.env, stdout=-1, stderr=-2, text=True))
+        runs.append(
+            subprocess.Popen(
+                command, cwd=compared.path, env=compared.env, stdout=-1, stderr=-2, text=True
+            )
+        )
         time.sleep(1)
     said = [run.communicate()[0] for run in runs]
     assert 0 in [run.returncode for run in runs], said
     for run, words in zip(runs, said, strict=True):
-        assert run.returncode == 0 or re.search("Unable to acquire lock|is busy, it is being blocked by", words), words
+        assert run.returncode == 0 or re.search(
+            "Unable to acquire lock|is busy, it is being blocked by", words
+        ), words
         assert "Traceback" not in words
     assert compared.ran("dvc", "repro") == []
     assert compared.call("python", "-m", "tools.verify").startswith("verify: ")

@@ -12,8 +12,8 @@ from sklearn.metrics import f1_score, top_k_accuracy_score
 
 from stages import evaluate, fetch
 from stages.lib.files import read_json, write_json
-from stages.lib.metrics import accuracy_interval
-from stages.lib.sources import digest
+from stages.lib.results.metrics import accuracy_interval
+from stages.lib.sources.fetching import digest
 from stages.lib.stage import StageError
 from tests.conftest import CLASSES
 
@@ -31,7 +31,7 @@ def probabilities_of(predicted: np.ndarray) -> np.ndarray:
 
 
 def save(validation: int) -> None:
-    """Predictions of the 12 test images, which the data set is now of; the validation split is the first of them."""
+    """Predictions of the 12 test images, which the dataset is now of; the validation split is the first of them."""
     dataset = read_json(Path("data/raw/dataset.json"))
     dataset["arrays"]["test_labels"]["sha256"] = digest(LABELS)
     write_json(Path("data/raw/dataset.json"), dataset)
@@ -63,7 +63,9 @@ def expected_of(count: int, errors: int) -> dict[str, object]:
     return {
         "accuracy": pytest.approx(right / count),
         "errors": errors,
-        "top2_accuracy": pytest.approx((right + 1) / count),  # of equal probabilities the first class counts first
+        "top2_accuracy": pytest.approx(
+            (right + 1) / count
+        ),  # of equal probabilities the first class counts first
         "macro_f1": pytest.approx(f1_score(LABELS[:count], PREDICTED[:count], average="macro")),
         "loss": pytest.approx(-(right * math.log(0.8) + errors * math.log(0.1)) / count, rel=1e-6),
         "brier": pytest.approx((right * 0.06 + errors * (0.64 + 0.81 + 0.01)) / count, rel=1e-6),
@@ -74,7 +76,9 @@ def expected_of(count: int, errors: int) -> dict[str, object]:
     }
 
 
-def test_metrics_are_those_of_the_test_split_and_apart_those_of_validation(measured: dict[str, object]) -> None:
+def test_metrics_are_those_of_the_test_split_and_apart_those_of_validation(
+    measured: dict[str, object],
+) -> None:
     low, high = accuracy_interval(8, 12)
     assert measured == expected_of(12, 4) | {
         "accuracy_low": pytest.approx(low),
@@ -93,7 +97,9 @@ def test_top_2_accuracy_and_macro_f1_are_those_of_scikit_learn(seed: int) -> Non
     labels = np.where(rng.random(200) < 0.4, probabilities.argmax(axis=1), rng.integers(0, 5, 200))
     found = evaluate.summary(labels, probabilities)
     assert found["top2_accuracy"] == pytest.approx(top_k_accuracy_score(labels, probabilities, k=2))
-    assert found["macro_f1"] == pytest.approx(f1_score(labels, probabilities.argmax(axis=1), average="macro"))
+    assert found["macro_f1"] == pytest.approx(
+        f1_score(labels, probabilities.argmax(axis=1), average="macro")
+    )
 
 
 def test_a_temperature_chosen_on_validation_changes_the_confidence_and_not_the_accuracy(
@@ -104,9 +110,12 @@ def test_a_temperature_chosen_on_validation_changes_the_confidence_and_not_the_a
     save(validation=6)
     evaluate.main()
     measured = json.loads(Path("reports/metrics.json").read_text())
-    # On validation 4 of 6 are right: the best confidence is 2/3, and T makes 0.8 to 0.1 into 2/3 to 1/6.
+    # On validation 4 of 6 are right: the best confidence is 2/3, and T makes 0.8 to 0.1 into 2/3 to
+    # 1/6.
     assert measured["tempered"]["temperature"] == pytest.approx(math.log(8) / math.log(4), rel=1e-4)
-    assert measured["tempered"]["loss"] == pytest.approx(-(8 * math.log(2 / 3) + 4 * math.log(1 / 6)) / 12, rel=1e-4)
+    assert measured["tempered"]["loss"] == pytest.approx(
+        -(8 * math.log(2 / 3) + 4 * math.log(1 / 6)) / 12, rel=1e-4
+    )
     assert measured["tempered"]["ece"] == pytest.approx(0, abs=1e-3)
     assert measured["accuracy"] == pytest.approx(8 / 12)
     assert "accuracy" not in measured["tempered"]
@@ -131,7 +140,9 @@ def test_confusion_has_a_named_row_per_cell_whose_shares_add_up_to_1_for_each_la
 ) -> None:
     table = pd.read_csv("reports/confusion.csv")
     assert [*table] == ["label", "predicted", "count", "share"]
-    assert [*zip(table["label"], table["predicted"], strict=True)] == [(i, j) for i in CLASSES for j in CLASSES]
+    assert [*zip(table["label"], table["predicted"], strict=True)] == [
+        (i, j) for i in CLASSES for j in CLASSES
+    ]
     assert [*table["count"]] == [3, 1, 0, 0, 1, 3, 0, 0, 4]
     assert [*table["share"]] == [0.75, 0.25, 0, 0, 0.25, 0.75, 0, 0, 1]
     assert [*table.groupby("label")["share"].sum()] == [1, 1, 1]
@@ -150,7 +161,9 @@ def test_calibration_has_a_row_per_bin_with_images(measured: dict[str, object]) 
     )
 
 
-def test_classes_has_a_row_per_class_in_the_order_of_the_catalogue(measured: dict[str, object]) -> None:
+def test_classes_has_a_row_per_class_in_the_order_of_the_catalog(
+    measured: dict[str, object],
+) -> None:
     assert Path("reports/classes.csv").read_text() == (
         "class,recall,recall_low,recall_high,precision,f1,images\n"
         "bar,0.750000,0.300642,0.954413,1.000000,0.857143,4\n"
@@ -178,7 +191,10 @@ def test_a_person_reads_the_result_the_first_ten_and_the_most_confused_by_name(
     assert result.startswith("Tiny: 8 of 12 test images right, accuracy 0.6667 ")
     assert f"{low:.4f} to {high:.4f}" in result
     assert result.endswith(f"loss {measured['loss']:.4f}")
-    assert lines.pop(0) == f"calibration error {measured['ece']:.4f}, by chance {measured['ece_if_perfect']:.4f}"
+    assert (
+        lines.pop(0)
+        == f"calibration error {measured['ece']:.4f}, by chance {measured['ece_if_perfect']:.4f}"
+    )
     rows = [line.split() for line in lines]
     start = rows.index(["label", "predicted"]) + 1
     assert rows[start : start + 10] == [
@@ -214,6 +230,8 @@ def test_predictions_of_other_images_are_refused_and_nothing_is_measured(project
     fetch.main()
     save(validation=0)
     fetch.main()
-    with pytest.raises(StageError, match=r"^data/predictions.npz: expected the test labels of Tiny, found others; "):
+    with pytest.raises(
+        StageError, match=r"^data/predictions.npz: expected the test labels of Tiny, found others; "
+    ):
         evaluate.main()
     assert not Path("reports").exists()

@@ -14,7 +14,16 @@ from stages.lib.stage import StageError
 from tests.conftest import CLASSES, tiny_arrays
 
 Edit = Callable[[str, object], None]
-COLUMNS = ["index", "label", "predicted", "label_name", "predicted_name", "confidence", "margin", "label_probability"]
+COLUMNS = [
+    "index",
+    "label",
+    "predicted",
+    "label_name",
+    "predicted_name",
+    "confidence",
+    "margin",
+    "label_probability",
+]
 COLUMNS.append("label_rank")
 LABELS = tiny_arrays()["test_labels"]
 
@@ -44,7 +53,9 @@ def save(wrong: dict[int, float]) -> None:
 WRONG = {2: 0.75, 5: 0.625, 9: 0.875, 11: 0.75, 20: 0.5625, 29: 0.75}
 
 
-def test_the_wrong_images_and_no_others_are_listed_most_confident_first_and_ties_by_index(project: Path) -> None:
+def test_the_wrong_images_and_no_others_are_listed_most_confident_first_and_ties_by_index(
+    project: Path,
+) -> None:
     fetch.main()
     save(WRONG)
     extract_errors.main()
@@ -64,7 +75,9 @@ def test_the_wrong_images_and_no_others_are_listed_most_confident_first_and_ties
 
 def test_many_ties_stay_in_the_order_of_their_index() -> None:
     count = 300
-    table = extract_errors.errors(np.ones(count, np.uint8), np.tile([[0.75, 0.25]], (count, 1)), ["a", "b"])
+    table = extract_errors.errors(
+        np.ones(count, np.uint8), np.tile([[0.75, 0.25]], (count, 1)), ["a", "b"]
+    )
     assert [*table["index"]] == [*range(count)]
 
 
@@ -126,7 +139,9 @@ def test_as_many_are_drawn_as_asked_and_all_where_there_are_fewer(
         edit("extract_errors.examples", examples)
         picture()
         assert "6 wrong test images in reports/errors.csv" in capsys.readouterr().out
-        sizes.append([imread(f"reports/figures/{name}.png").shape for name in ("errors", "errors_confident")])
+        sizes.append(
+            [imread(f"reports/figures/{name}.png").shape for name in ("errors", "errors_confident")]
+        )
     assert len({*map(str, sizes)}) == 3
 
 
@@ -141,7 +156,12 @@ def test_one_of_each_pair_is_its_most_confident_the_most_confused_pair_first() -
     rows = np.array([[1, 5, 2], [1, 6, 1], [1, 2, 5], [7, 1, 0], [6, 1, 1], [5, 2, 1]]) / 8
     table = extract_errors.by_pair(extract_errors.errors(labels, rows, ["a", "b", "c"]))
     assert [*table["index"]] == [1, 4, 3, 2]
-    assert [*zip(table["label"], table["predicted"], strict=True)] == [(0, 1), (2, 0), (1, 0), (0, 2)]
+    assert [*zip(table["label"], table["predicted"], strict=True)] == [
+        (0, 1),
+        (2, 0),
+        (1, 0),
+        (0, 2),
+    ]
 
 
 def test_labels_are_suspected_by_how_far_another_class_is_ahead_right_or_wrong() -> None:
@@ -163,7 +183,9 @@ def test_suspects_come_in_the_order_of_cleanlabs_normalized_margin(classes: int)
     rng = np.random.default_rng(classes)
     labels, rows = rng.integers(0, classes, 300), rng.dirichlet(np.ones(classes), 300)
     table = extract_errors.suspects(labels, rows, [*"abcdefghij"][:classes], 300)
-    quality = get_label_quality_scores(labels, rows, method="normalized_margin", adjust_pred_probs=False)
+    quality = get_label_quality_scores(
+        labels, rows, method="normalized_margin", adjust_pred_probs=False
+    )
     np.testing.assert_allclose(table["quality"], quality[table["index"]], atol=1e-9)
     np.testing.assert_array_equal(table["index"], np.argsort(quality, kind="stable"))
 
@@ -187,6 +209,8 @@ def test_arrays_that_were_not_written_by_their_stage_are_refused_and_nothing_is_
     content = bytearray((project / path).read_bytes())
     content[200] ^= 1
     (project / path).write_bytes(content)
-    with pytest.raises(StageError, match=rf"^{path}: expected .*; dvc repro --force makes all anew$"):
+    with pytest.raises(
+        StageError, match=rf"^{path}: expected .*; dvc repro --force makes all anew$"
+    ):
         extract_errors.main()
     assert not (project / "reports").exists()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stages import fetch
-from stages.lib.sources import digest
+from stages.lib.sources.fetching import digest
 from stages.lib.stage import StageError
 from tests.conftest import CLASSES, tiny_arrays
 
@@ -33,17 +33,20 @@ def test_writes_the_four_arrays_as_published_and_the_names_of_the_classes(projec
 def test_writes_nothing_where_a_digest_differs(project: Path) -> None:
     path = project / "tiny/test_labels.idx"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(StageError, match=r"local: test_labels: expected sha256 \w{64}, found \w{64}"):
+    with pytest.raises(
+        StageError, match=r"local: test_labels: expected sha256 \w{64}, found \w{64}"
+    ):
         fetch.main()
     assert not list((project / "data").glob("*"))
 
 
-def test_refuses_a_data_set_that_the_catalogue_does_not_have(
+def test_refuses_a_data_set_that_the_catalog_does_not_have(
     project: Path, edit: Callable[[str, object], None]
 ) -> None:
     edit("dataset", "mnits")
     with pytest.raises(
-        StageError, match=r"dataset: expected an entry of datasets.yaml \(fashion_mnist, mnist, tiny\), found 'mnits'"
+        StageError,
+        match=r"dataset: expected an entry of datasets.yaml \(fashion_mnist, mnist, tiny\), found 'mnits'",
     ):
         fetch.main()
     assert not (project / "data").exists()

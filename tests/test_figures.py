@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from stages.lib import figures
+from stages.lib.results import figures
 from tests.conftest import ROOT, read_yaml
 
 CATALOGUE = read_yaml(ROOT / "datasets.yaml")
@@ -51,14 +51,26 @@ def counts(classes: int) -> np.ndarray:
 
 def table(names: Sequence[str]) -> pd.DataFrame:
     shares = np.linspace(0.7, 0.99, len(names))
-    scores = {"recall": shares, "recall_low": shares - 0.03, "recall_high": shares + 0.005, "precision": shares - 0.1}
+    scores = {
+        "recall": shares,
+        "recall_low": shares - 0.03,
+        "recall_high": shares + 0.005,
+        "precision": shares - 0.1,
+    }
     return pd.DataFrame({"class": names, **scores, "f1": shares - 0.05})
 
 
 def bins() -> pd.DataFrame:
     """A model that is surer than right."""
     high = np.arange(4, 16) / 15
-    table = pd.DataFrame({"low": high - 1 / 15, "high": high, "images": 4 ** np.arange(12), "confidence": high - 0.03})
+    table = pd.DataFrame(
+        {
+            "low": high - 1 / 15,
+            "high": high,
+            "images": 4 ** np.arange(12),
+            "confidence": high - 0.03,
+        }
+    )
     return table.assign(accuracy=high - 0.1, accuracy_low=high - 0.2, accuracy_high=high - 0.05)
 
 
@@ -81,7 +93,9 @@ def classes(names: Sequence[str]) -> Figure:
 
 
 def pairs(names: Sequence[str]) -> Figure:
-    return figures.pairs("Pairs", [(first, second, 9) for first, second in combinations(names, 2)][:10])
+    return figures.pairs(
+        "Pairs", [(first, second, 9) for first, second in combinations(names, 2)][:10]
+    )
 
 
 DRAWN = pytest.mark.parametrize("draw", [samples, errors, confusion, classes, pairs])
@@ -94,8 +108,8 @@ def render(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[:, :, :3]  # type: ignore[no-untyped-call]
 
 
-def colours(figure: Figure) -> np.ndarray:
-    """How many pixels each colour has, in no order."""
+def colors(figure: Figure) -> np.ndarray:
+    """How many pixels each color has, in no order."""
     pixels = render(figure).astype(np.int64) @ [1 << 16, 1 << 8, 1]
     return np.unique(pixels, return_counts=True)[1]
 
@@ -128,32 +142,48 @@ def boxes(figure: Figure) -> Iterator[tuple[str, Bbox]]:
 def assert_apart_and_inside(figure: Figure) -> None:
     placed = [*boxes(figure)]
     assert len(placed) > 1
-    overlapping = [(a, b) for (a, box), (b, other) in combinations(placed, 2) if box.overlaps(other)]
+    overlapping = [
+        (a, b) for (a, box), (b, other) in combinations(placed, 2) if box.overlaps(other)
+    ]
     assert overlapping == []
-    outside = [a for a, box in placed if not (figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1)]
-    outside += [a for a, box in placed if not (figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1)]
+    outside = [
+        a for a, box in placed if not (figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1)
+    ]
+    outside += [
+        a for a, box in placed if not (figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1)
+    ]
     assert outside == []
 
 
 def test_a_persons_own_matplotlibrc_changes_no_byte(tmp_path: Path) -> None:
     code = (
-        "from stages.lib import figures; import numpy as np, sys;"
+        "from stages.lib.results import figures; import numpy as np, sys;"
         "figures.confusion('C', np.eye(2), ['a', 'b']).savefig(sys.stdout.buffer, metadata={'Software': None})"
     )
     own = tmp_path / "matplotlibrc"
     own.write_text("savefig.dpi: 70\nimage.interpolation: bilinear\nfont.size: 20\n")
     plain, theirs = (
-        subprocess.run([sys.executable, "-c", code], env=os.environ | extra, cwd=ROOT, capture_output=True, check=True)
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | extra,
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+        )
         for extra in ({}, {"MATPLOTLIBRC": str(own)})
     )
     assert plain.stdout == theirs.stdout
 
 
 @DRAWN
-@pytest.mark.parametrize("names", [["no", "yes"], FASHION[:3], LONG], ids=["two", "three", "ten long"])
-def test_a_figure_shows_something_and_every_name(draw: Callable[[Sequence[str]], Figure], names: list[str]) -> None:
+@pytest.mark.parametrize(
+    "names", [["no", "yes"], FASHION[:3], LONG], ids=["two", "three", "ten long"]
+)
+def test_a_figure_shows_something_and_every_name(
+    draw: Callable[[Sequence[str]], Figure], names: list[str]
+) -> None:
     figure = draw(names)
-    pixels = colours(figure)
+    pixels = colors(figure)
     assert len(pixels) > 50
     assert pixels.max() < 0.98 * pixels.sum()
     assert all(name[:13] in words(figure) for name in names)
@@ -162,12 +192,16 @@ def test_a_figure_shows_something_and_every_name(draw: Callable[[Sequence[str]],
 
 @DRAWN
 @pytest.mark.parametrize("names", [FASHION, DIGITS], ids=["fashion", "digits"])
-def test_no_text_is_cut_off_or_on_another_one(draw: Callable[[Sequence[str]], Figure], names: list[str]) -> None:
+def test_no_text_is_cut_off_or_on_another_one(
+    draw: Callable[[Sequence[str]], Figure], names: list[str]
+) -> None:
     assert_apart_and_inside(draw(names))
 
 
 @pytest.mark.parametrize("names", [FASHION, LONG], ids=["fashion", "long"])
-def test_the_slanted_names_below_a_confusion_matrix_are_a_lines_height_apart(names: list[str]) -> None:
+def test_the_slanted_names_below_a_confusion_matrix_are_a_lines_height_apart(
+    names: list[str],
+) -> None:
     figure = confusion(names)
     render(figure)
     labels = figure.axes[0].get_xticklabels()
@@ -196,9 +230,13 @@ def test_every_image_is_drawn_once_whatever_their_number(
 
 
 @pytest.mark.parametrize("shape", [(8, 28), (28, 28), (28, 8)])
-def test_the_lines_above_an_error_are_apart_for_wide_and_tall_images(shape: tuple[int, int]) -> None:
+def test_the_lines_above_an_error_are_apart_for_wide_and_tall_images(
+    shape: tuple[int, int],
+) -> None:
     names = FASHION[:9]
-    assert_apart_and_inside(figures.errors("E", np.zeros((9, *shape), np.uint8), names, names[::-1], np.ones(9)))
+    assert_apart_and_inside(
+        figures.errors("E", np.zeros((9, *shape), np.uint8), names, names[::-1], np.ones(9))
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -220,7 +258,9 @@ def test_the_title_of_a_confusion_matrix_of_few_classes_is_not_cut_off(classes: 
 
 
 def test_bars_have_room_beside_long_names() -> None:
-    assert_apart_and_inside(figures.pairs("P", [(f"{'a long name ' * 4}one", f"{'a long name ' * 4}two", 9)]))
+    assert_apart_and_inside(
+        figures.pairs("P", [(f"{'a long name ' * 4}one", f"{'a long name ' * 4}two", 9)])
+    )
 
 
 @pytest.mark.parametrize(
@@ -253,7 +293,9 @@ def test_ink_is_dark_on_light_paper() -> None:
 
 
 def test_an_error_says_what_it_is_what_it_was_taken_for_and_how_surely() -> None:
-    figure = figures.errors("E", images(2), ["Coat", "Bag"], ["Shirt", "Dress"], np.array([0.874, 1.0]))
+    figure = figures.errors(
+        "E", images(2), ["Coat", "Bag"], ["Shirt", "Dress"], np.array([0.874, 1.0])
+    )
     shown = [[text.get_text() for text in axes.texts] for axes in figure.axes]
     assert shown == [["Coat", "Shirt 87%"], ["Bag", "Dress 100%"]]
 
@@ -261,7 +303,7 @@ def test_an_error_says_what_it_is_what_it_was_taken_for_and_how_surely() -> None
 def test_a_picture_of_no_errors_says_none() -> None:
     figure = errors(FASHION, 0)
     assert "none" in words(figure).lower()
-    assert len(colours(figure)) > 10
+    assert len(colors(figure)) > 10
 
 
 def test_a_confusion_matrix_shows_every_count_in_its_cell() -> None:
@@ -272,22 +314,24 @@ def test_a_confusion_matrix_shows_every_count_in_its_cell() -> None:
     assert figure.axes[0].get_ylabel() == "label"
 
 
-def cell_colour(figure: Figure, row: int, column: int) -> np.ndarray:
-    """The colour near a cell's corner, away from its count."""
+def cell_color(figure: Figure, row: int, column: int) -> np.ndarray:
+    """The color near a cell's corner, away from its count."""
     pixels = render(figure)
     x, y = figure.axes[0].transData.transform((column - 0.4, row - 0.4))
-    colour: np.ndarray = pixels[len(pixels) - 1 - int(y), int(x)].astype(int)
-    return colour
+    color: np.ndarray = pixels[len(pixels) - 1 - int(y), int(x)].astype(int)
+    return color
 
 
-def test_errors_of_some_thousandths_have_a_colour_of_their_own() -> None:
-    figure = figures.confusion("C", np.array([[995, 5, 0], [0, 1000, 0], [0, 1, 999]]), ["a", "b", "c"])
-    red, _, blue = cell_colour(figure, 0, 1)
+def test_errors_of_some_thousandths_have_a_color_of_their_own() -> None:
+    figure = figures.confusion(
+        "C", np.array([[995, 5, 0], [0, 1000, 0], [0, 1, 999]]), ["a", "b", "c"]
+    )
+    red, _, blue = cell_color(figure, 0, 1)
     assert red > blue + 50
-    red, _, blue = cell_colour(figure, 0, 0)
+    red, _, blue = cell_color(figure, 0, 0)
     assert blue > red + 50
-    assert cell_colour(figure, 0, 2).min() > 245
-    paler, deeper = cell_colour(figure, 2, 1), cell_colour(figure, 0, 1)
+    assert cell_color(figure, 0, 2).min() > 245
+    paler, deeper = cell_color(figure, 2, 1), cell_color(figure, 0, 1)
     assert paler[2] > deeper[2] + 50
 
 
@@ -295,7 +339,7 @@ def test_errors_of_some_thousandths_have_a_colour_of_their_own() -> None:
 def test_a_confusion_matrix_may_be_all_right_or_all_wrong(right: bool) -> None:
     matrix = np.diag([5, 5, 5]) if right else np.array([[0, 9, 0], [0, 0, 9], [0, 0, 0]])
     figure = figures.confusion("C", matrix, FASHION[:3])
-    assert len(colours(figure)) > 20
+    assert len(colors(figure)) > 20
 
 
 def test_classes_has_a_dot_of_each_kind_on_the_line_of_each_class() -> None:
@@ -312,7 +356,9 @@ def test_classes_has_a_dot_of_each_kind_on_the_line_of_each_class() -> None:
     np.testing.assert_allclose(lines[:, :, 0], table(FASHION)[["recall_low", "recall_high"]])
 
 
-def test_calibration_has_a_dot_with_its_interval_and_a_bar_for_each_bin_beside_the_diagonal() -> None:
+def test_calibration_has_a_dot_with_its_interval_and_a_bar_for_each_bin_beside_the_diagonal() -> (
+    None
+):
     figure = figures.calibration("Confidence", bins())
     reliability, histogram = figure.axes
     diagonal, dots = (np.asarray(line.get_xydata()) for line in reliability.lines[:2])
@@ -320,7 +366,9 @@ def test_calibration_has_a_dot_with_its_interval_and_a_bar_for_each_bin_beside_t
     np.testing.assert_allclose(dots, bins()[["confidence", "accuracy"]])
     intervals = np.asarray(cast(LineCollection, reliability.collections[0]).get_segments())
     np.testing.assert_allclose(intervals[:, :, 1], bins()[["accuracy_low", "accuracy_high"]])
-    bars = [(bar.get_x(), bar.get_height()) for bar in histogram.patches if isinstance(bar, Rectangle)]
+    bars = [
+        (bar.get_x(), bar.get_height()) for bar in histogram.patches if isinstance(bar, Rectangle)
+    ]
     np.testing.assert_allclose(bars, bins()[["low", "images"]])
     assert histogram.get_yscale() == "log"
 
@@ -344,7 +392,7 @@ def test_pairs_has_a_bar_for_each_pair_the_longest_above() -> None:
 @pytest.mark.parametrize("confused", [[], [("Coat", "Shirt", 1)]])
 def test_pairs_may_be_none_or_one(confused: list[tuple[str, str, int]]) -> None:
     figure = figures.pairs("Pairs", confused)
-    assert len(colours(figure)) > 20
+    assert len(colors(figure)) > 20
     assert "Pairs" in words(figure)
 
 
@@ -358,13 +406,15 @@ def test_history_has_both_curves_of_loss_and_accuracy_by_name(epochs: pd.DataFra
         np.testing.assert_array_equal(other.get_ydata(), epochs[f"val_{name}"])
         assert (training.get_label(), other.get_label()) == ("training", "held out")
         assert axes.get_title(loc="left").startswith(name)
-    assert len(colours(figure)) > 50
+    assert len(colors(figure)) > 50
     assert_apart_and_inside(figure)
 
 
 def test_a_single_epoch_is_seen_as_a_point() -> None:
     pixels = render(figures.history("H", EPOCHS[:1], "test")).reshape(-1, 3).astype(int)
-    blue, orange = (np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) for colour in ("#1f6f9f", "#d9622b"))
+    blue, orange = (
+        np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) for color in ("#1f6f9f", "#d9622b")
+    )
     legend = 2 * 20 * 2  # two lines of some 20 by 2 pixels
-    for colour in (blue, orange):
-        assert (np.abs(pixels - colour).max(axis=1) < 8).sum() > legend
+    for color in (blue, orange):
+        assert (np.abs(pixels - color).max(axis=1) < 8).sum() > legend

@@ -77,7 +77,9 @@ def test_what_stood_there_is_replaced_as_a_whole(tmp_path: Path, kind: str) -> N
 
 @KINDS
 @pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt, SystemExit])
-def test_what_stood_there_survives_a_block_that_fails(tmp_path: Path, kind: str, fault: type[BaseException]) -> None:
+def test_what_stood_there_survives_a_block_that_fails(
+    tmp_path: Path, kind: str, fault: type[BaseException]
+) -> None:
     path = tmp_path / "out"
     fill(path, "old", kind)
     with pytest.raises(fault):
@@ -94,7 +96,9 @@ def test_nothing_stands_there_after_a_first_block_that_fails(tmp_path: Path, kin
 
 
 @KINDS
-def test_a_block_that_writes_nothing_fails_and_leaves_what_stood_there(tmp_path: Path, kind: str) -> None:
+def test_a_block_that_writes_nothing_fails_and_leaves_what_stood_there(
+    tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / "out"
     fill(path, "old", kind)
     with pytest.raises(FileNotFoundError), replacing(path):
@@ -149,7 +153,9 @@ def test_the_name_lent_has_the_suffixes_of_the_final_one(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, np.dtype(">i2"), bool])
 @pytest.mark.parametrize("shape", [(0,), (0, 3, 2), (1,), (7, 3, 2), (8, 3, 2), (9, 1)])
-def test_chunks_written_and_read_are_the_array(tmp_path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+def test_chunks_written_and_read_are_the_array(
+    tmp_path: Path, dtype: np.dtype, shape: tuple[int, ...]
+) -> None:
     array = np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
     path = tmp_path / "array.npy"
     write_chunks(path, shape, dtype, (array[start : start + 4] for start in range(0, shape[0], 4)))
@@ -158,18 +164,24 @@ def test_chunks_written_and_read_are_the_array(tmp_path: Path, dtype: np.dtype, 
     np.testing.assert_array_equal(loaded, array)
 
     chunks = list(read_chunks(path, rows=4))
-    assert [len(chunk) for chunk in chunks] == [len(array[start : start + 4]) for start in range(0, shape[0], 4)]
+    assert [len(chunk) for chunk in chunks] == [
+        len(array[start : start + 4]) for start in range(0, shape[0], 4)
+    ]
     np.testing.assert_array_equal(np.concatenate([array[:0], *chunks]), array)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 100])
-def test_a_chunk_has_as_many_rows_as_asked_and_the_last_one_what_is_left(tmp_path: Path, rows: int) -> None:
+def test_a_chunk_has_as_many_rows_as_asked_and_the_last_one_what_is_left(
+    tmp_path: Path, rows: int
+) -> None:
     write_arrays(tmp_path, {"array": np.arange(5)})
     sizes = [len(chunk) for chunk in read_chunks(tmp_path / "array.npy", rows)]
     assert sizes == {1: [1] * 5, 2: [2, 2, 1], 3: [3, 2], 5: [5], 100: [5]}[rows]
 
 
-def test_chunks_are_cast_to_the_type_of_the_file_and_may_be_of_any_memory_order(tmp_path: Path) -> None:
+def test_chunks_are_cast_to_the_type_of_the_file_and_may_be_of_any_memory_order(
+    tmp_path: Path,
+) -> None:
     array = np.asfortranarray(np.arange(6, dtype=np.int64).reshape(2, 3))
     write_chunks(tmp_path / "array.npy", (2, 3), np.float32, [array])
     loaded = np.load(tmp_path / "array.npy")
@@ -204,12 +216,17 @@ def test_json_is_one_key_per_line_in_the_order_given_as_utf_8(tmp_path: Path) ->
     path = tmp_path / "out.json"
     content = {"z": 1, "a": {"é": 0.1}, "names": ["x"]}
     write_json(path, content)
-    assert path.read_bytes() == '{\n  "z": 1,\n  "a": {\n    "é": 0.1\n  },\n  "names": [\n    "x"\n  ]\n}\n'.encode()
+    assert (
+        path.read_bytes()
+        == '{\n  "z": 1,\n  "a": {\n    "é": 0.1\n  },\n  "names": [\n    "x"\n  ]\n}\n'.encode()
+    )
     assert read_json(path) == content
 
 
 def test_csv_has_a_header_six_decimals_line_feeds_and_no_index(tmp_path: Path) -> None:
-    table = pd.DataFrame({"class": ["é", 'a, "b"'], "share": [1 / 3, 0.0], "images": [2, 1_000_000]})
+    table = pd.DataFrame(
+        {"class": ["é", 'a, "b"'], "share": [1 / 3, 0.0], "images": [2, 1_000_000]}
+    )
     write_csv(tmp_path / "out.csv", table)
     assert (tmp_path / "out.csv").read_bytes() == (
         'class,share,images\né,0.333333,2\n"a, ""b""",0.000000,1000000\n'.encode()
@@ -230,7 +247,9 @@ def png_chunks(content: bytes) -> list[bytes]:
     return kinds
 
 
-def test_a_picture_says_neither_when_nor_by_what_it_was_made_and_is_the_same_bytes_twice(tmp_path: Path) -> None:
+def test_a_picture_says_neither_when_nor_by_what_it_was_made_and_is_the_same_bytes_twice(
+    tmp_path: Path,
+) -> None:
     for name in ("a.png", "b.png"):
         figure = Figure((1, 1))
         figure.subplots().plot([1, 2])
@@ -264,7 +283,9 @@ def record(folder: Path) -> Path:
     return folder / "record.json"
 
 
-def test_arrays_are_known_again_by_dtype_shape_and_the_digest_of_their_elements(tmp_path: Path) -> None:
+def test_arrays_are_known_again_by_dtype_shape_and_the_digest_of_their_elements(
+    tmp_path: Path,
+) -> None:
     check_arrays(record(tmp_path), "images", "labels", "empty")
     assert read_json(tmp_path / "record.json")["arrays"]["images"] == {
         "dtype": "|u1",
@@ -279,13 +300,19 @@ def test_arrays_are_known_again_by_dtype_shape_and_the_digest_of_their_elements(
         (np.arange(24, dtype=np.int8).reshape(4, 3, 2), r"\|u1.* found .*\|i1"),
         (np.arange(24, dtype=np.uint8).reshape(4, 6), r"\[4, 3, 2\].* found .*\[4, 6\]"),
         (np.zeros((4, 3, 2), np.uint8), r"\w{64}.* found .*\w{64}"),
-        (np.asfortranarray(np.arange(24, dtype=np.uint8).reshape(4, 3, 2)), r"\w{64}.* found .*\w{64}"),
+        (
+            np.asfortranarray(np.arange(24, dtype=np.uint8).reshape(4, 3, 2)),
+            r"\w{64}.* found .*\w{64}",
+        ),
     ],
 )
 def test_another_array_is_refused(tmp_path: Path, array: np.ndarray, fault: str) -> None:
     path = record(tmp_path)
     np.save(tmp_path / "images.npy", array)
-    with pytest.raises(StageError, match=rf"^\S*/images.npy: expected .*{fault}.*; dvc repro --force makes all anew$"):
+    with pytest.raises(
+        StageError,
+        match=rf"^\S*/images.npy: expected .*{fault}.*; dvc repro --force makes all anew$",
+    ):
         check_arrays(path, "labels", "images")
 
 
@@ -304,9 +331,20 @@ def test_every_byte_of_an_array_counts_and_a_part_of_it_is_refused(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "content", ["", '{"arrays": ', '{"arrays": []}', "[]", '{"arrays": {}}', '{"arrays": {"images": 1}}', "\xff"]
+    "content",
+    [
+        "",
+        '{"arrays": ',
+        '{"arrays": []}',
+        "[]",
+        '{"arrays": {}}',
+        '{"arrays": {"images": 1}}',
+        "\xff",
+    ],
 )
-def test_a_record_that_is_damaged_or_lacks_an_array_is_refused(tmp_path: Path, content: str) -> None:
+def test_a_record_that_is_damaged_or_lacks_an_array_is_refused(
+    tmp_path: Path, content: str
+) -> None:
     path = record(tmp_path)
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(StageError, match=r"expected .* found.*; dvc repro --force"):
@@ -323,7 +361,11 @@ DATASET = {
 
 def predictions(**changed: np.ndarray) -> dict[str, np.ndarray]:
     rows = np.full((4, 3), 1 / 3, np.float32)
-    arrays = {"parameters": np.array(7), "validation_labels": LABELS[:0], "validation_probabilities": rows[:0]}
+    arrays = {
+        "parameters": np.array(7),
+        "validation_labels": LABELS[:0],
+        "validation_probabilities": rows[:0],
+    }
     return arrays | {"test_labels": LABELS, "test_probabilities": rows} | changed
 
 
@@ -350,9 +392,13 @@ def test_predictions_come_back_as_they_were_written(tmp_path: Path) -> None:
         ({"test_labels": np.array([{}] * 4)}, "expected a whole npz, found: Object arrays"),
     ],
 )
-def test_predictions_of_another_kind_are_refused(tmp_path: Path, changed: dict[str, np.ndarray], fault: str) -> None:
+def test_predictions_of_another_kind_are_refused(
+    tmp_path: Path, changed: dict[str, np.ndarray], fault: str
+) -> None:
     np.savez(tmp_path / "p.npz", allow_pickle=True, **predictions(**changed))
-    with pytest.raises(StageError, match=rf"^\S*p.npz: .*{fault}.*; dvc repro --force makes all anew$"):
+    with pytest.raises(
+        StageError, match=rf"^\S*p.npz: .*{fault}.*; dvc repro --force makes all anew$"
+    ):
         read_predictions(tmp_path / "p.npz", DATASET)
 
 
@@ -362,7 +408,9 @@ def test_predictions_with_a_byte_flipped_or_cut_off_are_refused_or_the_same(tmp_
     content = path.read_bytes()
     refused: list[str] = []
     for index in range(len(content)):
-        path.write_bytes(content[:index] + bytes([content[index] ^ (1 << index % 8)]) + content[index + 1 :])
+        path.write_bytes(
+            content[:index] + bytes([content[index] ^ (1 << index % 8)]) + content[index + 1 :]
+        )
         try:
             found = read_predictions(path, DATASET)
         except StageError as error:

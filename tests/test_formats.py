@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.lib.formats import read_csv, read_idx, read_npz
+from stages.lib.sources.formats import read_csv, read_idx, read_npz
 from stages.lib.stage import StageError
 from tests.conftest import idx
 
@@ -41,7 +41,10 @@ def damaged(archive: bytes) -> bytes:
 def named(name: str, *more: str) -> bytes:
     """A zip of the good IDX file under these names, written as given."""
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive, warnings.catch_warnings(action="ignore"):  # of a name twice
+    with (
+        zipfile.ZipFile(packed, "w") as archive,
+        warnings.catch_warnings(action="ignore"),
+    ):  # of a name twice
         for one in (name, *more):
             archive.writestr(zipfile.ZipInfo(one), idx(IMAGES))
     return packed.getvalue()
@@ -78,7 +81,9 @@ def npz(**arrays: np.ndarray) -> bytes:
     return zipped(**{f"{name}.npy": npy(array) for name, array in arrays.items()})
 
 
-def csv(images: np.ndarray = IMAGES, labels: np.ndarray = LABELS, header: bool = True, end: str = "\n") -> bytes:
+def csv(
+    images: np.ndarray = IMAGES, labels: np.ndarray = LABELS, header: bool = True, end: str = "\n"
+) -> bytes:
     names = ["label", *(f"pixel{n}" for n in range(1, 7))]
     rows = [[label, *image.ravel()] for label, image in zip(labels, images, strict=True)]
     return "".join(",".join(map(str, row)) + end for row in [names] * header + rows).encode()
@@ -133,15 +138,37 @@ GOOD_NPZ = {"images": IMAGES, "labels": LABELS}
     [
         pytest.param("idx", PAGE, IDX, "a web page", id="idx-page"),
         pytest.param("idx", b"", IDX, "0 bytes", id="idx-empty"),
-        pytest.param("idx", b"\0\0\x0d" + idx(IMAGES)[3:], IDX, r"40 bytes that start with .*\\r\\x03", id="idx-magic"),
-        pytest.param("idx", idx(IMAGES.reshape(3, 4, 2)), IDX, r"40 bytes that start with", id="idx-other-shape"),
-        pytest.param("idx", idx(IMAGES.ravel()), IDX, r"32 bytes that start with", id="idx-fewer-dimensions"),
-        pytest.param("idx", idx(IMAGES)[:-1], r"40 bytes for shape \(4, 3, 2\)", "39", id="idx-short"),
+        pytest.param(
+            "idx",
+            b"\0\0\x0d" + idx(IMAGES)[3:],
+            IDX,
+            r"40 bytes that start with .*\\r\\x03",
+            id="idx-magic",
+        ),
+        pytest.param(
+            "idx",
+            idx(IMAGES.reshape(3, 4, 2)),
+            IDX,
+            r"40 bytes that start with",
+            id="idx-other-shape",
+        ),
+        pytest.param(
+            "idx", idx(IMAGES.ravel()), IDX, r"32 bytes that start with", id="idx-fewer-dimensions"
+        ),
+        pytest.param(
+            "idx", idx(IMAGES)[:-1], r"40 bytes for shape \(4, 3, 2\)", "39", id="idx-short"
+        ),
         pytest.param("idx", idx(IMAGES) + b"\0", SIZE, "more", id="idx-long"),
-        pytest.param("idx", gzip.compress(idx(IMAGES))[:-9], WHOLE, "ended before", id="idx-gzip-cut"),
-        pytest.param("idx", gzip.compress(idx(IMAGES))[:-8] + bytes(8), WHOLE, "CRC", id="idx-gzip-damaged"),
+        pytest.param(
+            "idx", gzip.compress(idx(IMAGES))[:-9], WHOLE, "ended before", id="idx-gzip-cut"
+        ),
+        pytest.param(
+            "idx", gzip.compress(idx(IMAGES))[:-8] + bytes(8), WHOLE, "CRC", id="idx-gzip-damaged"
+        ),
         pytest.param("idx", b"\x1f\x8b\x08\0", WHOLE, "ended before", id="idx-gzip-of-nothing"),
-        pytest.param("idx", zipped(a=idx(IMAGES), b=b""), "a zip of one file", "2", id="idx-zip-of-two"),
+        pytest.param(
+            "idx", zipped(a=idx(IMAGES), b=b""), "a zip of one file", "2", id="idx-zip-of-two"
+        ),
         pytest.param("idx", zipped(a=idx(IMAGES))[:-9], WHOLE, "not a zip", id="idx-zip-cut"),
         pytest.param("idx", damaged(zipped(a=idx(IMAGES))), WHOLE, "CRC", id="idx-zip-damaged"),
         pytest.param(
@@ -151,27 +178,91 @@ GOOD_NPZ = {"images": IMAGES, "labels": LABELS}
             r"40 bytes that start with .*\\xff",
             id="idx-overflow",
         ),
-        pytest.param("idx", gzip.compress(idx(IMAGES)) + b"more", WHOLE, "Not a gzipped file", id="idx-gzip-and-more"),
-        pytest.param("idx", named("/etc/images"), "a file inside", "'/etc/images'", id="idx-zip-absolute-path"),
-        pytest.param("idx", named("a/../../images"), "a file inside", r"'a/\.\./\.\./i", id="idx-zip-path-upwards"),
-        pytest.param("idx", named("a", "a"), "a zip of one file", "2", id="idx-zip-twice"),
-        pytest.param("idx", linked("/etc/passwd"), IDX, "11 bytes that start with b'/etc/pass", id="idx-zip-symlink"),
-        pytest.param("idx", locked(named("a")), WHOLE, "encrypted", id="idx-zip-encrypted"),
-        pytest.param("npz", locked(npz(**GOOD_NPZ)), "a whole npz", "encrypted", id="npz-encrypted"),
         pytest.param(
-            "npz", named("images.npy", "labels.npy", "images.npy"), "arrays images, labels", "images", id="npz-twice"
+            "idx",
+            gzip.compress(idx(IMAGES)) + b"more",
+            WHOLE,
+            "Not a gzipped file",
+            id="idx-gzip-and-more",
+        ),
+        pytest.param(
+            "idx",
+            named("/etc/images"),
+            "a file inside",
+            "'/etc/images'",
+            id="idx-zip-absolute-path",
+        ),
+        pytest.param(
+            "idx",
+            named("a/../../images"),
+            "a file inside",
+            r"'a/\.\./\.\./i",
+            id="idx-zip-path-upwards",
+        ),
+        pytest.param("idx", named("a", "a"), "a zip of one file", "2", id="idx-zip-twice"),
+        pytest.param(
+            "idx",
+            linked("/etc/passwd"),
+            IDX,
+            "11 bytes that start with b'/etc/pass",
+            id="idx-zip-symlink",
+        ),
+        pytest.param("idx", locked(named("a")), WHOLE, "encrypted", id="idx-zip-encrypted"),
+        pytest.param(
+            "npz", locked(npz(**GOOD_NPZ)), "a whole npz", "encrypted", id="npz-encrypted"
+        ),
+        pytest.param(
+            "npz",
+            named("images.npy", "labels.npy", "images.npy"),
+            "arrays images, labels",
+            "images",
+            id="npz-twice",
         ),
         pytest.param("idx", gzip.compress(BOMB), SIZE, "more", id="idx-gzip-bomb"),
         pytest.param("idx", zipped(a=BOMB), SIZE, "more", id="idx-zip-bomb"),
         pytest.param("npz", PAGE, "an npz", "a web page", id="npz-page"),
-        pytest.param("npz", npz(**GOOD_NPZ)[:-9], "an npz", r"[\d,]+ bytes that start with b'PK", id="npz-cut"),
-        pytest.param("npz", damaged(npz(**GOOD_NPZ)), "a whole npz", "CRC", id="npz-damaged"),
-        pytest.param("npz", npz(images=IMAGES), "arrays images, labels", r"images\.npy'$", id="npz-missing-key"),
-        pytest.param("npz", npz(**GOOD_NPZ, z=LABELS), "arrays images, labels", r"z\.npy'$", id="npz-extra-key"),
-        pytest.param("npz", npz(images=IMAGES.astype(">i4"), labels=LABELS), "uint8", ">i4 of shape", id="npz-dtype"),
-        pytest.param("npz", npz(images=IMAGES[:3], labels=LABELS), r"shape \(4, 3, 2\)", r"\(3, 3, 2\)", id="npz-rows"),
         pytest.param(
-            "npz", npz(images=np.asfortranarray(IMAGES), labels=LABELS), "C order", "Fortran order", id="npz-fortran"
+            "npz",
+            npz(**GOOD_NPZ)[:-9],
+            "an npz",
+            r"[\d,]+ bytes that start with b'PK",
+            id="npz-cut",
+        ),
+        pytest.param("npz", damaged(npz(**GOOD_NPZ)), "a whole npz", "CRC", id="npz-damaged"),
+        pytest.param(
+            "npz",
+            npz(images=IMAGES),
+            "arrays images, labels",
+            r"images\.npy'$",
+            id="npz-missing-key",
+        ),
+        pytest.param(
+            "npz",
+            npz(**GOOD_NPZ, z=LABELS),
+            "arrays images, labels",
+            r"z\.npy'$",
+            id="npz-extra-key",
+        ),
+        pytest.param(
+            "npz",
+            npz(images=IMAGES.astype(">i4"), labels=LABELS),
+            "uint8",
+            ">i4 of shape",
+            id="npz-dtype",
+        ),
+        pytest.param(
+            "npz",
+            npz(images=IMAGES[:3], labels=LABELS),
+            r"shape \(4, 3, 2\)",
+            r"\(3, 3, 2\)",
+            id="npz-rows",
+        ),
+        pytest.param(
+            "npz",
+            npz(images=np.asfortranarray(IMAGES), labels=LABELS),
+            "C order",
+            "Fortran order",
+            id="npz-fortran",
         ),
         pytest.param(
             "npz",
@@ -188,12 +279,20 @@ GOOD_NPZ = {"images": IMAGES, "labels": LABELS}
             id="npz-short-array",
         ),
         pytest.param(
-            "npz", zipped(**{"images.npy": npy(IMAGES) + BOMB, "labels.npy": npy(LABELS)}), SIZE, "more", id="npz-bomb"
+            "npz",
+            zipped(**{"images.npy": npy(IMAGES) + BOMB, "labels.npy": npy(LABELS)}),
+            SIZE,
+            "more",
+            id="npz-bomb",
         ),
         pytest.param(
             "npz",
             zipped(
-                **{"images.npy": npy(np.zeros((10_000, 3, 2), np.uint8)).replace(b"10000", b"1" + b"0" * 11, 1)},
+                **{
+                    "images.npy": npy(np.zeros((10_000, 3, 2), np.uint8)).replace(
+                        b"10000", b"1" + b"0" * 11, 1
+                    )
+                },
                 **{"labels.npy": npy(LABELS)},
             ),
             r"shape \(4, 3, 2\)",
@@ -201,23 +300,49 @@ GOOD_NPZ = {"images": IMAGES, "labels": LABELS}
             id="npz-huge-shape",
         ),
         pytest.param("csv", PAGE, HEADER, "a web page", id="csv-page"),
-        pytest.param("csv", csv(header=False), HEADER, r"\d+ bytes that start with b'3,232", id="csv-no-header"),
+        pytest.param(
+            "csv",
+            csv(header=False),
+            HEADER,
+            r"\d+ bytes that start with b'3,232",
+            id="csv-no-header",
+        ),
         pytest.param("csv", csv().replace(b",pixel6", b""), HEADER, "bytes", id="csv-header-short"),
-        pytest.param("csv", csv().replace(b"label,", b"label,id,"), HEADER, "bytes", id="csv-header-long"),
-        pytest.param("csv", csv()[: csv().index(b"\n") + 1], NUMBERS, "No columns", id="csv-header-only"),
-        pytest.param("csv", with_cell("244,244"), NUMBERS, "Expected 7 fields", id="csv-one-cell-more"),
-        pytest.param("csv", csv().replace(b"255,244,", b"255,"), NUMBERS, "NA values", id="csv-one-cell-fewer"),
+        pytest.param(
+            "csv", csv().replace(b"label,", b"label,id,"), HEADER, "bytes", id="csv-header-long"
+        ),
+        pytest.param(
+            "csv", csv()[: csv().index(b"\n") + 1], NUMBERS, "No columns", id="csv-header-only"
+        ),
+        pytest.param(
+            "csv", with_cell("244,244"), NUMBERS, "Expected 7 fields", id="csv-one-cell-more"
+        ),
+        pytest.param(
+            "csv",
+            csv().replace(b"255,244,", b"255,"),
+            NUMBERS,
+            "NA values",
+            id="csv-one-cell-fewer",
+        ),
         pytest.param("csv", with_cell("1.5"), NUMBERS, ".", id="csv-float"),
         pytest.param("csv", with_cell(""), NUMBERS, "NA values", id="csv-empty-cell"),
         pytest.param("csv", with_cell("256"), NUMBERS, ".", id="csv-256"),
         pytest.param("csv", with_cell("-1"), NUMBERS, ".", id="csv-minus-1"),
         pytest.param("csv", with_cell("nan"), NUMBERS, "NA values", id="csv-nan"),
         pytest.param("csv", with_cell("inf"), NUMBERS, ".", id="csv-inf"),
-        pytest.param("csv", b"\xef\xbb\xbf" + csv(), HEADER, r"bytes that start with b'\\xef\\xbb", id="csv-bom"),
+        pytest.param(
+            "csv",
+            b"\xef\xbb\xbf" + csv(),
+            HEADER,
+            r"bytes that start with b'\\xef\\xbb",
+            id="csv-bom",
+        ),
         pytest.param("csv", csv().replace(b"\n", b"\n\n"), NUMBERS, ".", id="csv-empty-lines"),
         pytest.param("csv", csv() + b"\n", NUMBERS, ".", id="csv-empty-line-at-its-end"),
         pytest.param("csv", with_cell("white"), NUMBERS, "white", id="csv-word"),
-        pytest.param("csv", csv(IMAGES[:3], LABELS[:3]), "4 rows of 7", "3 of 7", id="csv-row-fewer"),
+        pytest.param(
+            "csv", csv(IMAGES[:3], LABELS[:3]), "4 rows of 7", "3 of 7", id="csv-row-fewer"
+        ),
         pytest.param("csv", csv() + b"1,2,3,4,5,6,7\n", "4 rows of 7", "5 of 7", id="csv-row-more"),
         pytest.param(
             "csv",
@@ -239,7 +364,9 @@ def test_refuses_what_is_not_as_published_and_says_how_in_one_line(
         read(parser, tmp_path / "file")
     message = str(caught.value)
     assert message.splitlines() == [message]
-    assert re.search(rf"^file: (\w+: )?expected .*{expected}.*, found:? .*{found}", message), message
+    assert re.search(rf"^file: (\w+: )?expected .*{expected}.*, found:? .*{found}", message), (
+        message
+    )
 
 
 @pytest.mark.parametrize(
@@ -249,11 +376,15 @@ def test_refuses_what_is_not_as_published_and_says_how_in_one_line(
         pytest.param("idx", zipped(a=BOMB), id="zip"),
         pytest.param("csv", gzip.compress(csv() + BOMB), id="csv"),
         pytest.param(
-            "npz", zipped(**{"images.npy": npy(IMAGES) + BOMB, "labels.npy": npy(LABELS)}), id="member-of-npz"
+            "npz",
+            zipped(**{"images.npy": npy(IMAGES) + BOMB, "labels.npy": npy(LABELS)}),
+            id="member-of-npz",
         ),
     ],
 )
-def test_takes_no_memory_for_content_that_is_larger_than_expected(parser: str, content: bytes, tmp_path: Path) -> None:
+def test_takes_no_memory_for_content_that_is_larger_than_expected(
+    parser: str, content: bytes, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_bytes(content)
     tracemalloc.start()
     try:
@@ -278,6 +409,8 @@ class Payload:
 def test_never_unpickles_an_array_of_objects(tmp_path: Path) -> None:
     objects = np.array([Payload(tmp_path / "ran")], object)
     (tmp_path / "file").write_bytes(npz(images=objects, labels=LABELS))
-    with pytest.raises(StageError, match=r"^file: images: expected uint8 .*, found object of shape \(1,\)"):
+    with pytest.raises(
+        StageError, match=r"^file: images: expected uint8 .*, found object of shape \(1,\)"
+    ):
         read("npz", tmp_path / "file")
     assert not (tmp_path / "ran").exists()

@@ -8,9 +8,15 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import brier_score_loss, confusion_matrix, precision_recall_fscore_support
 
-from stages.lib import metrics
-from stages.lib.metrics import accuracy_interval, confused_pairs, confusion, cross_entropy, per_class
-from stages.lib.models import keras
+from stages.lib.models.networks import keras
+from stages.lib.results import metrics
+from stages.lib.results.metrics import (
+    accuracy_interval,
+    confused_pairs,
+    confusion,
+    cross_entropy,
+    per_class,
+)
 
 LABELS = np.array([0, 0, 0, 1, 1, 2], np.uint8)
 PREDICTED = np.array([0, 1, 1, 1, 0, 1])
@@ -19,10 +25,14 @@ PREDICTED = np.array([0, 1, 1, 1, 0, 1])
 def random_case(classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Labels and probabilities of 500 images."""
     rng = np.random.default_rng(seed)
-    return rng.integers(0, classes, 500).astype(np.uint8), rng.dirichlet(np.ones(classes), 500).astype(np.float32)
+    return rng.integers(0, classes, 500).astype(np.uint8), rng.dirichlet(
+        np.ones(classes), 500
+    ).astype(np.float32)
 
 
-@pytest.mark.parametrize(("correct", "count"), [(0, 1), (1, 1), (0, 30), (30, 30), (7, 10), (9_780, 10_000)])
+@pytest.mark.parametrize(
+    ("correct", "count"), [(0, 1), (1, 1), (0, 30), (30, 30), (7, 10), (9_780, 10_000)]
+)
 def test_the_interval_is_wilsons_closed_formula(correct: int, count: int) -> None:
     z, share = 1.959963984540054, correct / count
     middle = share + z**2 / (2 * count)
@@ -31,16 +41,22 @@ def test_the_interval_is_wilsons_closed_formula(correct: int, count: int) -> Non
     assert accuracy_interval(correct, count) == pytest.approx(tuple(expected), abs=1e-9)
 
 
-@pytest.mark.parametrize(("correct", "count"), [(0, 1), (1, 1), (7, 10), (9_780, 10_000), (60_000, 60_000)])
+@pytest.mark.parametrize(
+    ("correct", "count"), [(0, 1), (1, 1), (7, 10), (9_780, 10_000), (60_000, 60_000)]
+)
 def test_the_interval_is_scipys(correct: int, count: int) -> None:
     expected = binomtest(correct, count).proportion_ci(0.95, method="wilson")
-    assert accuracy_interval(correct, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert accuracy_interval(correct, count) == pytest.approx(
+        (expected.low, expected.high), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 12])
 def test_confusion_recall_precision_and_f1_are_scikit_learns(classes: int) -> None:
     rng = np.random.default_rng(classes)
-    labels, predicted = rng.integers(0, max(2, classes - 1), (2, 200)).astype(np.uint8)  # the last class never occurs
+    labels, predicted = rng.integers(0, max(2, classes - 1), (2, 200)).astype(
+        np.uint8
+    )  # the last class never occurs
     counts = confusion_matrix(labels, predicted, labels=range(classes))
     np.testing.assert_array_equal(confusion(labels, predicted, classes), counts)
     names = [str(i) for i in range(classes)]
@@ -48,7 +64,12 @@ def test_confusion_recall_precision_and_f1_are_scikit_learns(classes: int) -> No
         labels, predicted, labels=range(classes), zero_division=0
     )
     table = per_class(labels, predicted, names)
-    for name, expected in (("precision", precision), ("recall", recall), ("f1", f1), ("images", images)):
+    for name, expected in (
+        ("precision", precision),
+        ("recall", recall),
+        ("f1", f1),
+        ("images", images),
+    ):
         np.testing.assert_allclose(table[name], expected, rtol=1e-12)
 
 
@@ -66,7 +87,9 @@ def test_the_interval_contains_the_accuracy_and_stays_between_0_and_1(correct: i
 
 def test_cross_entropy_is_the_mean_of_minus_ln_of_the_labels_probability() -> None:
     probabilities = np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]])
-    assert cross_entropy(np.array([1, 2]), probabilities) == pytest.approx((math.log(4) + math.log(1.25)) / 2)
+    assert cross_entropy(np.array([1, 2]), probabilities) == pytest.approx(
+        (math.log(4) + math.log(1.25)) / 2
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
@@ -114,19 +137,32 @@ def test_confusion_has_a_row_and_a_column_for_a_class_that_never_occurs() -> Non
 
 
 def test_recall_precision_and_f1_of_a_case_worked_out_by_hand() -> None:
-    # "c" is never predicted; "d" is neither a label nor predicted: their quotients by zero are 0, without a warning.
+    # "c" is never predicted; "d" is neither a label nor predicted: their quotients by zero are 0,
+    # without a warning.
     expected = pd.DataFrame(
         {
             "class": ["a", "b", "c", "d"],
             "recall": [1 / 3, 1 / 2, 0, 0],
-            "recall_low": [accuracy_interval(1, 3)[0], accuracy_interval(1, 2)[0], accuracy_interval(0, 1)[0], 0],
-            "recall_high": [accuracy_interval(1, 3)[1], accuracy_interval(1, 2)[1], accuracy_interval(0, 1)[1], 1],
+            "recall_low": [
+                accuracy_interval(1, 3)[0],
+                accuracy_interval(1, 2)[0],
+                accuracy_interval(0, 1)[0],
+                0,
+            ],
+            "recall_high": [
+                accuracy_interval(1, 3)[1],
+                accuracy_interval(1, 2)[1],
+                accuracy_interval(0, 1)[1],
+                1,
+            ],
             "precision": [1 / 2, 1 / 4, 0, 0],
             "f1": [2 / 5, 1 / 3, 0, 0],
             "images": [3, 2, 1, 0],
         }
     )
-    pd.testing.assert_frame_equal(per_class(LABELS, PREDICTED, ["a", "b", "c", "d"]), expected, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        per_class(LABELS, PREDICTED, ["a", "b", "c", "d"]), expected, check_dtype=False
+    )
 
 
 def test_recall_precision_and_f1_follow_from_the_confusion_matrix() -> None:
@@ -136,7 +172,9 @@ def test_recall_precision_and_f1_follow_from_the_confusion_matrix() -> None:
     table = per_class(labels, predicted, [*"abcdefghij"])
     np.testing.assert_allclose(table["recall"], counts.diagonal() / counts.sum(axis=1))
     np.testing.assert_allclose(table["precision"], counts.diagonal() / counts.sum(axis=0))
-    np.testing.assert_allclose(table["f1"], 2 * counts.diagonal() / (counts.sum(axis=0) + counts.sum(axis=1)))
+    np.testing.assert_allclose(
+        table["f1"], 2 * counts.diagonal() / (counts.sum(axis=0) + counts.sum(axis=1))
+    )
     np.testing.assert_array_equal(table["images"], counts.sum(axis=1))
 
 
@@ -155,7 +193,10 @@ def test_pairs_hold_every_error_once() -> None:
     pairs = confused_pairs(counts)
     assert sum(count for _, _, count in pairs) == (probabilities.argmax(axis=1) != labels).sum()
     assert len({pair[:2] for pair in pairs}) == len(pairs)
-    assert all(label != predicted and counts[label, predicted] == count for label, predicted, count in pairs)
+    assert all(
+        label != predicted and counts[label, predicted] == count
+        for label, predicted, count in pairs
+    )
 
 
 def test_the_brier_score_is_the_mean_squared_distance_from_the_truth() -> None:
@@ -173,7 +214,9 @@ def test_the_brier_score_agrees_with_scikit_learns(classes: int) -> None:
 
 
 def test_the_brier_score_of_two_classes_counts_both() -> None:
-    assert metrics.brier(np.array([1, 0]), np.array([[0.25, 0.75], [0.5, 0.5]])) == pytest.approx((0.125 + 0.5) / 2)
+    assert metrics.brier(np.array([1, 0]), np.array([[0.25, 0.75], [0.5, 0.5]])) == pytest.approx(
+        (0.125 + 0.5) / 2
+    )
 
 
 @pytest.mark.parametrize(("rows", "score"), [(np.eye(3)[[2, 0]], 0), (np.eye(3)[[1, 1]], 2)])
@@ -181,7 +224,9 @@ def test_the_brier_score_of_certainty_is_0_or_2(rows: np.ndarray, score: float) 
     assert metrics.brier(np.array([2, 0]), rows) == score
 
 
-def test_ranks_count_from_1_where_the_label_is_predicted_and_the_first_of_equals_comes_first() -> None:
+def test_ranks_count_from_1_where_the_label_is_predicted_and_the_first_of_equals_comes_first() -> (
+    None
+):
     probabilities = np.array([[0.5, 0.3, 0.2]] * 3 + [[0.4, 0.4, 0.2]] * 2)
     assert metrics.ranks(np.array([0, 1, 2, 0, 1]), probabilities).tolist() == [1, 2, 3, 1, 2]
 

@@ -31,7 +31,10 @@ def write_numbered(project: Path, count: int) -> None:
     raw = project / "data/raw"
     raw.mkdir(parents=True)
     written: dict[str, object] = {}
-    for split, (images, labels) in {"train": arrays(0, count), "test": arrays(count, count + 5000)}.items():
+    for split, (images, labels) in {
+        "train": arrays(0, count),
+        "test": arrays(count, count + 5000),
+    }.items():
         written |= write_arrays(raw, {f"{split}_images": images, f"{split}_labels": labels})
     write_json(raw / "dataset.json", {"classes": [*"abcdefg"], "flip": False, "arrays": written})
 
@@ -48,17 +51,29 @@ def test_min_max_maps_0_to_0_and_255_to_1(project: Path) -> None:
     normalize.main()
     found, published = splits(project), tiny_arrays()
     np.testing.assert_allclose(found["test_images"], published["test_images"] / 255, rtol=1e-6)
-    everything = np.concatenate([found[f"{split}_images"] for split in ("train", "validation", "test")])
+    everything = np.concatenate(
+        [found[f"{split}_images"] for split in ("train", "validation", "test")]
+    )
     assert everything.min() == 0
     assert everything.max() == 1
-    assert all(found[f"{split}_images"].dtype == np.float32 for split in ("train", "validation", "test"))
+    assert all(
+        found[f"{split}_images"].dtype == np.float32 for split in ("train", "validation", "test")
+    )
     scaling = json.loads((project / "data/normalized/scaling.json").read_text())
     assert {*scaling.pop("arrays")} == {*found}
     assert set(scaling.pop("duplicates").values()) == {0}
-    assert scaling == {"method": "min_max", "offset": 0, "divisor": 255, "classes": 3, "flip": False}
+    assert scaling == {
+        "method": "min_max",
+        "offset": 0,
+        "divisor": 255,
+        "classes": 3,
+        "flip": False,
+    }
 
 
-def test_standardize_gives_the_training_split_mean_0_and_deviation_1_and_no_other(project: Path, edit: Edit) -> None:
+def test_standardize_gives_the_training_split_mean_0_and_deviation_1_and_no_other(
+    project: Path, edit: Edit
+) -> None:
     edit("normalize.method", "standardize")
     fetch.main()
     normalize.main()
@@ -71,7 +86,9 @@ def test_standardize_gives_the_training_split_mean_0_and_deviation_1_and_no_othe
         assert found[f"{split}_images"].std() != pytest.approx(1, abs=1e-4)
 
 
-def test_standardize_moves_every_split_by_the_training_splits_numbers(project: Path, edit: Edit) -> None:
+def test_standardize_moves_every_split_by_the_training_splits_numbers(
+    project: Path, edit: Edit
+) -> None:
     edit("normalize.method", "standardize")
     fetch.main()
     normalize.main()
@@ -92,7 +109,10 @@ def test_mean_and_deviation_do_not_depend_on_the_chunks() -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 4, 3)).astype(np.uint8)
     whole = normalize.mean_and_deviation([images])
     assert whole == pytest.approx((images.mean(), images.std()), rel=1e-12)
-    assert normalize.mean_and_deviation(images[start : start + 7] for start in range(0, 50, 7)) == whole
+    assert (
+        normalize.mean_and_deviation(images[start : start + 7] for start in range(0, 50, 7))
+        == whole
+    )
     assert normalize.mean_and_deviation(reversed(images)) == whole
 
 
@@ -107,7 +127,9 @@ def test_the_images_held_out_are_as_many_as_asked_and_the_same_at_every_call() -
 def test_another_seed_holds_out_others_and_none_holds_out_the_first_ones() -> None:
     assert (normalize.held_out(50, 20, 3) != normalize.held_out(50, 20, 4)).any()
     assert not normalize.held_out(1000, 500, 0)[:500].all()
-    assert np.mean([normalize.held_out(10, 5, seed) for seed in range(400)], axis=0) == pytest.approx(0.5, abs=0.1)
+    assert np.mean(
+        [normalize.held_out(10, 5, seed) for seed in range(400)], axis=0
+    ) == pytest.approx(0.5, abs=0.1)
 
 
 def test_every_published_image_is_in_one_split_with_its_label(project: Path, edit: Edit) -> None:
@@ -122,7 +144,9 @@ def test_every_published_image_is_in_one_split_with_its_label(project: Path, edi
     for split, numbered in index.items():
         assert found[f"{split}_labels"].dtype == np.uint8
         np.testing.assert_array_equal(found[f"{split}_labels"], numbered % 7)
-    np.testing.assert_array_equal(index["validation"], np.flatnonzero(normalize.held_out(9_000, 1_234, 0)))
+    np.testing.assert_array_equal(
+        index["validation"], np.flatnonzero(normalize.held_out(9_000, 1_234, 0))
+    )
 
 
 def test_the_seed_chooses_which_images_are_held_out(project: Path, edit: Edit) -> None:
@@ -136,7 +160,9 @@ def test_the_seed_chooses_which_images_are_held_out(project: Path, edit: Edit) -
     assert (before != after).any()
 
 
-def test_no_validation_leaves_an_empty_split_and_all_images_to_train_on(project: Path, edit: Edit) -> None:
+def test_no_validation_leaves_an_empty_split_and_all_images_to_train_on(
+    project: Path, edit: Edit
+) -> None:
     edit("normalize.validation", 0)
     fetch.main()
     normalize.main()
@@ -153,10 +179,14 @@ def test_all_but_one_image_may_be_held_out(project: Path, edit: Edit) -> None:
     assert len(splits(project)["train_images"]) == 1
 
 
-def test_holding_out_every_image_is_refused_by_name_and_writes_nothing(project: Path, edit: Edit) -> None:
+def test_holding_out_every_image_is_refused_by_name_and_writes_nothing(
+    project: Path, edit: Edit
+) -> None:
     edit("normalize.validation", 90)
     fetch.main()
-    with pytest.raises(StageError, match=r"^params.yaml: normalize.validation: expected fewer than 90, found 90"):
+    with pytest.raises(
+        StageError, match=r"^params.yaml: normalize.validation: expected fewer than 90, found 90"
+    ):
         normalize.main()
     assert [path.name for path in (project / "data").iterdir()] == ["raw"]
 
@@ -166,15 +196,21 @@ def test_a_second_run_writes_the_same_bytes(project: Path) -> None:
     normalize.main()
     before = {path.name: path.read_bytes() for path in (project / "data/normalized").iterdir()}
     normalize.main()
-    assert {path.name: path.read_bytes() for path in (project / "data/normalized").iterdir()} == before
+    assert {
+        path.name: path.read_bytes() for path in (project / "data/normalized").iterdir()
+    } == before
     assert len(before) == 7
 
 
 @pytest.mark.parametrize("name", ["train_images", "train_labels", "test_images", "test_labels"])
-def test_raw_arrays_that_fetch_did_not_write_are_refused_and_nothing_is_written(project: Path, name: str) -> None:
+def test_raw_arrays_that_fetch_did_not_write_are_refused_and_nothing_is_written(
+    project: Path, name: str
+) -> None:
     fetch.main()
     np.save(project / f"data/raw/{name}.npy", 1 - tiny_arrays()[name])
-    with pytest.raises(StageError, match=rf"^data/raw/{name}.npy: expected .*, as data/raw/dataset.json has it"):
+    with pytest.raises(
+        StageError, match=rf"^data/raw/{name}.npy: expected .*, as data/raw/dataset.json has it"
+    ):
         normalize.main()
     assert [path.name for path in (project / "data").iterdir()] == ["raw"]
 
@@ -195,7 +231,9 @@ def test_images_that_are_in_two_splits_are_counted_whatever_their_labels(project
     assert twice == {"train, validation": 1, "train, test": 3, "validation, test": 5}
 
 
-def test_no_image_is_in_two_splits_where_all_differ(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_image_is_in_two_splits_where_all_differ(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fetch.main()
     normalize.main()
     assert set(read_json(Path("data/normalized/scaling.json"))["duplicates"].values()) == {0}

@@ -15,10 +15,10 @@ from dvc.utils.serialize import modify_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.lib.catalogue import Arrays, Dataset, read_dataset
 from stages.lib.params import Params, check, read_params
 from stages.lib.params import read_yaml as read_yaml_file
-from stages.lib.sources import fetch_arrays
+from stages.lib.sources.catalog import Arrays, Dataset, read_dataset
+from stages.lib.sources.fetching import fetch_arrays
 from stages.lib.stage import StageError
 from tests.conftest import ROOT, make_tiny, read_yaml, tiny_entry, write_yaml
 
@@ -27,7 +27,9 @@ SHIPPED = read_yaml(ROOT / "params.yaml")
 CATALOGUE = read_yaml(ROOT / "datasets.yaml")
 SEED = ([0, 2**32 - 1], [-1, 2**32])
 COUNT = ([1, 100], [0, 101])
-RANGES: dict[str, tuple[list[Any], list[Any]]] = {  # accepted, refused: the last values inside and the first outside
+RANGES: dict[
+    str, tuple[list[Any], list[Any]]
+] = {  # accepted, refused: the last values inside and the first outside
     "normalize.validation": ([0, 10**6], [-1]),
     "normalize.seed": SEED,
     "model.mlp.hidden": ([[], [1], [1, 100_000]], [[0], [100_001]]),
@@ -51,7 +53,10 @@ RANGES: dict[str, tuple[list[Any], list[Any]]] = {  # accepted, refused: the las
     "extract_errors.examples": COUNT,
     "extract_errors.suspects": ([1, 10**6], [0]),
 }
-CHOICES = {"normalize.method": ["min_max", "standardize"], "model.kind": ["mlp", "linear", "pca_knn", "cnn"]}
+CHOICES = {
+    "normalize.method": ["min_max", "standardize"],
+    "model.kind": ["mlp", "linear", "pca_knn", "cnn"],
+}
 
 
 def keys(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -101,7 +106,9 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[object]
         if isinstance(content, dict):
             write_yaml(Path("params.yaml"), content)
         else:
-            Path("params.yaml").write_bytes(content if isinstance(content, bytes) else str(content).encode())
+            Path("params.yaml").write_bytes(
+                content if isinstance(content, bytes) else str(content).encode()
+            )
         return read_params()
 
     return read
@@ -128,7 +135,7 @@ def test_accepts_the_shipped_params_and_gives_their_values(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_accepts_every_entry_of_the_shipped_catalogue(name: str) -> None:
+def test_accepts_every_entry_of_the_shipped_catalog(name: str) -> None:
     dataset = read_dataset(ROOT / "datasets.yaml", name)
     assert dataset.model_dump(exclude_none=True) == {"flip": False} | CATALOGUE[name]
     assert len(set(dataset.classes)) == 10
@@ -141,55 +148,91 @@ def test_names_a_missing_key(params: Callable[[object], Params], key: str) -> No
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_names_an_unknown_key_and_those_that_there_are(params: Callable[[object], Params], section: str) -> None:
+def test_names_an_unknown_key_and_those_that_there_are(
+    params: Callable[[object], Params], section: str
+) -> None:
     known = SHIPPED if not section else KEYS[section.removesuffix(".")]
     fault = fault_of(params, changed(SHIPPED, f"{section}typo", 1))
-    assert fault == f"params.yaml: {section}typo: expected one of {', '.join(known)}, found a key with this name"
+    assert (
+        fault
+        == f"params.yaml: {section}typo: expected one of {', '.join(known)}, found a key with this name"
+    )
 
 
-@pytest.mark.parametrize(("key", "last"), [("train.batchsize", "train.batch_size"), ("modle", "model")])
-def test_names_what_was_typed_where_a_key_is_misspelt(params: Callable[[object], Params], key: str, last: str) -> None:
-    assert fault_of(params, changed(changed(SHIPPED, last), key, 1)).startswith(f"params.yaml: {key}: expected one of ")
+@pytest.mark.parametrize(
+    ("key", "last"), [("train.batchsize", "train.batch_size"), ("modle", "model")]
+)
+def test_names_what_was_typed_where_a_key_is_misspelt(
+    params: Callable[[object], Params], key: str, last: str
+) -> None:
+    assert fault_of(params, changed(changed(SHIPPED, last), key, 1)).startswith(
+        f"params.yaml: {key}: expected one of "
+    )
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, wrong) for key in KEYS for wrong in of_another_type(KEYS[key])])
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, wrong) for key in KEYS for wrong in of_another_type(KEYS[key])]
+)
 def test_refuses_a_value_of_another_type_and_converts_none(
     params: Callable[[object], Params], key: str, value: object
 ) -> None:
     fault = fault_of(params, changed(SHIPPED, key, value))
     found = re.escape(reprlib.repr(value))
-    assert re.fullmatch(rf"params\.yaml: {re.escape(key)}: expected \S.*, found {found}", fault), fault
+    assert re.fullmatch(rf"params\.yaml: {re.escape(key)}: expected \S.*, found {found}", fault), (
+        fault
+    )
 
 
 def test_the_ranges_below_are_those_of_every_number_in_the_file() -> None:
     numbers = [
-        key for key, value in KEYS.items() if isinstance(value, int | float | list) and not isinstance(value, bool)
+        key
+        for key, value in KEYS.items()
+        if isinstance(value, int | float | list) and not isinstance(value, bool)
     ]
     assert numbers == [*RANGES]
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, (good, _) in RANGES.items() for value in good])
-def test_accepts_a_number_at_the_end_of_its_range(params: Callable[[object], Params], key: str, value: object) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, (good, _) in RANGES.items() for value in good]
+)
+def test_accepts_a_number_at_the_end_of_its_range(
+    params: Callable[[object], Params], key: str, value: object
+) -> None:
     assert value_at(params(changed(SHIPPED, key, value)), key) == value
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, (_, bad) in RANGES.items() for value in bad])
-def test_refuses_a_number_out_of_its_range(params: Callable[[object], Params], key: str, value: object) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, (_, bad) in RANGES.items() for value in bad]
+)
+def test_refuses_a_number_out_of_its_range(
+    params: Callable[[object], Params], key: str, value: object
+) -> None:
     fault = fault_of(params, changed(SHIPPED, key, value))
     place, found = (f"{key}.0", value[0]) if isinstance(value, list) else (key, value)
-    assert re.fullmatch(rf"params\.yaml: {place}: expected (greater|less|a finite).*, found {found}", fault), fault
+    assert re.fullmatch(
+        rf"params\.yaml: {place}: expected (greater|less|a finite).*, found {found}", fault
+    ), fault
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in CHOICES.items() for value in values])
-def test_accepts_each_method_and_kind(params: Callable[[object], Params], key: str, value: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in CHOICES.items() for value in values]
+)
+def test_accepts_each_method_and_kind(
+    params: Callable[[object], Params], key: str, value: str
+) -> None:
     assert value_at(params(changed(SHIPPED, key, value)), key) == value
 
 
 @pytest.mark.parametrize("key", CHOICES)
-def test_names_the_choices_where_a_method_or_kind_is_unknown(params: Callable[[object], Params], key: str) -> None:
+def test_names_the_choices_where_a_method_or_kind_is_unknown(
+    params: Callable[[object], Params], key: str
+) -> None:
     *others, last = map(repr, CHOICES[key])
     choices = f"{', '.join(others)} or {last}"
-    assert fault_of(params, changed(SHIPPED, key, "cnnn")) == f"params.yaml: {key}: expected {choices}, found 'cnnn'"
+    assert (
+        fault_of(params, changed(SHIPPED, key, "cnnn"))
+        == f"params.yaml: {key}: expected {choices}, found 'cnnn'"
+    )
 
 
 def test_a_temperature_needs_a_validation_split(params: Callable[[object], Params]) -> None:
@@ -213,34 +256,60 @@ def test_reads_a_small_number_as_dvc_writes_it(params: Callable[[object], Params
     ("text", "fault"),
     [
         pytest.param("", "the file: expected a section with keys, found None", id="empty"),
-        pytest.param("- mnist\n", "the file: expected a section with keys, found .'mnist'.", id="list"),
-        pytest.param("dataset: [mnist\n", "expected YAML, found: .*; mend the file", id="bracket-open"),
-        pytest.param(TEXT.replace("  seed", "\tseed"), r"expected YAML, found: .*'\\t'.*", id="tab"),
         pytest.param(
-            TEXT + "dataset: fashion_mnist\n", 'expected YAML, found: .*duplicate key "dataset".*', id="twice"
+            "- mnist\n", "the file: expected a section with keys, found .'mnist'.", id="list"
         ),
-        pytest.param(TEXT + "---\na: 1\n", "expected YAML, found: .*another document.*", id="two-documents"),
+        pytest.param(
+            "dataset: [mnist\n", "expected YAML, found: .*; mend the file", id="bracket-open"
+        ),
+        pytest.param(
+            TEXT.replace("  seed", "\tseed"), r"expected YAML, found: .*'\\t'.*", id="tab"
+        ),
+        pytest.param(
+            TEXT + "dataset: fashion_mnist\n",
+            'expected YAML, found: .*duplicate key "dataset".*',
+            id="twice",
+        ),
+        pytest.param(
+            TEXT + "---\na: 1\n", "expected YAML, found: .*another document.*", id="two-documents"
+        ),
         pytest.param(TEXT + "1: 2\n", "1: expected .*, found 1", id="number-as-key"),
-        pytest.param(TEXT.encode("utf-16"), "expected UTF-8 text, found: invalid start byte; .*", id="utf-16"),
-        pytest.param(TEXT.encode() + b"# caf\xe9\n", "expected UTF-8 text, found: invalid .*", id="latin-1"),
+        pytest.param(
+            TEXT.encode("utf-16"), "expected UTF-8 text, found: invalid start byte; .*", id="utf-16"
+        ),
+        pytest.param(
+            TEXT.encode() + b"# caf\xe9\n", "expected UTF-8 text, found: invalid .*", id="latin-1"
+        ),
         pytest.param(TEXT + "\0", "expected YAML, found: .*#x0000.*", id="control-character"),
         pytest.param(
-            TEXT + '"a\\nb": 1\n', r".*a\\nb.*: expected one of .*, found a key with this name", id="line-in-key"
+            TEXT + '"a\\nb": 1\n',
+            r".*a\\nb.*: expected one of .*, found a key with this name",
+            id="line-in-key",
         ),
-        pytest.param(TEXT.replace("dataset: mnist", "dataset: 2024-13-45"), "expected .*, found.*", id="no-such-date"),
-        pytest.param(TEXT.replace("epochs: 10", "epochs: !!int ten"), "expected .*, found.*", id="int-tag"),
+        pytest.param(
+            TEXT.replace("dataset: mnist", "dataset: 2024-13-45"),
+            "expected .*, found.*",
+            id="no-such-date",
+        ),
+        pytest.param(
+            TEXT.replace("epochs: 10", "epochs: !!int ten"), "expected .*, found.*", id="int-tag"
+        ),
     ],
 )
 def test_names_the_line_of_a_file_that_is_no_yaml(
     params: Callable[[object], Params], text: str | bytes, fault: str
 ) -> None:
-    assert re.fullmatch(rf"params\.yaml(, line \d+)?: {fault}", found := fault_of(params, text)), found
+    assert re.fullmatch(rf"params\.yaml(, line \d+)?: {fault}", found := fault_of(params, text)), (
+        found
+    )
 
 
 @pytest.mark.parametrize("tag", ["python/object/apply:os.mkdir", "python/object/new:os.mkdir"])
 def test_runs_no_code_that_a_tag_asks_for(params: Callable[[object], Params], tag: str) -> None:
     fault = fault_of(params, TEXT.replace("dataset: mnist", f"dataset: !!{tag} [ran]"))
-    assert re.fullmatch(r"params\.yaml, line 3: expected YAML, found: .*tag.*; mend the file", fault)
+    assert re.fullmatch(
+        r"params\.yaml, line 3: expected YAML, found: .*tag.*; mend the file", fault
+    )
     assert not Path("ran").exists()
 
 
@@ -296,7 +365,9 @@ def source_with(**changes: object) -> dict[str, Any]:
 
 
 ONE_WAY = "sources.local: expected exactly one of url, kaggle, npm, debian, folder, found .*"
-SETS = "sources.local: expected files: npz; or train_csv and test_csv; or train_images, .*, found .*"
+SETS = (
+    "sources.local: expected files: npz; or train_csv and test_csv; or train_images, .*, found .*"
+)
 HEX = r"expected pattern '\^\[0-9a-f\]\{64\}\$', found '.*'"
 
 
@@ -336,25 +407,72 @@ HEX = r"expected pattern '\^\[0-9a-f\]\{64\}\$', found '.*'"
                 "sources.local.npm: expected pattern .*, found .*",
                 id=f"npm-{spec}",
             )
-            for spec in ("a@latest", "a@^1.0.0", "a@github:b/c", "a@git+https://b/c", "a@file:../b", "-a@1.0.0")
+            for spec in (
+                "a@latest",
+                "a@^1.0.0",
+                "a@github:b/c",
+                "a@git+https://b/c",
+                "a@file:../b",
+                "-a@1.0.0",
+            )
         ),
         pytest.param("sources.local.files", {}, SETS, id="no-files"),
         pytest.param("sources.local.files", dict(list(FILES.items())[:3]), SETS, id="three-files"),
         pytest.param("sources.local.files", {"train_csv": "a.csv"}, SETS, id="one-csv"),
-        pytest.param("sources.local.files", FILES | {"npz": "mnist.npz"}, SETS, id="files-of-two-kinds"),
-        pytest.param("sources", {}, "sources: expected at least 1 item.*, found {}", id="no-source"),
-        pytest.param("sha256.train_images", "0" * 63, f"sha256.train_images: {HEX}", id="short-digest"),
-        pytest.param("sha256.test_labels", "G" + "0" * 63, f"sha256.test_labels: {HEX}", id="digest-not-hexadecimal"),
-        pytest.param("sha256.train_images", 7, "sha256.train_images: expected .*, found 7", id="digest-a-number"),
-        pytest.param("classes", ["one"], r"classes: expected at least 2 items.*, found \['one'\]", id="one-class"),
-        pytest.param("classes", [0, 1], "classes.0: expected a valid string, found 0", id="classes-not-text"),
         pytest.param(
-            "classes", [f"{n}" for n in range(257)], "classes: expected at most 256 items.*, found .*", id="257-classes"
+            "sources.local.files", FILES | {"npz": "mnist.npz"}, SETS, id="files-of-two-kinds"
         ),
-        pytest.param("image", [28], r"image: expected at least 2 items.*, found \[28\]", id="one-side"),
-        pytest.param("image", [28, 28, 1], r"image: expected at most 2 items.*, found \[28, 28, 1\]", id="three-sides"),
-        pytest.param("image", [28, 0], "image.1: expected greater than or equal to 1, found 0", id="no-width"),
-        pytest.param("images.train", 0, "images.train: expected greater than or equal to 1, found 0", id="no-images"),
+        pytest.param(
+            "sources", {}, "sources: expected at least 1 item.*, found {}", id="no-source"
+        ),
+        pytest.param(
+            "sha256.train_images", "0" * 63, f"sha256.train_images: {HEX}", id="short-digest"
+        ),
+        pytest.param(
+            "sha256.test_labels",
+            "G" + "0" * 63,
+            f"sha256.test_labels: {HEX}",
+            id="digest-not-hexadecimal",
+        ),
+        pytest.param(
+            "sha256.train_images",
+            7,
+            "sha256.train_images: expected .*, found 7",
+            id="digest-a-number",
+        ),
+        pytest.param(
+            "classes",
+            ["one"],
+            r"classes: expected at least 2 items.*, found \['one'\]",
+            id="one-class",
+        ),
+        pytest.param(
+            "classes", [0, 1], "classes.0: expected a valid string, found 0", id="classes-not-text"
+        ),
+        pytest.param(
+            "classes",
+            [f"{n}" for n in range(257)],
+            "classes: expected at most 256 items.*, found .*",
+            id="257-classes",
+        ),
+        pytest.param(
+            "image", [28], r"image: expected at least 2 items.*, found \[28\]", id="one-side"
+        ),
+        pytest.param(
+            "image",
+            [28, 28, 1],
+            r"image: expected at most 2 items.*, found \[28, 28, 1\]",
+            id="three-sides",
+        ),
+        pytest.param(
+            "image", [28, 0], "image.1: expected greater than or equal to 1, found 0", id="no-width"
+        ),
+        pytest.param(
+            "images.train",
+            0,
+            "images.train: expected greater than or equal to 1, found 0",
+            id="no-images",
+        ),
         pytest.param(
             "images.valid",
             1,
@@ -398,23 +516,31 @@ MARKS = [
 MARKS += [*"{}[]|>\t'\"\0", "1e999", "9" * 5000, "\ud800", "\x85"]
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 SCALARS |= st.sampled_from(["a\0b", "\ud800", "a\nb"])
-TREES = st.recursive(SCALARS, lambda part: st.lists(part, max_size=3) | st.dictionaries(SCALARS, part, max_size=3))
+TREES = st.recursive(
+    SCALARS, lambda part: st.lists(part, max_size=3) | st.dictionaries(SCALARS, part, max_size=3)
+)
 a_hundred = settings(max_examples=100, derandomize=True, deadline=None, database=None)
 
 
 @a_hundred
 @given(st.integers(0, len(TEXT)), st.integers(0, 40), st.text() | st.sampled_from(MARKS))
-def test_a_file_with_anything_in_it_is_read_or_refused_in_one_line(start: int, length: int, text: str) -> None:
+def test_a_file_with_anything_in_it_is_read_or_refused_in_one_line(
+    start: int, length: int, text: str
+) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "params.yaml"
-        path.write_bytes((TEXT[:start] + text + TEXT[start + length :]).encode("utf-8", "surrogatepass"))
+        path.write_bytes(
+            (TEXT[:start] + text + TEXT[start + length :]).encode("utf-8", "surrogatepass")
+        )
         line_or_params(lambda: check(Params, read_yaml_file(path), path))
         line_or_params(lambda: read_dataset(path, "train"))
 
 
 @a_hundred
 @given(st.sampled_from([*KEYS]), TREES)
-def test_params_with_anything_under_a_key_are_read_or_refused_in_one_line(key: str, value: object) -> None:
+def test_params_with_anything_under_a_key_are_read_or_refused_in_one_line(
+    key: str, value: object
+) -> None:
     line_or_params(lambda: check(Params, changed(SHIPPED, key, value), Path("params.yaml")))
 
 
@@ -424,20 +550,32 @@ HUGE = st.sampled_from([2**31, 2**32, 2**63, 10**30])
 
 @a_hundred
 @given(st.sampled_from(ENTRY_KEYS), TREES | HUGE)
-def test_an_entry_with_anything_under_a_key_is_fetched_or_refused_in_one_line(key: str, value: object) -> None:
-    with TemporaryDirectory() as folder, chdir(folder), redirect_stdout(TextIOWrapper(BytesIO(), "utf-8")):
+def test_an_entry_with_anything_under_a_key_is_fetched_or_refused_in_one_line(
+    key: str, value: object
+) -> None:
+    with (
+        TemporaryDirectory() as folder,
+        chdir(folder),
+        redirect_stdout(TextIOWrapper(BytesIO(), "utf-8")),
+    ):
         make_tiny(Path())
         entry = changed(tiny_entry(), key, value)
-        line_or_params(lambda: fetch_arrays(check(Dataset, entry, Path("datasets.yaml"), "tiny"), "auto"))
+        line_or_params(
+            lambda: fetch_arrays(check(Dataset, entry, Path("datasets.yaml"), "tiny"), "auto")
+        )
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\nb", "\ud800", "\x1b[2J"])
-@pytest.mark.parametrize("key", ["title", "sources.local.folder", "sources.local.files.test_labels", "classes"])
+@pytest.mark.parametrize(
+    "key", ["title", "sources.local.folder", "sources.local.files.test_labels", "classes"]
+)
 def test_refuses_a_text_that_no_file_or_log_can_hold(key: str, text: str) -> None:
     entry = changed(tiny_entry(), key, [text, "b"] if key == "classes" else text)
     fault = fault_of(lambda one: check(Dataset, one, Path("datasets.yaml"), "tiny"), entry)
     place = key.replace("classes", "classes.0")
-    assert fault.startswith(f"datasets.yaml: tiny.{place}: expected text of printable characters in one line, found ")
+    assert fault.startswith(
+        f"datasets.yaml: tiny.{place}: expected text of printable characters in one line, found "
+    )
 
 
 @pytest.mark.parametrize("key", ["images.train", "images.test", "image"])
@@ -455,7 +593,7 @@ def test_lists_the_data_sets_that_there_are(project: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, [], "mnist"])
-def test_refuses_a_catalogue_without_entries(project: Path, content: object) -> None:
+def test_refuses_a_catalog_without_entries(project: Path, content: object) -> None:
     write_yaml(project / "datasets.yaml", content)
     fault = fault_of(lambda name: read_dataset(project / "datasets.yaml", str(name)), "mnist")
-    assert fault.endswith("datasets.yaml (no data set at all), found 'mnist'")
+    assert fault.endswith("datasets.yaml (no dataset at all), found 'mnist'")

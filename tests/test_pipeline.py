@@ -39,7 +39,10 @@ def tree() -> Tree:
     return Tree(
         dvc=read_yaml(ROOT / "dvc.yaml"),
         params=read_yaml(ROOT / "params.yaml"),
-        modules={".".join(p.relative_to(ROOT).with_suffix("").parts): p.read_text(encoding="utf-8") for p in paths},
+        modules={
+            ".".join(p.relative_to(ROOT).with_suffix("").parts): p.read_text(encoding="utf-8")
+            for p in paths
+        },
         templates={path.stem for path in (ROOT / ".dvc/plots").glob("*.json")},
         tests={path.stem for path in (ROOT / "tests").glob("test_*.py")},
     )
@@ -101,7 +104,9 @@ def called(node: ast.AST) -> str:
 
 def written(source: str) -> set[str]:
     """The names in the first argument, whole or with a file inside it, of `replacing` and `write_...`."""
-    calls = (node for node in ast.walk(ast.parse(source)) if re.match("replacing$|write_", called(node)))
+    calls = (
+        node for node in ast.walk(ast.parse(source)) if re.match("replacing$|write_", called(node))
+    )
     return {name for call in calls if isinstance(call, ast.Call) for name in names_in(call.args[0])}
 
 
@@ -112,12 +117,20 @@ def sections(source: str) -> set[str]:
         nodes = list(ast.walk(function))
         calls = [node for node in nodes if called(node) == "read_params"]
         named = [node for node in nodes if isinstance(node, ast.Assign) and node.value in calls]
-        names = {target.id for node in named for target in node.targets if isinstance(target, ast.Name)}
-        whole = calls + [n for n in nodes if isinstance(n, ast.Name) and n.id in names and isinstance(n.ctx, ast.Load)]
+        names = {
+            target.id for node in named for target in node.targets if isinstance(target, ast.Name)
+        }
+        whole = calls + [
+            n
+            for n in nodes
+            if isinstance(n, ast.Name) and n.id in names and isinstance(n.ctx, ast.Load)
+        ]
         beside = [node for node in nodes if isinstance(node, ast.Attribute) and node.value in whole]
         found |= {attribute.attr for attribute in beside}
         if set(whole) - {node.value for node in beside} - {node.value for node in named}:
-            found.add("all of params.yaml")  # handed on whole: nobody can tell which section is read
+            found.add(
+                "all of params.yaml"
+            )  # handed on whole: nobody can tell which section is read
     return found
 
 
@@ -133,7 +146,9 @@ def leaves(content: dict[str, Any], *prefix: str) -> set[str]:
     """Dotted keys of a YAML mapping that are no mapping themselves."""
     found: set[str] = set()
     for key, value in content.items():
-        found |= leaves(value, *prefix, key) if isinstance(value, dict) else {".".join((*prefix, key))}
+        found |= (
+            leaves(value, *prefix, key) if isinstance(value, dict) else {".".join((*prefix, key))}
+        )
     return found
 
 
@@ -151,14 +166,18 @@ def fields(kind: type[BaseModel], *prefix: str) -> set[str]:
 
 def stage_faults(tree: Tree) -> list[str]:
     names = list(tree.dvc["stages"])
-    faults = differences("dvc.yaml", [name.split(".")[1] for name in tree.modules if name.count(".") == 1], names)
+    faults = differences(
+        "dvc.yaml", [name.split(".")[1] for name in tree.modules if name.count(".") == 1], names
+    )
     faults += [] if names == STAGES else [f"dvc.yaml: stages in the order {', '.join(names)}"]
     made: set[str] = set()
     for name, entry in tree.dvc["stages"].items():
         if entry["cmd"] != f"python -m stages.{name}":
             faults.append(f"{name}: cmd is {entry['cmd']}")
         data = [dep for dep in entry["deps"] if dep.startswith(("data/", "reports/"))]
-        faults += [f"{name}: {dep} is made by no earlier stage" for dep in data if not _inside(dep, made)]
+        faults += [
+            f"{name}: {dep} is made by no earlier stage" for dep in data if not _inside(dep, made)
+        ]
         made |= set(outs(entry))
     return faults
 
@@ -170,8 +189,12 @@ def _inside(path: str, folders: set[str]) -> bool:
 def code_faults(tree: Tree) -> list[str]:
     faults = []
     for name, entry, _ in tree.stages():
-        code = [module.replace(".", "/") + ".py" for module in reached(tree.modules, f"stages.{name}")]
-        faults += differences(name, code, [dep for dep in entry["deps"] if dep.startswith("stages/")])
+        code = [
+            module.replace(".", "/") + ".py" for module in reached(tree.modules, f"stages.{name}")
+        ]
+        faults += differences(
+            name, code, [dep for dep in entry["deps"] if dep.startswith("stages/")]
+        )
     return faults
 
 
@@ -180,12 +203,23 @@ def data_faults(tree: Tree) -> list[str]:
     for name, entry, source in tree.stages():
         paths, loaded, out = constants(source), names_in(ast.parse(source)), written(source)
         data = [dep for dep in entry["deps"] if not dep.startswith("stages/")]
-        faults += differences(f"{name} deps", [p for n, p in paths.items() if n in loaded - out], data)
-        faults += differences(f"{name} outs", [p for n, p in paths.items() if n in out], outs(entry))
+        faults += differences(
+            f"{name} deps", [p for n, p in paths.items() if n in loaded - out], data
+        )
+        faults += differences(
+            f"{name} outs", [p for n, p in paths.items() if n in out], outs(entry)
+        )
     for name, source in tree.modules.items():
-        texts = (str(node.value) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+        texts = (
+            str(node.value)
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Constant)
+        )
         named = {text for text in texts if re.match(r"(data|reports)(/\S*)?$", text)}
-        faults += [f"{name}: {text} is no constant" for text in sorted(named - set(constants(source).values()))]
+        faults += [
+            f"{name}: {text} is no constant"
+            for text in sorted(named - set(constants(source).values()))
+        ]
     return faults
 
 
@@ -193,14 +227,18 @@ def params_faults(tree: Tree) -> list[str]:
     faults = []
     for name, entry, _ in tree.stages():
         read = {
-            section for module in reached(tree.modules, f"stages.{name}") for section in sections(tree.modules[module])
+            section
+            for module in reached(tree.modules, f"stages.{name}")
+            for section in sections(tree.modules[module])
         }
         if "model" in read:
             read = read - {"model"} | {"model.kind", "model.${model.kind}"}
         listed: set[str] = set()
         for item in entry.get("params", []):
             listed |= (
-                {f"{file}:{key}" for file, keys in item.items() for key in keys} if isinstance(item, dict) else {item}
+                {f"{file}:{key}" for file, keys in item.items() for key in keys}
+                if isinstance(item, dict)
+                else {item}
             )
         faults += differences(name, read, listed)
     return faults
@@ -219,10 +257,15 @@ def layer_faults(tree: Tree) -> list[str]:
             for other in sorted(imported)
             if re.fullmatch(rf"stages\.({'|'.join(STAGES)})", other)
         ]
-        if {other.split(".")[0] for other in imported} & {"keras", "tensorflow"} and name != "stages.lib.models":
+        if {other.split(".")[0] for other in imported} & {
+            "keras",
+            "tensorflow",
+        } and name != "stages.lib.models.networks":
             faults.append(f"{name} imports TensorFlow")
-        if name.count(".") == 1 and "stages.lib.models" in reached(tree.modules, name):
-            faults += [] if name in ("stages.train", "stages.predict") else [f"{name} reaches TensorFlow"]
+        if name.count(".") == 1 and "stages.lib.models.networks" in reached(tree.modules, name):
+            faults += (
+                [] if name in ("stages.train", "stages.predict") else [f"{name} reaches TensorFlow"]
+            )
     return faults
 
 
@@ -230,7 +273,11 @@ def cache_faults(tree: Tree) -> list[str]:
     faults = []
     for name, entry, _ in tree.stages():
         cached = outs(entry)
-        faults += [f"{name}: {out}: cache is {kept}" for out, kept in cached.items() if out.startswith("data/") != kept]
+        faults += [
+            f"{name}: {out}: cache is {kept}"
+            for out, kept in cached.items()
+            if out.startswith("data/") != kept
+        ]
         faults += [f"{name}: cached and uncached outs"] * (len(set(cached.values())) > 1)
     return faults
 
@@ -244,13 +291,20 @@ def report_faults(tree: Tree) -> list[str]:
             templates |= {plot["template"]} if "template" in plot else set()
     made = {out for _, entry, _ in tree.stages() for out in outs(entry)}
     faults = [f"dvc.yaml: {file} is no out" for file in sorted(set(shown) - made)]
-    return faults + [f"dvc.yaml: template {name} is no file" for name in sorted(templates - tree.templates - BUILT_IN)]
+    return faults + [
+        f"dvc.yaml: template {name} is no file"
+        for name in sorted(templates - tree.templates - BUILT_IN)
+    ]
 
 
 def name_faults(tree: Tree) -> list[str]:
-    modules = {name.rpartition(".")[2] for name in tree.modules} | {path.stem for path in (ROOT / "tools").glob("*.py")}
+    modules = {name.rpartition(".")[2] for name in tree.modules} | {
+        path.stem for path in (ROOT / "tools").glob("*.py")
+    }
     allowed = {f"test_{name}" for name in modules | {"pipeline", "end_to_end", "benchmarks"}}
-    return differences("tests", {f"test_{name}" for name in STAGES} | (tree.tests & allowed), tree.tests)
+    return differences(
+        "tests", {f"test_{name}" for name in STAGES} | (tree.tests & allowed), tree.tests
+    )
 
 
 def test_stages_are_the_modules_each_run_by_its_name_after_what_it_reads_from(tree: Tree) -> None:
@@ -277,19 +331,21 @@ def test_code_deps_are_the_modules_imported_directly_or_through_another(tree: Tr
 
 
 def test_finds_a_code_dep_too_few_and_too_many(tree: Tree) -> None:
-    tree.dvc["stages"]["fetch"]["deps"].remove("stages/lib/kaggle.py")
-    tree.dvc["stages"]["plot"]["deps"].append("stages/lib/models.py")
+    tree.dvc["stages"]["fetch"]["deps"].remove("stages/lib/sources/kaggle.py")
+    tree.dvc["stages"]["plot"]["deps"].append("stages/lib/models/networks.py")
     tree.modules["stages.lib.stage"] += "from . import formats"
     assert code_faults(tree) == [
-        "fetch: stages/lib/kaggle.py is missing",
-        *(f"{name}: stages/lib/formats.py is missing" for name in STAGES[1:5]),
-        "plot: stages/lib/formats.py is missing",
-        "plot: stages/lib/models.py is too many",
-        "extract_errors: stages/lib/formats.py is missing",
+        "fetch: stages/lib/sources/kaggle.py is missing",
+        *(f"{name}: stages/lib/sources/formats.py is missing" for name in STAGES[1:5]),
+        "plot: stages/lib/sources/formats.py is missing",
+        "plot: stages/lib/models/networks.py is too many",
+        "extract_errors: stages/lib/sources/formats.py is missing",
     ]
 
 
-def test_data_deps_and_outs_are_the_path_constants_and_no_path_is_named_elsewhere(tree: Tree) -> None:
+def test_data_deps_and_outs_are_the_path_constants_and_no_path_is_named_elsewhere(
+    tree: Tree,
+) -> None:
     assert data_faults(tree) == []
 
 
@@ -316,8 +372,10 @@ def test_params_are_the_sections_read(tree: Tree) -> None:
 def test_finds_a_section_too_few_and_too_many(tree: Tree) -> None:
     tree.dvc["stages"]["fetch"]["params"].remove("dataset")
     tree.dvc["stages"]["predict"]["params"] = ["model"]
-    tree.modules["stages.plot"] += "\ndef seed():\n    everything = read_params()\n    return everything.train.seed"
-    tree.modules["stages.lib.metrics"] += "\ndef hand_on():\n    return dict(read_params())"
+    tree.modules["stages.plot"] += (
+        "\ndef seed():\n    everything = read_params()\n    return everything.train.seed"
+    )
+    tree.modules["stages.lib.results.metrics"] += "\ndef hand_on():\n    return dict(read_params())"
     assert params_faults(tree) == [
         "fetch: dataset is missing",
         "predict: model.${model.kind} is missing",
@@ -329,7 +387,9 @@ def test_finds_a_section_too_few_and_too_many(tree: Tree) -> None:
     ]
 
 
-def test_params_yaml_has_the_keys_of_its_schema_and_a_section_for_each_kind_of_model(tree: Tree) -> None:
+def test_params_yaml_has_the_keys_of_its_schema_and_a_section_for_each_kind_of_model(
+    tree: Tree,
+) -> None:
     assert schema_faults(tree) == []
     kinds = ModelParams.model_json_schema()["properties"]["kind"]["enum"]
     assert set(kinds) == set(ModelParams.model_fields) - {"kind"}
@@ -351,13 +411,15 @@ def test_nothing_imports_a_stage_and_only_train_and_predict_reach_tensorflow(tre
 
 def test_finds_an_import_across_layers(tree: Tree) -> None:
     tree.modules["stages.evaluate"] += "\nfrom stages.predict import probabilities"
-    tree.modules["stages.lib.metrics"] += "\nfrom .. import train\nfrom tensorflow import nn"
+    tree.modules["stages.lib.results.metrics"] += (
+        "\nfrom .. import train\nfrom tensorflow import nn"
+    )
     assert set(layer_faults(tree)) == {
         "stages.evaluate imports stages.predict",
         "stages.evaluate reaches TensorFlow",
         "stages.plot reaches TensorFlow",
-        "stages.lib.metrics imports stages.train",
-        "stages.lib.metrics imports TensorFlow",
+        "stages.lib.results.metrics imports stages.train",
+        "stages.lib.results.metrics imports TensorFlow",
     }
 
 
@@ -381,7 +443,10 @@ def test_metrics_and_plots_are_outs_and_templates_are_files(tree: Tree) -> None:
 
 def test_finds_a_plot_of_nothing(tree: Tree) -> None:
     tree.dvc["metrics"] = ["reports/scores.json"]
-    tree.dvc["plots"] += ["reports/figures/new.png", {"new": {"template": "pie", "y": {"reports/new.csv": "count"}}}]
+    tree.dvc["plots"] += [
+        "reports/figures/new.png",
+        {"new": {"template": "pie", "y": {"reports/new.csv": "count"}}},
+    ]
     assert report_faults(tree) == [
         "dvc.yaml: reports/figures/new.png is no out",
         "dvc.yaml: reports/new.csv is no out",

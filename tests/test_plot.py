@@ -14,7 +14,14 @@ from stages.lib.stage import StageError
 from tests.conftest import CLASSES, tiny_arrays
 
 Edit = Callable[[str, object], None]
-PICTURES = ["calibration.png", "classes.png", "confusion.png", "history.png", "pairs.png", "samples.png"]
+PICTURES = [
+    "calibration.png",
+    "classes.png",
+    "confusion.png",
+    "history.png",
+    "pairs.png",
+    "samples.png",
+]
 
 
 @pytest.fixture
@@ -48,7 +55,11 @@ def pictures() -> dict[str, bytes]:
 
 
 def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text) and text.get_text()]
+    return [
+        text.get_text()
+        for text in figure.findobj(Text)
+        if isinstance(text, Text) and text.get_text()
+    ]
 
 
 def test_all_seven_outs_are_written_and_the_same_bytes_at_every_run(predicted: Path) -> None:
@@ -56,12 +67,16 @@ def test_all_seven_outs_are_written_and_the_same_bytes_at_every_run(predicted: P
     assert sorted(first) == PICTURES
     assert all(content.startswith(b"\x89PNG") for content in first.values())
     assert len({*first.values()}) == 6
-    pd.testing.assert_frame_equal(pd.read_csv("reports/history.csv"), pd.read_csv("data/history.csv"))
+    pd.testing.assert_frame_equal(
+        pd.read_csv("reports/history.csv"), pd.read_csv("data/history.csv")
+    )
     assert sorted(path.name for path in Path("reports").iterdir()) == ["figures", "history.csv"]
     assert pictures() == first
 
 
-def test_each_number_and_each_input_changes_its_own_pictures_only(predicted: Path, edit: Edit) -> None:
+def test_each_number_and_each_input_changes_its_own_pictures_only(
+    predicted: Path, edit: Edit
+) -> None:
     before = pictures()
 
     def changed() -> list[str]:
@@ -88,10 +103,13 @@ def test_samples_are_training_images_under_their_own_names(predicted: Path) -> N
     figure = plot.draw_samples("Tiny", Path("data/raw"), count=9, seed=0)
     published = {
         (image.tobytes(), CLASSES[label])
-        for image, label in zip(tiny_arrays()["train_images"], tiny_arrays()["train_labels"], strict=True)
+        for image, label in zip(
+            tiny_arrays()["train_images"], tiny_arrays()["train_labels"], strict=True
+        )
     }
     shown = [
-        (np.asarray(axes.images[0].get_array()).astype(np.uint8).tobytes(), axes.get_title()) for axes in figure.axes
+        (np.asarray(axes.images[0].get_array()).astype(np.uint8).tobytes(), axes.get_title())
+        for axes in figure.axes
     ]
     assert len({*shown}) == 9
     assert {*shown} <= published
@@ -105,13 +123,17 @@ def test_more_samples_than_images_are_all_of_them(predicted: Path) -> None:
     assert "Tiny" in texts(figure)
 
 
-@pytest.mark.parametrize("path", ["data/raw/train_images.npy", "data/raw/train_labels.npy", "data/predictions.npz"])
+@pytest.mark.parametrize(
+    "path", ["data/raw/train_images.npy", "data/raw/train_labels.npy", "data/predictions.npz"]
+)
 def test_arrays_that_were_not_written_by_their_stage_are_refused_and_nothing_is_drawn(
     predicted: Path, path: str
 ) -> None:
     content = bytearray((predicted / path).read_bytes())
     content[200] ^= 1
     (predicted / path).write_bytes(content)
-    with pytest.raises(StageError, match=rf"^{path}: expected .*; dvc repro --force makes all anew$"):
+    with pytest.raises(
+        StageError, match=rf"^{path}: expected .*; dvc repro --force makes all anew$"
+    ):
         plot.main()
     assert not (predicted / "reports").exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stages import fetch, normalize, predict
-from stages.lib.models import build, keras
+from stages.lib.models.networks import build, keras
 from stages.lib.params import read_params
 from stages.lib.stage import StageError
 from tests.conftest import scaling
@@ -52,12 +52,16 @@ def test_probabilities_are_those_that_the_saved_weights_give(weights: list[np.nd
     for split, count in (("validation", 18), ("test", 30)):
         rows = np.load(f"data/normalized/{split}_images.npy").reshape(count, -1)
         probabilities = found[f"{split}_probabilities"]
-        np.testing.assert_allclose(probabilities, softmax(np.maximum(rows @ w1 + b1, 0) @ w2 + b2), atol=1e-6)
+        np.testing.assert_allclose(
+            probabilities, softmax(np.maximum(rows @ w1 + b1, 0) @ w2 + b2), atol=1e-6
+        )
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
         assert probabilities.dtype == np.float32
 
 
-def test_labels_are_those_of_the_images_and_the_parameters_are_counted(weights: list[np.ndarray]) -> None:
+def test_labels_are_those_of_the_images_and_the_parameters_are_counted(
+    weights: list[np.ndarray],
+) -> None:
     predict.main()
     found = predictions()
     assert {*found} == {
@@ -69,12 +73,16 @@ def test_labels_are_those_of_the_images_and_the_parameters_are_counted(weights: 
         "test_probabilities",
     }
     for split in ("validation", "test"):
-        np.testing.assert_array_equal(found[f"{split}_labels"], np.load(f"data/normalized/{split}_labels.npy"))
+        np.testing.assert_array_equal(
+            found[f"{split}_labels"], np.load(f"data/normalized/{split}_labels.npy")
+        )
     assert found["parameters"] == sum(array.size for array in weights) == 275
     assert found["multiply_adds"] == 30 * 8 + 8 * 3
 
 
-def test_no_validation_split_gives_empty_arrays_of_the_usual_shapes(project: Path, edit: Edit) -> None:
+def test_no_validation_split_gives_empty_arrays_of_the_usual_shapes(
+    project: Path, edit: Edit
+) -> None:
     edit("normalize.validation", 0)
     edit("model.kind", "linear")
     fetch.main()
@@ -85,7 +93,9 @@ def test_no_validation_split_gives_empty_arrays_of_the_usual_shapes(project: Pat
     assert found["validation_labels"].shape == (0,)
     assert found["validation_probabilities"].shape == (0, 3)
     rows = np.load("data/normalized/test_images.npy").reshape(30, -1)
-    np.testing.assert_allclose(found["test_probabilities"], softmax(rows @ weights + biases), atol=1e-6)
+    np.testing.assert_allclose(
+        found["test_probabilities"], softmax(rows @ weights + biases), atol=1e-6
+    )
 
 
 def test_images_of_more_than_one_chunk_are_all_predicted_in_their_order(tmp_path: Path) -> None:
@@ -123,14 +133,32 @@ def instead(file: h5py.File, link: object) -> None:
 @pytest.mark.parametrize(
     ("damage", "found"),
     [
-        pytest.param(lambda file: declared(file, (2**28,)), r"found float32 of shape \(268435456,\)", id="gigabyte"),
-        pytest.param(lambda file: declared(file, (30, 9)), r"found float32 of shape \(30, 9\)", id="other-shape"),
-        pytest.param(lambda file: file.move(KERNEL, "layers/dense/vars/2"), "found nothing", id="other-name"),
-        pytest.param(lambda file: file.create_dataset("code", (3,)), "nothing, found float32 .*", id="one-more"),
-        pytest.param(lambda file: file.create_group("vars/more"), "nothing, found Group", id="one-more-group"),
+        pytest.param(
+            lambda file: declared(file, (2**28,)),
+            r"found float32 of shape \(268435456,\)",
+            id="gigabyte",
+        ),
+        pytest.param(
+            lambda file: declared(file, (30, 9)),
+            r"found float32 of shape \(30, 9\)",
+            id="other-shape",
+        ),
+        pytest.param(
+            lambda file: file.move(KERNEL, "layers/dense/vars/2"), "found nothing", id="other-name"
+        ),
+        pytest.param(
+            lambda file: file.create_dataset("code", (3,)),
+            "nothing, found float32 .*",
+            id="one-more",
+        ),
+        pytest.param(
+            lambda file: file.create_group("vars/more"), "nothing, found Group", id="one-more-group"
+        ),
         pytest.param(lambda file: file.clear(), "found nothing", id="nothing"),
         pytest.param(
-            lambda file: declared(file, (30, 8), chunks=(30, 8), compression="gzip"), "found .* in pieces", id="packed"
+            lambda file: declared(file, (30, 8), chunks=(30, 8), compression="gzip"),
+            "found .* in pieces",
+            id="packed",
         ),
         pytest.param(
             lambda file: declared(file, (30, 8), external=[("/etc/passwd", 0, 960)]),
@@ -138,10 +166,18 @@ def instead(file: h5py.File, link: object) -> None:
             id="external-storage",
         ),
         pytest.param(
-            lambda file: instead(file, h5py.ExternalLink("other.h5", "/a")), "found ExternalLink", id="external-link"
+            lambda file: instead(file, h5py.ExternalLink("other.h5", "/a")),
+            "found ExternalLink",
+            id="external-link",
         ),
-        pytest.param(lambda file: instead(file, h5py.SoftLink("/vars")), "found SoftLink", id="soft-link"),
-        pytest.param(lambda file: instead(file, np.zeros((30, 8))), "found float64 of shape .*", id="other-dtype"),
+        pytest.param(
+            lambda file: instead(file, h5py.SoftLink("/vars")), "found SoftLink", id="soft-link"
+        ),
+        pytest.param(
+            lambda file: instead(file, np.zeros((30, 8))),
+            "found float64 of shape .*",
+            id="other-dtype",
+        ),
         pytest.param(lambda file: instead(file, file["/"]), "found Group", id="loop"),
     ],
 )
@@ -171,10 +207,16 @@ def test_a_page_in_place_of_weights_is_refused(weights: list[np.ndarray]) -> Non
     refused("expected a whole HDF5 file, found: .*signature.*; dvc repro")
 
 
-@pytest.mark.parametrize(("key", "value"), [("model.mlp.hidden", [9]), ("model.mlp.hidden", [8, 8])])
-def test_weights_of_another_shape_are_refused(weights: list[np.ndarray], edit: Edit, key: str, value: object) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"), [("model.mlp.hidden", [9]), ("model.mlp.hidden", [8, 8])]
+)
+def test_weights_of_another_shape_are_refused(
+    weights: list[np.ndarray], edit: Edit, key: str, value: object
+) -> None:
     edit(key, value)
-    refused(r"expected weights of model\.mlp in params\.yaml, 'layers/\S+' as .*, found .*; dvc repro")
+    refused(
+        r"expected weights of model\.mlp in params\.yaml, 'layers/\S+' as .*, found .*; dvc repro"
+    )
 
 
 def refused(reason: str) -> None:
@@ -182,13 +224,23 @@ def refused(reason: str) -> None:
     with pytest.raises(StageError) as caught:
         predict.main()
     assert re.fullmatch(rf"data/model\.weights\.h5: {reason}", str(caught.value)), caught.value
-    assert sorted(path.name for path in Path("data").iterdir()) == ["model.weights.h5", "normalized", "raw"]
+    assert sorted(path.name for path in Path("data").iterdir()) == [
+        "model.weights.h5",
+        "normalized",
+        "raw",
+    ]
 
 
-@pytest.mark.parametrize("name", ["test_images", "test_labels", "validation_images", "validation_labels"])
-def test_arrays_that_normalize_did_not_write_are_refused(weights: list[np.ndarray], name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["test_images", "test_labels", "validation_images", "validation_labels"]
+)
+def test_arrays_that_normalize_did_not_write_are_refused(
+    weights: list[np.ndarray], name: str
+) -> None:
     path = Path(f"data/normalized/{name}.npy")
     np.save(path, 1 - np.load(path))
-    with pytest.raises(StageError, match=rf"^{path}: expected .*, as data/normalized/scaling.json has it"):
+    with pytest.raises(
+        StageError, match=rf"^{path}: expected .*, as data/normalized/scaling.json has it"
+    ):
         predict.main()
     assert not Path("data/predictions.npz").exists()

@@ -22,7 +22,12 @@ def end(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
     return subprocess.run(
-        [sys.executable, script], env=environment, capture_output=True, text=True, check=False, timeout=30
+        [sys.executable, script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
     )
 
 
@@ -34,8 +39,16 @@ def test_a_stage_that_succeeds_says_only_what_it_printed(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("body", "line", "code"),
     [
-        ("raise StageError('oven: expected 200, found 20')", "bake: oven: expected 200, found 20", 1),
-        ("open('flour')", "bake: flour: expected the file, found none; dvc repro makes what is missing", 1),
+        (
+            "raise StageError('oven: expected 200, found 20')",
+            "bake: oven: expected 200, found 20",
+            1,
+        ),
+        (
+            "open('flour')",
+            "bake: flour: expected the file, found none; dvc repro makes what is missing",
+            1,
+        ),
         ("open('/')", "bake: [Errno 21] Is a directory: '/'", 1),
         ("signal.raise_signal(signal.SIGINT)", "bake: interrupted", 130),
     ],
@@ -97,7 +110,7 @@ def command(folder: Path, body: str) -> list[str]:
     """A stage `bake` with this `main`, and little patience."""
     (folder / "bake.py").write_text(
         "from stages.lib import files, stage\nimport hashlib, time\nfrom pathlib import Path\n"
-        "from stages.lib.files import replacing\nfrom stages.lib.packages import run_program\n"
+        "from stages.lib.files import replacing\nfrom stages.lib.sources.packages import run_program\n"
         f"stage.GRACE, stage.GLANCE = 0.7, 0.1\n{body}\nstage.run(main)\n"
     )
     return [sys.executable, str(folder / "bake.py")]
@@ -105,7 +118,9 @@ def command(folder: Path, body: str) -> list[str]:
 
 def started(*command: str, ready: bool = True, **environment: str) -> subprocess.Popen[str]:
     """Starts a command in a process group of its own, and waits until it has printed `ready`."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, which the tests may run under, is not its affair
+    before = signal.signal(
+        signal.SIGHUP, signal.SIG_DFL
+    )  # nohup, which the tests may run under, is not its affair
     process = subprocess.Popen(
         command,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
@@ -122,7 +137,11 @@ def started(*command: str, ready: bool = True, **environment: str) -> subprocess
 
 @pytest.mark.parametrize(
     ("number", "line"),
-    [(signal.SIGHUP, "ended by SIGHUP"), (signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")],
+    [
+        (signal.SIGHUP, "ended by SIGHUP"),
+        (signal.SIGINT, "interrupted"),
+        (signal.SIGTERM, "ended by SIGTERM"),
+    ],
 )
 @pytest.mark.parametrize("body", [WRITES, SWALLOWS, CALCULATES])
 def test_a_signal_ends_a_stage_with_one_line_and_its_code_and_leaves_no_part_of_a_file(
@@ -137,24 +156,37 @@ def test_a_signal_ends_a_stage_with_one_line_and_its_code_and_leaves_no_part_of_
     assert [path.name for path in tmp_path.iterdir()] == ["bake.py"]
 
 
-# What DVC does: starts the command in its own process group, in a shell, and waits; here it is killed.
+# What DVC does: starts the command in its own process group, in a shell, and waits; here it is
+# killed.
 DVC = "import subprocess, sys; subprocess.Popen(sys.argv[1:]){}"
 
 
-@pytest.mark.parametrize("shell", [[], ["sh", "-c", '"$@"; exit 3', "sh"]], ids=["no shell", "a shell that stays"])
+@pytest.mark.parametrize(
+    "shell", [[], ["sh", "-c", '"$@"; exit 3', "sh"]], ids=["no shell", "a shell that stays"]
+)
 @pytest.mark.parametrize("body", [WRITES, CALCULATES, FETCHES])
 def test_a_stage_ends_when_dvc_is_killed(tmp_path: Path, body: str, shell: list[str]) -> None:
     stage = ["env", "DVC_STAGE=bake", *shell, *command(tmp_path, body)]
     dvc = started(sys.executable, "-c", DVC.format(".wait()"), *stage)
     below = psutil.Process(dvc.pid).children(recursive=True)
     dvc.kill()
-    assert dvc.communicate(timeout=4) == ("", "bake: ended by SIGTERM\n")  # the pipes close when the last one ends
+    assert dvc.communicate(timeout=4) == (
+        "",
+        "bake: ended by SIGTERM\n",
+    )  # the pipes close when the last one ends
     assert psutil.wait_procs(below, timeout=2)[1] == []
     assert [path.name for path in tmp_path.iterdir()] == ["bake.py"]
 
 
 def test_a_stage_ends_when_dvc_went_before_it_could_look(tmp_path: Path) -> None:
-    dvc = started(sys.executable, "-c", DVC.format(""), *command(tmp_path, GOES_ON), DVC_STAGE="bake", ready=False)
+    dvc = started(
+        sys.executable,
+        "-c",
+        DVC.format(""),
+        *command(tmp_path, GOES_ON),
+        DVC_STAGE="bake",
+        ready=False,
+    )
     assert dvc.wait(timeout=4) == 0
     assert dvc.communicate(timeout=4)[1] == "bake: ended by SIGTERM\n"
     assert not (tmp_path / "loaf").exists()
@@ -167,7 +199,9 @@ def test_a_stage_that_a_person_started_outlives_the_shell(tmp_path: Path) -> Non
     assert (tmp_path / "loaf").exists()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells a program that its parent was killed")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere nothing tells a program that its parent was killed"
+)
 def test_a_program_that_fetches_ends_with_a_stage_that_is_killed(tmp_path: Path) -> None:
     stage = started(*command(tmp_path, FETCHES))
     while not (below := psutil.Process(stage.pid).children()) or below[0].name() != "sleep":
@@ -190,7 +224,9 @@ def test_ctrl_c_is_one_line_also_while_tensorflow_is_imported(project: Path, num
 
 def test_arguments_are_refused_because_a_stage_has_none(project: Path) -> None:
     fetch = started(sys.executable, "-m", "stages.fetch", "--source", "kaggle", ready=False)
-    line = "fetch: expected no arguments, found --source kaggle; what a stage does is in params.yaml\n"
+    line = (
+        "fetch: expected no arguments, found --source kaggle; what a stage does is in params.yaml\n"
+    )
     assert fetch.communicate(timeout=8) == ("", line)
     assert fetch.returncode == 1
     assert not (project / "data").exists()

@@ -1,4 +1,4 @@
-"""The stage train, on the tiny data set."""
+"""The stage train, on the tiny dataset."""
 
 import re
 import sys
@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 
 from stages import fetch, normalize, train
-from stages.lib import fitting, metrics
 from stages.lib.files import read_array, read_json, write_arrays, write_json
-from stages.lib.models import build, keras, tensorflow
+from stages.lib.models import training
+from stages.lib.models.networks import build, keras, tensorflow
 from stages.lib.params import TrainParams, read_params
+from stages.lib.results import metrics
 from stages.lib.stage import StageError
 from tests.conftest import scaling
 
@@ -33,7 +34,9 @@ def normalized(project: Path) -> Path:
 
 def split(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels."""
-    return np.load(f"data/normalized/{name}_images.npy"), np.load(f"data/normalized/{name}_labels.npy")
+    return np.load(f"data/normalized/{name}_images.npy"), np.load(
+        f"data/normalized/{name}_labels.npy"
+    )
 
 
 def measured(name: str) -> tuple[float, float]:
@@ -42,7 +45,9 @@ def measured(name: str) -> tuple[float, float]:
     model.load_weights("data/model.weights.h5")
     images, labels = split(name)
     probabilities = model.predict_on_batch(images)
-    return metrics.cross_entropy(labels, probabilities), float((probabilities.argmax(axis=1) == labels).mean())
+    return metrics.cross_entropy(labels, probabilities), float(
+        (probabilities.argmax(axis=1) == labels).mean()
+    )
 
 
 def outs() -> tuple[bytes, bytes]:
@@ -67,7 +72,14 @@ def test_the_seed_decides_every_byte_of_the_weights_and_of_the_history(
     assert outs()[1] != first[1]
 
     assert "Total params: 275" in said
-    assert len(re.findall(r"^epoch [12]/2  loss [\d.]+  accuracy [\d.]+  val_loss [\d.]+  val_acc", said, re.M)) == 2
+    assert (
+        len(
+            re.findall(
+                r"^epoch [12]/2  loss [\d.]+  accuracy [\d.]+  val_loss [\d.]+  val_acc", said, re.M
+            )
+        )
+        == 2
+    )
     assert re.search(r"^fit \d+\.\d s$", said, re.M)
     assert sorted(path.name for path in Path("data").iterdir()) == [
         "history.csv",
@@ -77,20 +89,26 @@ def test_the_seed_decides_every_byte_of_the_weights_and_of_the_history(
     ]
 
 
-def test_history_has_a_row_per_epoch_measured_on_the_validation_split(normalized: Path, edit: Edit) -> None:
+def test_history_has_a_row_per_epoch_measured_on_the_validation_split(
+    normalized: Path, edit: Edit
+) -> None:
     edit("train.epochs", 3)
     train.main()
     history = pd.read_csv("data/history.csv")
     assert [*history] == ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]
     assert [*history["epoch"]] == [1, 2, 3]
-    assert (*history[["val_loss", "val_accuracy"]].iloc[-1],) == pytest.approx(measured("validation"), abs=2e-6)
+    assert (*history[["val_loss", "val_accuracy"]].iloc[-1],) == pytest.approx(
+        measured("validation"), abs=2e-6
+    )
 
 
 def test_the_weights_are_the_models_and_not_the_optimizers(normalized: Path) -> None:
     train.main()
     sizes = []
     with h5py.File("data/model.weights.h5") as file:
-        file.visititems(lambda _, item: sizes.append(item.size) if isinstance(item, h5py.Dataset) else None)
+        file.visititems(
+            lambda _, item: sizes.append(item.size) if isinstance(item, h5py.Dataset) else None
+        )
     assert sum(sizes) == build(read_params().model, scaling()).count_params()
 
 
@@ -101,16 +119,22 @@ def test_the_test_split_is_not_looked_at_where_images_are_held_out(normalized: P
     assert Path("data/model.weights.h5").exists()
 
 
-def test_an_epoch_counts_every_training_image_once_whatever_the_batches(normalized: Path, edit: Edit) -> None:
+def test_an_epoch_counts_every_training_image_once_whatever_the_batches(
+    normalized: Path, edit: Edit
+) -> None:
     edit("train.batch_size", 7)  # 72 images: ten batches and a smaller one
     edit("train.epochs", 1)
-    edit("train.learning_rate", 1e-12)  # too small to move a weight: the epoch's mean is that of the saved weights
+    edit(
+        "train.learning_rate", 1e-12
+    )  # too small to move a weight: the epoch's mean is that of the saved weights
     train.main()
     history = pd.read_csv("data/history.csv")
     assert (*history[["loss", "accuracy"]].iloc[0],) == pytest.approx(measured("train"), abs=2e-6)
 
 
-def test_the_loss_falls_and_the_tiny_set_is_learned_with_nothing_held_out(project: Path, edit: Edit) -> None:
+def test_the_loss_falls_and_the_tiny_set_is_learned_with_nothing_held_out(
+    project: Path, edit: Edit
+) -> None:
     edit("normalize.validation", 0)
     edit("train.epochs", 10)
     edit("train.learning_rate", 0.03)
@@ -121,10 +145,14 @@ def test_the_loss_falls_and_the_tiny_set_is_learned_with_nothing_held_out(projec
     assert history["loss"].iloc[-1] < history["loss"].iloc[0] / 2
     assert measured("test")[1] > 0.9
     # The tutorial's protocol: the curves are those of the test split.
-    assert (*history[["val_loss", "val_accuracy"]].iloc[-1],) == pytest.approx(measured("test"), abs=2e-6)
+    assert (*history[["val_loss", "val_accuracy"]].iloc[-1],) == pytest.approx(
+        measured("test"), abs=2e-6
+    )
 
 
-def test_the_linear_model_is_trained_with_its_penalty_in_the_loss(normalized: Path, edit: Edit) -> None:
+def test_the_linear_model_is_trained_with_its_penalty_in_the_loss(
+    normalized: Path, edit: Edit
+) -> None:
     edit("model.kind", "linear")
     edit("model.linear.l2", 0.5)
     edit("train.batch_size", 1_000)  # more than there are images
@@ -134,7 +162,9 @@ def test_the_linear_model_is_trained_with_its_penalty_in_the_loss(normalized: Pa
     model = build(read_params().model, scaling())
     model.load_weights("data/model.weights.h5")
     penalty = 0.5 * float((model.get_weights()[0] ** 2).sum())
-    assert pd.read_csv("data/history.csv")["loss"][0] == pytest.approx(measured("train")[0] + penalty, abs=1e-4)
+    assert pd.read_csv("data/history.csv")["loss"][0] == pytest.approx(
+        measured("train")[0] + penalty, abs=1e-4
+    )
 
 
 def test_a_loss_that_is_no_number_stops_and_leaves_what_stood_there(normalized: Path) -> None:
@@ -147,7 +177,11 @@ def test_a_loss_that_is_no_number_stops_and_leaves_what_stood_there(normalized: 
     with pytest.raises(StageError, match=r"^epoch 1: expected a finite loss, found nan; .*$"):
         train.main()
     assert Path("data/history.csv").read_text() == "of the run before"
-    assert sorted(path.name for path in Path("data").iterdir()) == ["history.csv", "normalized", "raw"]
+    assert sorted(path.name for path in Path("data").iterdir()) == [
+        "history.csv",
+        "normalized",
+        "raw",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
@@ -155,7 +189,7 @@ def test_a_loss_that_is_no_number_stops_and_leaves_what_stood_there(normalized: 
 def test_a_loss_that_is_no_number_stops_within_the_epoch(
     normalized: Path, edit: Edit, kind: str, value: float, calls: int
 ) -> None:
-    class Counting(fitting.EpochLog):
+    class Counting(training.EpochLog):
         calls = 0
 
         def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
@@ -171,25 +205,30 @@ def test_a_loss_that_is_no_number_stops_within_the_epoch(
         log = Counting(2, file)
         stops = pytest.raises(StageError, match=r"^epoch 1: ") if np.isnan(value) else nullcontext()
         with stops:
-            fitting.fit(build(params.model, scaling), params.train, fed, fed, log)
+            training.fit(build(params.model, scaling), params.train, fed, fed, log)
     assert log.calls == calls
 
 
 def test_a_validation_loss_that_is_no_number_stops_too(tmp_path: Path) -> None:
     with (tmp_path / "history.csv").open("w") as file:
-        log = fitting.EpochLog(2, file)
+        log = training.EpochLog(2, file)
         log.on_epoch_begin(0)
         with pytest.raises(StageError, match="finite"):
-            log.on_epoch_end(0, {"loss": 9e9, "accuracy": 0.1, "val_loss": float("nan"), "val_accuracy": 0.1})
+            log.on_epoch_end(
+                0, {"loss": 9e9, "accuracy": 0.1, "val_loss": float("nan"), "val_accuracy": 0.1}
+            )
 
 
 def test_rows_are_on_disk_when_their_epoch_ends(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
     with path.open("w") as file:
-        log = fitting.EpochLog(12, file)
+        log = training.EpochLog(12, file)
         log.on_epoch_begin(0)
         log.on_epoch_end(0, {"val_accuracy": 0.25, "val_loss": 2, "accuracy": 1 / 3, "loss": 1.5})
-        assert path.read_text() == "epoch,loss,accuracy,val_loss,val_accuracy\n1,1.500000,0.333333,2.000000,0.250000\n"
+        assert (
+            path.read_text()
+            == "epoch,loss,accuracy,val_loss,val_accuracy\n1,1.500000,0.333333,2.000000,0.250000\n"
+        )
 
 
 def orders(seed: int, *, shuffled: bool) -> list[list[int]]:
@@ -197,7 +236,9 @@ def orders(seed: int, *, shuffled: bool) -> list[list[int]]:
     keras.utils.set_random_seed(seed)
     numbers = np.arange(10, dtype=np.uint8)
     images = tensorflow.constant(numbers.reshape(10, 1, 1), "float32")
-    fed = fitting.batches(images, tensorflow.constant(numbers), 4, shuffled=shuffled).as_numpy_iterator
+    fed = training.batches(
+        images, tensorflow.constant(numbers), 4, shuffled=shuffled
+    ).as_numpy_iterator
     epochs = [[*fed()] for _ in range(2)]
     assert all([len(labels) for _, labels in epoch] == [4, 4, 2] for epoch in epochs)
     assert all((images.ravel() == labels).all() for epoch in epochs for images, labels in epoch)
@@ -213,8 +254,12 @@ def test_each_epoch_feeds_every_image_once_in_an_order_of_its_own_that_the_seed_
     assert orders(0, shuffled=False) == [[*range(10)]] * 2
 
 
-def test_no_thread_that_tunes_is_waited_for_and_no_graph_is_rewritten_with_the_images_in_it() -> None:
-    fed = fitting.batches(tensorflow.zeros((2, 1, 1)), tensorflow.zeros(2, "uint8"), 1, shuffled=True)
+def test_no_thread_that_tunes_is_waited_for_and_no_graph_is_rewritten_with_the_images_in_it() -> (
+    None
+):
+    fed = training.batches(
+        tensorflow.zeros((2, 1, 1)), tensorflow.zeros(2, "uint8"), 1, shuffled=True
+    )
     assert fed.options().autotune.enabled is False
     assert fed.options().experimental_optimization.apply_default_optimizations is False
 
@@ -225,13 +270,21 @@ def test_fit_uses_the_parameters_given(normalized: Path) -> None:
     model = build(params.model, scaling())
     seen: list[int] = []
     counter = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch))
-    fitting.fit(model, params.train.model_copy(update={"learning_rate": 0.5}), split("train"), split("test"), counter)
+    training.fit(
+        model,
+        params.train.model_copy(update={"learning_rate": 0.5}),
+        split("train"),
+        split("test"),
+        counter,
+    )
     assert seen == [0, 1]
     assert float(model.optimizer.learning_rate) == 0.5
     assert int(model.optimizer.iterations) == 2 * 8  # epochs, and batches of 10 in 72 images
 
 
-def test_a_loop_over_several_batches_gives_what_single_steps_give_to_the_bit(normalized: Path, edit: Edit) -> None:
+def test_a_loop_over_several_batches_gives_what_single_steps_give_to_the_bit(
+    normalized: Path, edit: Edit
+) -> None:
     edit("train.batch_size", 12)  # 72 images: six batches, in one loop
     params = read_params()
     weights = []
@@ -241,18 +294,25 @@ def test_a_loop_over_several_batches_gives_what_single_steps_give_to_the_bit(nor
         model = build(params.model, scaling())
         train_split, other = (
             (
-                fitting.tensor(Path(f"data/normalized/{name}_images.npy")),
-                fitting.tensor(Path(f"data/normalized/{name}_labels.npy")),
+                training.tensor(Path(f"data/normalized/{name}_images.npy")),
+                training.tensor(Path(f"data/normalized/{name}_labels.npy")),
             )
             for name in ("train", "test")
         )
         if looped:
-            fitting.fit(model, params.train, train_split, other, keras.callbacks.Callback())
+            training.fit(model, params.train, train_split, other, keras.callbacks.Callback())
         else:
             model.compile(
-                keras.optimizers.Adam(params.train.learning_rate), "sparse_categorical_crossentropy", jit_compile=True
+                keras.optimizers.Adam(params.train.learning_rate),
+                "sparse_categorical_crossentropy",
+                jit_compile=True,
             )
-            model.fit(fitting.batches(*train_split, 12, shuffled=True), shuffle=False, epochs=2, verbose=0)
+            model.fit(
+                training.batches(*train_split, 12, shuffled=True),
+                shuffle=False,
+                epochs=2,
+                verbose=0,
+            )
         assert int(model.optimizer.iterations) == 2 * 6
         weights.append(model.get_weights())
     for one, other_one in zip(*weights, strict=True):
@@ -274,7 +334,9 @@ def test_the_seed_decides_every_byte_of_each_kind(normalized: Path, edit: Edit, 
     assert results[0][0] != results[2][0]
 
 
-def test_the_convolutional_network_is_trained_and_restored_with_its_running_means(normalized: Path, edit: Edit) -> None:
+def test_the_convolutional_network_is_trained_and_restored_with_its_running_means(
+    normalized: Path, edit: Edit
+) -> None:
     edit("model.kind", "cnn")
     edit("model.cnn.filters", [4])
     edit("train.epochs", 20)
@@ -282,7 +344,9 @@ def test_the_convolutional_network_is_trained_and_restored_with_its_running_mean
     train.main()
     history = pd.read_csv("data/history.csv")
     assert history["loss"].iloc[-1] < history["loss"].iloc[0] / 2
-    assert (*history[["val_loss", "val_accuracy"]].iloc[-1],) == pytest.approx(measured("validation"), abs=1e-5)
+    assert (*history[["val_loss", "val_accuracy"]].iloc[-1],) == pytest.approx(
+        measured("validation"), abs=1e-5
+    )
 
 
 def with_schedule(schedule: Literal["constant", "one_cycle"]) -> TrainParams:
@@ -291,7 +355,7 @@ def with_schedule(schedule: Literal["constant", "one_cycle"]) -> TrainParams:
 
 def rates(steps: int) -> np.ndarray:
     """The learning rate before each step of a cycle, and after the last."""
-    schedule: Any = fitting.learning_rate(with_schedule("one_cycle"), steps)
+    schedule: Any = training.learning_rate(with_schedule("one_cycle"), steps)
     return np.array([float(schedule(step)) for step in range(steps + 1)])
 
 
@@ -303,7 +367,7 @@ def trained() -> bytes:
 
 
 def test_a_constant_learning_rate_is_one_number() -> None:
-    assert fitting.learning_rate(with_schedule("constant"), 100) == 0.006
+    assert training.learning_rate(with_schedule("constant"), 100) == 0.006
 
 
 def test_one_cycle_climbs_over_three_tenths_of_the_steps_and_falls_to_zero() -> None:
@@ -337,7 +401,9 @@ def test_the_same_seed_gives_the_same_bytes_with_one_cycle_and_others_than_witho
 
 def test_refuses_a_schedule_that_it_does_not_know(project: Path, edit: Edit) -> None:
     edit("train.schedule", "cosine")
-    with pytest.raises(StageError, match=r"train.schedule: expected 'constant' or 'one_cycle', found 'cosine'"):
+    with pytest.raises(
+        StageError, match=r"train.schedule: expected 'constant' or 'one_cycle', found 'cosine'"
+    ):
         read_params()
 
 
@@ -345,7 +411,7 @@ def test_training_from_mapped_files_gives_what_loaded_arrays_give(
     normalized: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mapped = trained()
-    monkeypatch.setattr(fitting, "tensor", np.load)
+    monkeypatch.setattr(training, "tensor", np.load)
     assert trained() == mapped
 
 
@@ -353,23 +419,34 @@ def test_training_from_mapped_files_gives_what_loaded_arrays_give(
 def test_a_tensor_is_the_file_itself_not_a_copy(tmp_path: Path) -> None:
     path = tmp_path / "images.npy"
     np.save(path, np.arange(12, dtype=np.float32).reshape(3, 2, 2))
-    np.testing.assert_array_equal(fitting.tensor(path).numpy(), read_array(path))
-    tensor = fitting.tensor(path)
+    np.testing.assert_array_equal(training.tensor(path).numpy(), read_array(path))
+    tensor = training.tensor(path)
     address = np.asarray(memoryview(tensor)).ctypes.data
-    mapped = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
-    assert any(int(start, 16) <= address < int(end, 16) for start, end in (line.split("-") for line in mapped))
+    mapped = [
+        line.split()[0]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if str(path) in line
+    ]
+    assert any(
+        int(start, 16) <= address < int(end, 16)
+        for start, end in (line.split("-") for line in mapped)
+    )
 
 
 def test_an_empty_split_is_an_empty_tensor(tmp_path: Path) -> None:
     path = tmp_path / "images.npy"
     np.save(path, np.empty((0, 6, 5), np.float32))
-    assert fitting.tensor(path).shape == (0, 6, 5)
+    assert training.tensor(path).shape == (0, 6, 5)
 
 
-@pytest.mark.parametrize("name", ["train_images", "train_labels", "validation_images", "validation_labels"])
+@pytest.mark.parametrize(
+    "name", ["train_images", "train_labels", "validation_images", "validation_labels"]
+)
 def test_arrays_that_normalize_did_not_write_are_refused(normalized: Path, name: str) -> None:
     path = Path(f"data/normalized/{name}.npy")
     np.save(path, 1 - np.load(path))
-    with pytest.raises(StageError, match=rf"^{path}: expected .*, as data/normalized/scaling.json has it"):
+    with pytest.raises(
+        StageError, match=rf"^{path}: expected .*, as data/normalized/scaling.json has it"
+    ):
         train.main()
     assert not Path("data/model.weights.h5").exists()

@@ -15,7 +15,11 @@ from tests.conftest import Clone
 from tools import verify
 
 CLEAN = "verify: the cache and every out are as dvc.lock tells\n"
-HISTORY, NORMALIZED, WEIGHTS = Path("data/history.csv"), Path("data/normalized"), Path("data/model.weights.h5")
+HISTORY, NORMALIZED, WEIGHTS = (
+    Path("data/history.csv"),
+    Path("data/normalized"),
+    Path("data/model.weights.h5"),
+)
 METRICS = Path("reports/metrics.json")
 
 
@@ -59,7 +63,9 @@ def cut(path: Path, to: float) -> None:
 
 def lock(pid: int) -> None:
     holder = {"pid": pid, "cmd": "dvc repro"}
-    verify.RWLOCK.write_text(json.dumps({"write": {"/x/data/raw": holder}, "read": {"/x/dvc.yaml": [holder]}}))
+    verify.RWLOCK.write_text(
+        json.dumps({"write": {"/x/data/raw": holder}, "read": {"/x/dvc.yaml": [holder]}})
+    )
 
 
 def ended() -> int:
@@ -77,7 +83,12 @@ LOST = rf"{OBJECT}(\.dir)?: expected an object of data/\w+(\.csv)?, found nothin
 @pytest.mark.parametrize(
     ("plant", "fault", "commands"),
     [
-        pytest.param(lambda: flip(cached(HISTORY)), FLIPPED, "rm -rf OBJECT; dvc commit train", id="object-flipped"),
+        pytest.param(
+            lambda: flip(cached(HISTORY)),
+            FLIPPED,
+            "rm -rf OBJECT; dvc commit train",
+            id="object-flipped",
+        ),
         pytest.param(
             lambda: flip(cached(NORMALIZED / "test_images.npy")),
             FLIPPED,
@@ -85,16 +96,23 @@ LOST = rf"{OBJECT}(\.dir)?: expected an object of data/\w+(\.csv)?, found nothin
             id="object-in-folder-flipped",
         ),
         pytest.param(
-            lambda: flip(cached(NORMALIZED)), FLIPPED, r"rm -rf OBJECT\.dir; dvc commit normalize", id="list-flipped"
+            lambda: flip(cached(NORMALIZED)),
+            FLIPPED,
+            r"rm -rf OBJECT\.dir; dvc commit normalize",
+            id="list-flipped",
         ),
-        pytest.param(lambda: cached(HISTORY).unlink(), LOST, "dvc commit train", id="object-missing"),
+        pytest.param(
+            lambda: cached(HISTORY).unlink(), LOST, "dvc commit train", id="object-missing"
+        ),
         pytest.param(
             lambda: cached(NORMALIZED / "test_images.npy").unlink(),
             LOST,
             "dvc commit normalize",
             id="object-in-folder-missing",
         ),
-        pytest.param(lambda: cached(NORMALIZED).unlink(), LOST, "dvc commit normalize", id="list-missing"),
+        pytest.param(
+            lambda: cached(NORMALIZED).unlink(), LOST, "dvc commit normalize", id="list-missing"
+        ),
         pytest.param(
             lambda: cached(HISTORY).with_name("half").touch(),
             r"\.dvc/cache/files/md5/\w\w/half: expected the content that its name tells, found MD5 d41d\w{28}",
@@ -192,7 +210,10 @@ def test_each_fault_is_named_with_what_mends_it_and_nothing_else_is(
 
 def test_a_dvc_at_work_is_waited_for(clone: Clone) -> None:
     lock(os.getpid())
-    with pytest.raises(StageError, match=rf"rwlock: expected no DVC at work, found process {os.getpid()} \(dvc repro"):
+    with pytest.raises(
+        StageError,
+        match=rf"rwlock: expected no DVC at work, found process {os.getpid()} \(dvc repro",
+    ):
         verify.check()
 
 
@@ -208,7 +229,9 @@ def mend(clone: Clone) -> str:
     return faults
 
 
-def test_a_cache_with_lost_and_flipped_objects_is_filled_from_outs_that_are_whole(clone: Clone) -> None:
+def test_a_cache_with_lost_and_flipped_objects_is_filled_from_outs_that_are_whole(
+    clone: Clone,
+) -> None:
     for path in (HISTORY, NORMALIZED / "train_images.npy", Path("data/raw")):
         flip(cached(path))
     for path in (WEIGHTS, Path("data/predictions.npz"), NORMALIZED / "test_labels.npy"):
@@ -226,7 +249,9 @@ def test_outs_that_differ_come_back(clone: Clone) -> None:
     assert len(mend(clone).splitlines()) == 5
 
 
-def test_a_byte_flipped_in_the_cache_goes_unnoticed_by_dvc_until_verify_finds_and_mends_it(clone: Clone) -> None:
+def test_a_byte_flipped_in_the_cache_goes_unnoticed_by_dvc_until_verify_finds_and_mends_it(
+    clone: Clone,
+) -> None:
     flip(cached(WEIGHTS))
     before = verify.md5(WEIGHTS)
     WEIGHTS.unlink()

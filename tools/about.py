@@ -17,7 +17,9 @@ def cpu() -> dict[str, str]:
     """The CPU as it names itself, how much of it may be used, and the widest vectors that it computes with."""
     text = CPUINFO.read_text(encoding="utf-8") if CPUINFO.exists() else ""
     named = re.search(r"^model name\s*: (.+)", text, re.M)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count()
+    usable = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count()
+    )
     vectors = [name for name in ("avx512f", "avx2", "avx") if re.search(rf"\b{name}\b", text)]
     return {
         "CPU": named[1] if named else platform.processor() or platform.machine(),

@@ -10,28 +10,29 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from stages.lib.figures import BLUE, GREY, INK, ORANGE
 from stages.lib.files import replacing, write_csv, write_figure
+from stages.lib.results.figures import BLUE, GRAY, INK, ORANGE
 from stages.lib.stage import StageError, run
-from tools.runs import Run, read_runs
-from tools.verdicts import BETTER, Verdict, interval, single, verdicts
+from tools.lib.runs import Run, read_runs
+from tools.lib.significance import BETTER, Verdict, interval, single, verdicts
 
 MEANS = ("errors", "loss", "ece", "parameters", "multiply_adds")
 HEADER = (
-    *("data set", "model", "runs", "differs in", "seeds", "accuracy", "95 % interval"),
+    *("dataset", "model", "runs", "differs in", "seeds", "accuracy", "95 % interval"),
     *("errors", "loss", "ECE", "parameters", "multiply-adds"),
 )
 NUMBERS = """\
-Accuracy is that of the test split, the mean and standard deviation over the seeds. Its interval is that of the mean
-over seeds, for these test images; of a single model, that of the accuracy over images (Wilson). Loss is in nats; ECE is
-the expected calibration error; multiply-adds are those to predict one image. Data sets stand side by side and are not
+Accuracy is that of the test split, the mean and standard deviation over the seeds. Its interval is
+that of the mean over seeds, for these test images; of a single model, that of the accuracy over
+images (Wilson). Loss is in nats; ECE is the expected calibration error; multiply-adds are those to
+predict one image. Datasets stand side by side and are not
 compared: an accuracy on one says nothing of an accuracy on another.
 """
 PAIRS = """
-Of two settings, the difference is that of runs of the same seed, and p is for other seeds on these images; of two
-single models, p is for other images. It is corrected for all pairs on the data set (Holm). The 95 % intervals are not:
-one may leave out 0 where p shows nothing. That over images is for these models on other images, whatever p says of
-other seeds.
+Of two settings, the difference is that of runs of the same seed, and p is for other seeds on these
+images; of two single models, p is for other images. It is corrected for all pairs on the dataset
+(Holm). The 95 % intervals are not: one may leave out 0 where p shows nothing. That over images is
+for these models on other images, whatever p says of other seeds.
 """
 
 
@@ -42,18 +43,18 @@ def grouped(runs: Sequence[Run]) -> list[list[Run]]:
         runs: In any order.
 
     Returns:
-        Groups by data set, then by mean accuracy, best first; each by seed, a seed once.
+        Groups by dataset, then by mean accuracy, best first; each by seed, a seed once.
 
     Raises:
-        StageError: Two runs agree in all that decides the predictions, and differ in these; or a data set has other
-            images in one run than in another.
+        StageError: Two runs agree in all that decides the predictions, and differ in these; or a
+            dataset has other images in one run than in another.
     """
     groups: dict[tuple[str, str], dict[int, Run]] = {}
     images: dict[str, Run] = {}
     for each in runs:
         if images.setdefault(each.dataset, each).images != each.images:
             raise StageError(
-                f"{each.name}: expected the images of {images[each.dataset].name}, whose data set is {each.dataset} "
+                f"{each.name}: expected the images of {images[each.dataset].name}, whose dataset is {each.dataset} "
                 "too, found others, or other classes; name runs on the same data"
             )
         group = groups.setdefault((each.dataset, each.setting), {})
@@ -64,7 +65,9 @@ def grouped(runs: Sequence[Run]) -> list[list[Run]]:
                 "found others; name only one of the two (was one run on another machine?)"
             )
     ordered = [[group[seed] for seed in sorted(group)] for group in groups.values()]
-    return sorted(ordered, key=lambda group: (group[0].dataset, -np.mean(accuracies(group)), group[0].name))
+    return sorted(
+        ordered, key=lambda group: (group[0].dataset, -np.mean(accuracies(group)), group[0].name)
+    )
 
 
 def accuracies(group: Sequence[Run]) -> list[float]:
@@ -96,7 +99,10 @@ def named(groups: Sequence[Sequence[Run]]) -> list[str]:
     for kind, setting in settings:
         of_kind = numbers.setdefault(kind, {})
         of_kind.setdefault(setting, len(of_kind) + 1)
-    return [f"{kind} {numbers[kind][setting]}" if len(numbers[kind]) > 1 else kind for kind, setting in settings]
+    return [
+        f"{kind} {numbers[kind][setting]}" if len(numbers[kind]) > 1 else kind
+        for kind, setting in settings
+    ]
 
 
 def row(group: Sequence[Run], name: str, differs: str) -> dict[str, object]:
@@ -167,15 +173,17 @@ def sentence(verdict: Verdict, first: str, second: str) -> str:
 
 
 def picture(table: pd.DataFrame) -> Figure:
-    """Mean accuracies with their intervals, a panel with a scale of its own for each data set."""
+    """Mean accuracies with their intervals, a panel with a scale of its own for each dataset."""
     datasets = [*dict.fromkeys(table["dataset"])]
     counts = [int((table["dataset"] == dataset).sum()) for dataset in datasets]
     figure = Figure((8, sum(1.1 + 0.4 * count for count in counts)), layout="constrained")
-    panels = figure.subplots(len(datasets), 1, squeeze=False, height_ratios=[count + 1 for count in counts])[:, 0]
+    panels = figure.subplots(
+        len(datasets), 1, squeeze=False, height_ratios=[count + 1 for count in counts]
+    )[:, 0]
     for axes, dataset in zip(panels, datasets, strict=True):
         part = table[table["dataset"] == dataset]
         rows = np.arange(len(part))
-        axes.hlines(rows, part["low"], part["high"], color=GREY, linewidth=6)
+        axes.hlines(rows, part["low"], part["high"], color=GRAY, linewidth=6)
         filled = [BLUE if std == std else "white" for std in part["std"]]
         axes.scatter(part["accuracy"], rows, color=filled, edgecolor=BLUE, zorder=2)
         for y, (_, each) in zip(rows, part.iterrows(), strict=True):
@@ -208,13 +216,18 @@ def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
         second: Another one on the same images.
 
     Returns:
-        A row for each: index (in the test split), label, and what each of the two predicts; and a picture of eight at
-        most of each.
+        A row for each: index (in the test split), label, and what each of the two predicts; and a
+        picture of eight at most of each.
     """
-    images, names = first.read("data/raw/test_images.npy"), np.array(first.read("data/raw/dataset.json")["classes"])
+    images, names = (
+        first.read("data/raw/test_images.npy"),
+        np.array(first.read("data/raw/dataset.json")["classes"]),
+    )
     labels = first.read("data/predictions.npz")["test_labels"]
     runs = (first, second)
-    guesses = [run.read("data/predictions.npz")["test_probabilities"].argmax(axis=1) for run in runs]
+    guesses = [
+        run.read("data/predictions.npz")["test_probabilities"].argmax(axis=1) for run in runs
+    ]
     mistaken = [guess != labels for guess in guesses]
     chosen = np.flatnonzero(mistaken[0] != mistaken[1])
     table = pd.DataFrame({"index": chosen, "label": names[labels[chosen]]})
@@ -222,10 +235,12 @@ def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
         table[f"predicted by {each.name}"] = names[guess[chosen]]
     figure = Figure((11, 5), layout="constrained")
     rows = figure.subfigures(2, 1, squeeze=False)[:, 0]
-    for row, each, own, other, colour in zip(rows, runs, mistaken, mistaken[::-1], (BLUE, ORANGE), strict=True):
+    for row, each, own, other, color in zip(
+        rows, runs, mistaken, mistaken[::-1], (BLUE, ORANGE), strict=True
+    ):
         only = table[(own & ~other)[chosen]]
         title = f"only {each.name} is wrong: the first {min(8, len(only))} of {len(only):,}"
-        row.suptitle(title, x=0.01, ha="left", fontweight="bold", color=colour)
+        row.suptitle(title, x=0.01, ha="left", fontweight="bold", color=color)
         for axes, shown in zip_longest(row.subplots(1, 8), only[:8].to_dict("records")):
             axes.set_axis_off()
             if shown:
@@ -240,24 +255,35 @@ def lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * width for width in widths]
     return [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells_, widths, strict=True)) + " |"
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(cells_, widths, strict=True))
+        + " |"
         for cells_ in (header, rule, *rows)
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.compare", description=__doc__)
-    parser.add_argument("revisions", nargs="*", metavar="REV", help="experiment, branch, tag or commit")
-    parser.add_argument("--all", action="store_true", help="all experiments, on whatever commit they stand")
-    parser.add_argument("--out", type=Path, default=Path("reports"), help="where comparison.* goes (reports)")
+    parser.add_argument(
+        "revisions", nargs="*", metavar="REV", help="experiment, branch, tag or commit"
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="all experiments, on whatever commit they stand"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("reports"), help="where comparison.* goes (reports)"
+    )
     args = parser.parse_args()
     groups = grouped(read_runs(args.revisions, every=args.all))
     names = named(groups)
     rows = [row(*each) for each in zip(groups, names, differing(groups), strict=True)]
     table = pd.DataFrame(rows)
     found = verdicts(groups)
-    said = [f"- {groups[i][0].dataset}: {sentence(v, names[i], names[j])}." for (i, j), v in found.items()]
-    said = said or ["- nothing to test: no two settings on one data set."]
+    said = [
+        f"- {groups[i][0].dataset}: {sentence(v, names[i], names[j])}."
+        for (i, j), v in found.items()
+    ]
+    said = said or ["- nothing to test: no two settings on one dataset."]
     shown = lines(HEADER, [cells(each) for each in rows])
     text = "\n".join([*shown, "", *said, "", NUMBERS + PAIRS * bool(found)])
     print(text)
@@ -274,7 +300,9 @@ def main() -> None:
     write_csv(args.out / "comparison.csv", table.assign(runs=table["runs"].str.join(", ")))
     with replacing(args.out / "comparison.md") as partial:
         partial.write_text(f"# Comparison\n\n{text}", encoding="utf-8")
-    print(f"{args.out}/comparison.md, .csv, .png{', comparison_images.csv, .png' * images[0].exists()}")
+    print(
+        f"{args.out}/comparison.md, .csv, .png{', comparison_images.csv, .png' * images[0].exists()}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs the standard grid of experiments: every kind of model on both data sets, with several seeds each."""
+"""Runs the standard grid of experiments: every kind of model on both datasets, with several seeds each."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ from tempfile import TemporaryFile
 from dvc.repo import Repo
 
 from stages.lib.stage import StageError, run
-from tools.runs import read_run
+from tools.lib.runs import read_run
 
 DATASETS = ("mnist", "fashion_mnist")
 # Each setting of the grid: where it differs from params.yaml, and how many seeds it gets.
@@ -37,7 +37,13 @@ SETTINGS: dict[str, dict[str, object]] = {
         "train.epochs": 16,
     },
 }
-SEEDS = {"linear": 5, "pca_knn": 5, "mlp": 5, "mlp_dropout": 5, "cnn": 3}  # the costly one with fewer
+SEEDS = {
+    "linear": 5,
+    "pca_knn": 5,
+    "mlp": 5,
+    "mlp_dropout": 5,
+    "cnn": 3,
+}  # the costly one with fewer
 GLANCE = 5  # seconds between two looks at the queue
 MISSES = 5  # looks in a row that find no worker, before another one is started: a busy one does not always answer
 STARTS = 3  # of workers that end before their work, without an experiment that ended well between
@@ -57,10 +63,11 @@ def grid() -> dict[str, dict[str, object]]:
 def call(*command: str) -> str:
     """Runs a command; what it prints.
 
-    It goes into files: DVC's worker outlives the command that starts it, and would hold a pipe open to its own end.
+    It goes into files: DVC's worker outlives the command that starts it, and would hold a pipe open
+    to its own end.
 
-    An interrupt is handed on to all that it started, and waited for: DVC, killed while it queues or runs an experiment,
-    would leave the workspace with the experiment's parameters.
+    An interrupt is handed on to all that it started, and waited for: DVC, killed while it queues or
+    runs an experiment, would leave the workspace with the experiment's parameters.
 
     Raises:
         StageError: It failed.
@@ -122,12 +129,18 @@ def look(head: str = "") -> Look:
             raise StageError(
                 f"git: expected HEAD to stay at {head[:7]}, found {found[:7]}; git checkout, and start again"
             )
-        finished = {name: commit for named in repo.experiments.ls().values() for name, commit in named}
+        finished = {
+            name: commit for named in repo.experiments.ls().values() for name, commit in named
+        }
         waiting = {
-            entry.name for entry in chain(queue.iter_queued(), queue.iter_active()) if entry.baseline_rev == found
+            entry.name
+            for entry in chain(queue.iter_queued(), queue.iter_active())
+            if entry.baseline_rev == found
         }
         failed = {
-            done.entry.stash_rev: done.entry.name for done in queue.iter_failed() if done.entry.baseline_rev == found
+            done.entry.stash_rev: done.entry.name
+            for done in queue.iter_failed()
+            if done.entry.baseline_rev == found
         }
         return Look(found, finished, waiting, failed, bool(queue.worker_status()))
 
@@ -155,7 +168,9 @@ def run_serially(todo: Grid, head: str) -> list[str]:
             said = f"failed: {error}"
         else:
             said = told(name, look(head).finished[name])
-        print(f"{number}/{len(todo)}  {name}  {said}  {time.perf_counter() - start:.0f} s", flush=True)
+        print(
+            f"{number}/{len(todo)}  {name}  {said}  {time.perf_counter() - start:.0f} s", flush=True
+        )
     return failed
 
 
@@ -195,22 +210,37 @@ def run_in_queue(todo: Grid, head: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.experiments", description=__doc__)
-    parser.add_argument("--serial", action="store_true", help="one after another in this process, without DVC's queue")
-    parser.add_argument("--only", metavar="TEXT", default="", help="one experiment by name, or all with this in it")
+    parser.add_argument(
+        "--serial",
+        action="store_true",
+        help="one after another in this process, without DVC's queue",
+    )
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help="one experiment by name, or all with this in it"
+    )
     args = parser.parse_args()
     chosen = {name: values for name, values in grid().items() if args.only in name}
-    chosen = {args.only: chosen[args.only]} if args.only in chosen else chosen  # a whole name means itself alone
+    chosen = (
+        {args.only: chosen[args.only]} if args.only in chosen else chosen
+    )  # a whole name means itself alone
     if not chosen:
-        raise StageError(f"--only: expected a part of a name such as {next(iter(grid()))}, found {args.only!r}")
+        raise StageError(
+            f"--only: expected a part of a name such as {next(iter(grid()))}, found {args.only!r}"
+        )
     # What is finished is known by its name and the commit alone.
-    changed = call("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!reports", ":!dvc.lock")
+    changed = call(
+        "git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!reports", ":!dvc.lock"
+    )
     if changed:
         raise StageError(
             f"git: expected no change since the last commit, found {changed.split()[1]}; commit it, or git restore it"
         )
     seen = look()
     todo = {name: values for name, values in chosen.items() if name not in seen.finished}
-    print(f"{len(chosen) - len(todo)} of {len(chosen)} experiments are there, {len(todo)} to run", flush=True)
+    print(
+        f"{len(chosen) - len(todo)} of {len(chosen)} experiments are there, {len(todo)} to run",
+        flush=True,
+    )
     if args.serial and (queued := sorted(seen.waiting & todo.keys())):
         raise StageError(
             f"queue: expected none of the experiments to run, found {queued[0]}; dvc queue kill, dvc queue remove --all"
@@ -219,10 +249,15 @@ def main() -> None:
         failed = (run_serially if args.serial else run_in_queue)(todo, seen.head)
     except KeyboardInterrupt:
         if not args.serial:
-            print("what is queued stays so, and a worker that runs goes on; dvc queue stop --kill ends it", flush=True)
+            print(
+                "what is queued stays so, and a worker that runs goes on; dvc queue stop --kill ends it",
+                flush=True,
+            )
         raise
     if failed:
-        raise StageError(f"expected all to end well, found that {len(failed)} failed: {', '.join(failed)}")
+        raise StageError(
+            f"expected all to end well, found that {len(failed)} failed: {', '.join(failed)}"
+        )
     print("make compare: which is better")
 
 

@@ -24,7 +24,9 @@ RWLOCK = Path(".dvc/tmp/rwlock")
 def md5(path: Path) -> str:
     """The MD5 by which DVC knows a file or a folder, whatever DVC remembers of it; of nothing, `nothing`."""
     if path.is_dir():
-        files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
+        files = sorted(
+            (file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file()
+        )
         listing = json.dumps([{"md5": md5(file), "relpath": name} for name, file in files])
         return hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest() + ".dir"
     if not path.exists():
@@ -53,7 +55,8 @@ class Findings:
         """What a person types to mend it, in order; each does no harm where there is nothing to do."""
         restore = [f"git restore {LOCK}"] if self.restore else []
         remove = [shlex.join(["rm", "-rf", *map(str, self.remove)])] if self.remove else []
-        # The runs of a stage that DVC remembers would bring back what is in the cache: it has to be whole by then.
+        # The runs of a stage that DVC remembers would bring back what is in the cache: it has to be
+        # whole by then.
         return [*restore, *remove, *(f"dvc commit {name}" for name in self.commit), "dvc repro"]
 
 
@@ -67,12 +70,19 @@ def check_rwlock(found: Findings) -> None:
         found.faults.append(f"{RWLOCK}: expected JSON of DVC's, found {RWLOCK.read_bytes()[:40]!r}")
         found.remove.append(RWLOCK)
         return
-    holders = {holder["pid"]: holder["cmd"] for holder in chain(locks["write"].values(), *locks["read"].values())}
+    holders = {
+        holder["pid"]: holder["cmd"]
+        for holder in chain(locks["write"].values(), *locks["read"].values())
+    }
     for pid, command in holders.items():
         if psutil.pid_exists(pid):
-            raise StageError(f"{RWLOCK}: expected no DVC at work, found process {pid} ({command}); wait for its end")
+            raise StageError(
+                f"{RWLOCK}: expected no DVC at work, found process {pid} ({command}); wait for its end"
+            )
     if holders:
-        found.faults.append(f"{RWLOCK}: expected no lock, found those of processes that ended: {[*holders]}")
+        found.faults.append(
+            f"{RWLOCK}: expected no lock, found those of processes that ended: {[*holders]}"
+        )
         found.remove.append(RWLOCK)
 
 
@@ -80,7 +90,9 @@ def check_cache(found: Findings) -> None:
     """Hashes every object of the cache, also those of earlier runs: DVC trusts them while they are read-only."""
     for path in sorted(CACHE.glob("??/*")):
         if (content := md5(path)) != path.parent.name + path.name.removesuffix(".dir"):
-            found.faults.append(f"{path}: expected the content that its name tells, found MD5 {content}")
+            found.faults.append(
+                f"{path}: expected the content that its name tells, found MD5 {content}"
+            )
             found.remove.append(path)
 
 
@@ -100,10 +112,14 @@ def locked_outs() -> dict[str, dict[str, str]]:
     except (StageError, OSError, LookupError, TypeError, AttributeError):
         outs = {}
     if not outs or not text.endswith("\n"):
-        raise StageError(f"{LOCK}: expected the outs of each stage, found {len(text):,} characters, cut off")
+        raise StageError(
+            f"{LOCK}: expected the outs of each stage, found {len(text):,} characters, cut off"
+        )
     for name, paths in pipeline_outs().items():
         if missing := paths.keys() - outs.get(name, {}).keys():
-            raise StageError(f"{LOCK}: expected the outs of each stage, found none of {name}: {sorted(missing)}")
+            raise StageError(
+                f"{LOCK}: expected the outs of each stage, found none of {name}: {sorted(missing)}"
+            )
     return outs
 
 
@@ -161,7 +177,9 @@ def main() -> None:
     if not found.faults:
         print(f"verify: the cache and every out are as {LOCK} tells")
         return
-    print(*found.faults, "To mend it:", *(f"    {command}" for command in found.commands()), sep="\n")
+    print(
+        *found.faults, "To mend it:", *(f"    {command}" for command in found.commands()), sep="\n"
+    )
     sys.exit(1)
 
 

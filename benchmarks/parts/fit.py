@@ -5,22 +5,30 @@ from pathlib import Path
 from statistics import harmonic_mean, mean, median
 
 from benchmarks import flop
-from benchmarks.contest import Contender, Runs, in_turn, middle, ratio
 from benchmarks.report import Check, Part
+from benchmarks.runner import Contender, Runs, in_turn, middle, ratio
 from benchmarks.settings import Settings
 from benchmarks.workspace import DATA, call, copy_project
 
 LAYERS = (784, 1000, 10)
-OURS, TUTORIAL, EAGER, COMPILED, JAX = "ours", "tutorial", "PyTorch eager", "PyTorch compiled", "JAX scan"
+OURS, TUTORIAL, EAGER, COMPILED, JAX = (
+    "ours",
+    "tutorial",
+    "PyTorch eager",
+    "PyTorch compiled",
+    "JAX scan",
+)
 
 
 def contenders(settings: Settings, folder: Path) -> list[Contender]:
     """The five ways to fit, and the libraries whose rate is measured in the same rounds."""
-    module = ["-m", "benchmarks.contenders"]
+    module = ["-m", "benchmarks.baselines"]
     ours, peers = sys.executable, settings.peers
     end = ["--seed", "{round}"]
     epochs = [*end, "--epochs", str(settings.epochs)]
-    fresh = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}  # what compiling costs, costs it in each process
+    fresh = {
+        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"
+    }  # what compiling costs, costs it in each process
 
     def command(python: str | Path, name: str, *more: str | Path) -> list[str | Path]:
         return [python, module[0], f"{module[1]}.{name}", *more]
@@ -29,10 +37,15 @@ def contenders(settings: Settings, folder: Path) -> list[Contender]:
         Contender(OURS, command(ours, "ours", *end), folder),
         Contender(TUTORIAL, command(ours, "tutorial", DATA / "mnist.npz", *epochs), folder),
         Contender(EAGER, command(peers, "torch_fit", *epochs), folder),
-        Contender(COMPILED, command(peers, "torch_fit", "--compile", *epochs), folder, variables=fresh),
+        Contender(
+            COMPILED, command(peers, "torch_fit", "--compile", *epochs), folder, variables=fresh
+        ),
         Contender(JAX, command(peers, "jax_fit", *epochs), folder),
     ]
-    rates = [Contender(f"rate {name}", command(ours, "rate", name), folder) for name in ("numpy", "tensorflow", "xla")]
+    rates = [
+        Contender(f"rate {name}", command(ours, "rate", name), folder)
+        for name in ("numpy", "tensorflow", "xla")
+    ]
     return [*fits, *rates, Contender("rate torch", command(peers, "rate", "torch"), folder)]
 
 
@@ -44,14 +57,18 @@ def steady(runs: Runs, name: str) -> float:
 def best(runs: Runs, *shapes: str) -> float:
     """GFLOP/s over matrix products of these shapes, equal shares of the work, each where it is fastest."""
     libraries = [name for name in runs if name.startswith("rate")]
-    rates = [max(median(result["rates"][shape] for result in runs[name]) for name in libraries) for shape in shapes]
+    rates = [
+        max(median(result["rates"][shape] for result in runs[name]) for name in libraries)
+        for shape in shapes
+    ]
     return float(harmonic_mean(rates))
 
 
 def measure(settings: Settings) -> Part:
     """Runs the part."""
     folder = copy_project(
-        settings.scratch / "fit", {"dataset": "mnist", "normalize.validation": 0, "train.epochs": settings.epochs}
+        settings.scratch / "fit",
+        {"dataset": "mnist", "normalize.validation": 0, "train.epochs": settings.epochs},
     )
     call("python", "-m", "stages.fetch", cwd=folder)
     call("python", "-m", "stages.normalize", cwd=folder)
@@ -91,7 +108,12 @@ def measure(settings: Settings) -> Part:
             Check("fit against the tutorial", ratio(runs, TUTORIAL, OURS, "seconds"), 2.5),
             Check("fit against PyTorch eager", ratio(runs, EAGER, OURS, "seconds"), 1.5),
             Check("fit against JAX scan", ratio(runs, JAX, OURS, "seconds"), 1.0),
-            Check("share of the matrix-product rate", 100 * work / steady(runs, OURS) / rate, 75, unit=" %"),
+            Check(
+                "share of the matrix-product rate",
+                100 * work / steady(runs, OURS) / rate,
+                75,
+                unit=" %",
+            ),
         ],
         [(name, middle(runs, name, "seconds")) for name in names],
         "seconds to fit, compiling included",

@@ -6,14 +6,15 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from benchmarks.contest import Contender, in_turn, middle, ratio
 from benchmarks.report import Check, Part
+from benchmarks.runner import Contender, in_turn, middle, ratio
 from benchmarks.settings import Settings
 from benchmarks.workspace import ROOT, call, copy_project, edit
 
 OURS, EMPTY = "ours: nothing to do", "seven empty stages: nothing to do"
-BACK, PLOT = "ours: back to a data set run before", "ours: one plot.* number changed"
-# Python imports this module at its start, where it lies on PYTHONPATH: it notes each process that imports TensorFlow.
+BACK, PLOT = "ours: back to a dataset run before", "ours: one plot.* number changed"
+# Python imports this module at its start, where it lies on PYTHONPATH: it notes each process that
+# imports TensorFlow.
 SPY = """
 import os, sys
 class Spy:
@@ -73,11 +74,15 @@ def measure(settings: Settings) -> Part:
     datasets = setting(switched, "dataset", lambda number: ("fashion_mnist", "mnist")[number % 2])
     repro = ["dvc", "repro"]
     idle = in_turn(
-        [Contender(OURS, repro, project), Contender(EMPTY, repro, empty_stages(scratch / "empty"))], settings.rounds
+        [Contender(OURS, repro, project), Contender(EMPTY, repro, empty_stages(scratch / "empty"))],
+        settings.rounds,
     )
     # No warm-up: it would be the first round's change, and leave that round nothing to do.
     busy = in_turn(
-        [Contender(BACK, repro, switched, datasets, watched), Contender(PLOT, repro, project, seeds)],
+        [
+            Contender(BACK, repro, switched, datasets, watched),
+            Contender(PLOT, repro, project, seeds),
+        ],
         settings.rounds,
         warm_up=False,
     )
@@ -89,9 +94,20 @@ def measure(settings: Settings) -> Part:
         ["", "s", "of the empty stages"],
         rows,
         [
-            Check("nothing to do, against seven empty stages", ratio(runs, OURS, EMPTY), 1.2, at_least=False),
-            Check("back to a data set run before", middle(runs, BACK), 8, at_least=False, unit=" s"),
-            Check("processes that import TensorFlow on the way back", imported, 0, at_least=False, unit=""),
+            Check(
+                "nothing to do, against seven empty stages",
+                ratio(runs, OURS, EMPTY),
+                1.2,
+                at_least=False,
+            ),
+            Check("back to a dataset run before", middle(runs, BACK), 8, at_least=False, unit=" s"),
+            Check(
+                "processes that import TensorFlow on the way back",
+                imported,
+                0,
+                at_least=False,
+                unit="",
+            ),
         ],
         [(name, middle(runs, name)) for name in runs],
         "seconds",

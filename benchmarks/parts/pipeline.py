@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from benchmarks.contest import Contender, in_turn, middle, ratio
 from benchmarks.report import Check, Part
+from benchmarks.runner import Contender, in_turn, middle, ratio
 from benchmarks.settings import Settings
 from benchmarks.workspace import DATA, call, copy_project
 
@@ -21,7 +21,9 @@ class Fetched:
 
     def restore(self, _: int) -> None:
         """Removes all that came since, and takes dvc.lock back."""
-        for path in sorted(set(self.folder.rglob("*")) - self.files, reverse=True):  # what is in a folder, before it
+        for path in sorted(
+            set(self.folder.rglob("*")) - self.files, reverse=True
+        ):  # what is in a folder, before it
             if path.is_dir():
                 path.rmdir()
             else:
@@ -39,7 +41,7 @@ def measure(settings: Settings) -> Part:
     script: list[str | Path] = [
         sys.executable,
         "-m",
-        "benchmarks.contenders.tutorial",
+        "benchmarks.baselines.tutorial",
         DATA / "mnist.npz",
         "--figures",
         figures,

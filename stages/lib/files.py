@@ -102,7 +102,11 @@ def write_chunks(
     """
     if np.dtype(dtype).hasobject:
         raise ValueError(f"{path}: expected numbers, found Python objects")
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": shape,
+    }
     digest = hashlib.sha256()
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
@@ -116,7 +120,8 @@ def write_chunks(
 def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, object]:
     """Writes each array as `<folder>/<name>.npy`; any shape, any dtype but object; returns what each is known by."""
     return {
-        name: write_chunks(folder / f"{name}.npy", array.shape, array.dtype, [array]) for name, array in arrays.items()
+        name: write_chunks(folder / f"{name}.npy", array.shape, array.dtype, [array])
+        for name, array in arrays.items()
     }
 
 
@@ -124,7 +129,8 @@ def check_arrays(record: Path, *names: str) -> None:
     """Refuses `.npy` files that are not what was written; reads them whole, some at a time.
 
     Args:
-        record: A JSON file beside them, whose `arrays` has for each name what `write_chunks` returned.
+        record: A JSON file beside them, whose `arrays` has for each name what `write_chunks`
+            returned.
         names: Of the files, without suffix.
 
     Raises:
@@ -137,13 +143,17 @@ def check_arrays(record: Path, *names: str) -> None:
             try:
                 array = read_array(path)
             except DAMAGED as error:
-                raise StageError(f"{path}: expected a whole array, found: {error}; {AGAIN}") from error
+                raise StageError(
+                    f"{path}: expected a whole array, found: {error}; {AGAIN}"
+                ) from error
             file.seek(path.stat().st_size - array.nbytes)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         found = {"dtype": array.dtype.str, "shape": [*array.shape], "sha256": digest}
         expected = written.get(name) if isinstance(written, dict) else None
         if found != expected:
-            raise StageError(f"{path}: expected {expected}, as {record} has it, found {found}; {AGAIN}")
+            raise StageError(
+                f"{path}: expected {expected}, as {record} has it, found {found}; {AGAIN}"
+            )
 
 
 def read_predictions(path: Path, dataset: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -154,28 +164,42 @@ def read_predictions(path: Path, dataset: Mapping[str, Any]) -> dict[str, np.nda
         dataset: What fetch wrote into dataset.json.
 
     Returns:
-        parameters (), multiply_adds () of one image, and for validation and test `<split>_labels` (n,), uint8, in
-        [0, classes), and `<split>_probabilities` (n, classes), float32, rows add up to 1.
+        parameters (), multiply_adds () of one image, and for validation and test `<split>_labels`
+        (n,), uint8, in [0, classes), and `<split>_probabilities` (n, classes), float32, rows add up
+        to 1.
 
     Raises:
-        StageError: It is damaged, or an array is missing, or of another dtype, shape or range, or other images'.
+        StageError: It is damaged, or an array is missing, or of another dtype, shape or range, or
+            other images'.
     """
     classes = len(dataset["classes"])
     content = path.read_bytes()
     try:
         arrays: dict[str, np.ndarray] = dict(np.load(io.BytesIO(content), allow_pickle=False))
         for split in ("validation", "test"):
-            labels, probabilities = (arrays[f"{split}_{kind}"] for kind in ("labels", "probabilities"))
+            labels, probabilities = (
+                arrays[f"{split}_{kind}"] for kind in ("labels", "probabilities")
+            )
             found = (labels.dtype.str, probabilities.dtype.str, probabilities.shape)
             if found != (expected := ("|u1", "<f4", (len(labels), classes))):
-                raise StageError(f"{path}: {split}: expected dtypes and shape {expected}, found {found}; {AGAIN}")
-            if not (np.abs(probabilities.sum(axis=1) - 1) < 1e-3).all() or (labels >= classes).any():
+                raise StageError(
+                    f"{path}: {split}: expected dtypes and shape {expected}, found {found}; {AGAIN}"
+                )
+            if (
+                not (np.abs(probabilities.sum(axis=1) - 1) < 1e-3).all()
+                or (labels >= classes).any()
+            ):
                 raise StageError(
                     f"{path}: {split}: expected labels below {classes}, and rows of probabilities "
                     f"that add up to 1, found others; {AGAIN}"
                 )
-        if hashlib.sha256(arrays["test_labels"].tobytes()).hexdigest() != dataset["arrays"]["test_labels"]["sha256"]:
-            raise StageError(f"{path}: expected the test labels of {dataset['title']}, found others; {AGAIN}")
+        if (
+            hashlib.sha256(arrays["test_labels"].tobytes()).hexdigest()
+            != dataset["arrays"]["test_labels"]["sha256"]
+        ):
+            raise StageError(
+                f"{path}: expected the test labels of {dataset['title']}, found others; {AGAIN}"
+            )
     except DAMAGED as error:
         raise StageError(f"{path}: expected a whole npz, found: {error}; {AGAIN}") from error
     return arrays
@@ -184,7 +208,9 @@ def read_predictions(path: Path, dataset: Mapping[str, Any]) -> dict[str, np.nda
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Writes a mapping as JSON, one key per line in the order given."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

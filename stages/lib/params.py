@@ -18,7 +18,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 def _printable(text: str) -> str:
-    if not text.isprintable():  # a NUL is no file's name, half a surrogate cannot be written, a line feed lies in a log
+    if (
+        not text.isprintable()
+    ):  # a NUL is no file's name, half a surrogate cannot be written, a line feed lies in a log
         raise ValueError("text of printable characters in one line")
     return text
 
@@ -125,23 +127,33 @@ def read_yaml(path: Path) -> object:
     Raises:
         StageError: It is no UTF-8, or no YAML 1.2.
     """
-    # `dvc exp run -S train.learning_rate=0.00001` writes 1e-05: a number in YAML 1.2, which DVC reads, but a text in
-    # YAML 1.1, which PyYAML reads.
+    # `dvc exp run -S train.learning_rate=0.00001` writes 1e-05: a number in YAML 1.2, which DVC
+    # reads, but a text in YAML 1.1, which PyYAML reads.
     try:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except MarkedYAMLError as error:
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise StageError(f"{path}{where}: expected YAML, found: {error.problem}; mend the file") from error
+        raise StageError(
+            f"{path}{where}: expected YAML, found: {error.problem}; mend the file"
+        ) from error
     except UnicodeDecodeError as error:
-        raise StageError(f"{path}: expected UTF-8 text, found: {error.reason}; mend the file") from error
+        raise StageError(
+            f"{path}: expected UTF-8 text, found: {error.reason}; mend the file"
+        ) from error
     except (YAMLError, ValueError, KeyError, OverflowError, RecursionError) as error:
-        raise StageError(f"{path}: expected YAML, found: {' '.join(str(error).split())}; mend the file") from error
+        raise StageError(
+            f"{path}: expected YAML, found: {' '.join(str(error).split())}; mend the file"
+        ) from error
 
 
 def _keys(kind: Any, location: Iterable[int | str]) -> list[str]:  # noqa: ANN401  # a class, or dict[str, class]
     """The keys that the schema knows at a place inside `kind`."""
     for key in location:
-        kind = kind.model_fields[key].annotation if hasattr(kind, "model_fields") else get_args(kind)[-1]
+        kind = (
+            kind.model_fields[key].annotation
+            if hasattr(kind, "model_fields")
+            else get_args(kind)[-1]
+        )
     return list(kind.model_fields)
 
 
@@ -158,7 +170,8 @@ def check(kind: type[Kind], content: object, path: Path, *prefix: str) -> Kind:
         The part.
 
     Raises:
-        StageError: A key is missing, unknown, of the wrong type or out of range: the first one found.
+        StageError: A key is missing, unknown, of the wrong type or out of range: the first one
+            found.
     """
     try:
         return kind.model_validate(content)
@@ -168,14 +181,19 @@ def check(kind: type[Kind], content: object, path: Path, *prefix: str) -> Kind:
         key = repr(".".join(map(str, (*prefix, *fault["loc"]))))[1:-1] or "the file"
         found = f"found {reprlib.repr(fault['input'])}"
         if fault["type"] == "extra_forbidden":
-            expected, found = f"one of {', '.join(_keys(kind, fault['loc'][:-1]))}", "found a key with this name"
+            expected, found = (
+                f"one of {', '.join(_keys(kind, fault['loc'][:-1]))}",
+                "found a key with this name",
+            )
         elif fault["type"] == "missing":
             expected, found = "a value", "found no such key"
         elif fault["type"] == "model_type":
             expected = "a section with keys"
         else:
             expected = re.sub(
-                "^(Input|String|List|Dictionary|Value error,) (should (be|match|have) )?", "", fault["msg"]
+                "^(Input|String|List|Dictionary|Value error,) (should (be|match|have) )?",
+                "",
+                fault["msg"],
             )
         raise StageError(f"{path}: {key}: expected {expected}, {found}") from error
 
@@ -187,7 +205,8 @@ def read_params() -> Params:
         All parameters, of which a stage uses those that dvc.yaml lists for it.
 
     Raises:
-        StageError: A key is missing, unknown, of the wrong type or out of range; or the file is no YAML.
+        StageError: A key is missing, unknown, of the wrong type or out of range; or the file is no
+            YAML.
     """
     params = check(Params, read_yaml(PARAMS), PARAMS)
     if params.evaluate.temperature and not params.normalize.validation:

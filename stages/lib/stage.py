@@ -19,7 +19,9 @@ import psutil
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 GRACE = 5  # seconds for a call into a library to return, and for what was begun to be removed
 GLANCE = 0.5  # seconds between two looks at whether DVC is still there
-NO_MEMORY = re.compile("failed to map|cannot allocate|bad_alloc|can't start new thread|out of memory", re.I)
+NO_MEMORY = re.compile(
+    "failed to map|cannot allocate|bad_alloc|can't start new thread|out of memory", re.I
+)
 
 received: list[int] = []  # the signal that ends this process
 
@@ -36,7 +38,9 @@ def expect_memory(size: int) -> None:
     """
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < size * 10**9:
-        raise StageError(f"memory: expected at least {size} GB, found a limit of {limit / 10**9:.1f}; raise ulimit -v")
+        raise StageError(
+            f"memory: expected at least {size} GB, found a limit of {limit / 10**9:.1f}; raise ulimit -v"
+        )
 
 
 def _said(number: int) -> str:
@@ -51,7 +55,9 @@ def _line(error: BaseException) -> str:
         return f"{error.filename}: expected the file, found none; dvc repro makes what is missing"
     if isinstance(error, BrokenPipeError):
         return "stdout: expected a reader to the end, found it closed"
-    if isinstance(error, MemoryError) or (NO_MEMORY.search(str(error)) and not isinstance(error, StageError)):
+    if isinstance(error, MemoryError) or (
+        NO_MEMORY.search(str(error)) and not isinstance(error, StageError)
+    ):
         found = " ".join(str(error).split())[:200] or "no more"
         return f"memory: expected enough, found: {found}; close other programs, or raise the limit (ulimit -v)"
     if isinstance(error, (StageError, OSError)):
@@ -82,7 +88,9 @@ def _below_dvc() -> psutil.Process:
     """The process that DVC started: this one, or a shell around it that stays."""
     process = psutil.Process()
     with suppress(psutil.Error):
-        while (parent := process.parent()) and parent.environ().get("DVC_STAGE") == os.environ["DVC_STAGE"]:
+        while (parent := process.parent()) and parent.environ().get("DVC_STAGE") == os.environ[
+            "DVC_STAGE"
+        ]:
             process = parent
     return process
 
@@ -111,7 +119,9 @@ def _guard() -> None:
     sys.excepthook = _end
     signals, woken = os.pipe()
     os.set_blocking(woken, False)
-    signal.set_wakeup_fd(woken)  # the thread is told even while TensorFlow keeps Python from its handlers
+    signal.set_wakeup_fd(
+        woken
+    )  # the thread is told even while TensorFlow keeps Python from its handlers
     for each in SIGNALS:
         if signal.getsignal(each) != signal.SIG_IGN:  # as nohup asks for
             signal.signal(each, _stop)
@@ -125,7 +135,8 @@ def run(main: Callable[[], object]) -> None:
     A signal ends it with 128 and its number, also when DVC is gone, which is taken as SIGTERM.
 
     Args:
-        main: The stage, which raises `StageError`, or `OSError` where the disk or a right is at fault.
+        main: The stage, which raises `StageError`, or `OSError` where the disk or a right is at
+            fault.
     """
     _guard()
     if sys.stdout:
@@ -139,4 +150,6 @@ _name = getattr(sys.modules["__main__"].__spec__, "name", "")
 if _name.startswith("stages."):
     _guard()
     if _name.count(".") == 1 and sys.argv[1:]:
-        raise StageError(f"expected no arguments, found {' '.join(sys.argv[1:])}; what a stage does is in params.yaml")
+        raise StageError(
+            f"expected no arguments, found {' '.join(sys.argv[1:])}; what a stage does is in params.yaml"
+        )

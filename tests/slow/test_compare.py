@@ -1,4 +1,4 @@
-"""Runs of the tiny data set by real DVC, compared by the tool as a person calls it."""
+"""Runs of the tiny dataset by real DVC, compared by the tool as a person calls it."""
 
 import csv
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import Clone, new_clone, read_yaml, write_yaml
 from tools.compare import disagreements
-from tools.runs import read_runs
+from tools.lib.runs import read_runs
 
 pytestmark = pytest.mark.slow
 COMPARE = ["python", "-m", "tools.compare"]
@@ -15,7 +15,7 @@ COMPARE = ["python", "-m", "tools.compare"]
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """Three seeds of the linear model; nearest neighbours twice on the same data set, and once on another."""
+    """Three seeds of the linear model; nearest neighbors twice on the same dataset, and once on another."""
     folder = tmp_path_factory.mktemp("compare")
     (folder / "tools").mkdir()
     clone = new_clone(folder / "project", folder / "tools")
@@ -25,7 +25,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     clone.edit({"model.kind": "pca_knn", "model.pca_knn": {"components": 4, "neighbors": 3}})
     clone.call("dvc", "repro")
     clone.call("git", "add", "-A")
-    clone.call("git", "commit", "-qm", "Neighbours")
+    clone.call("git", "commit", "-qm", "Neighbors")
     for seed in range(3):
         values = ["-S", "model.kind=linear", "-S", f"train.seed={seed}"]
         clone.call("dvc", "exp", "run", "--temp", "-n", f"linear-{seed}", *values)
@@ -55,13 +55,15 @@ def test_seeds_are_one_group_and_everything_that_differs_is_told(clone: Clone) -
         ("pca_knn 2", "components=1", "1"),
     ]
     (linear,) = (row for row in rows if row["model"] == "linear")
-    shown = [clone.json("dvc", "metrics", "diff", "--all", "HEAD", f"linear-{seed}") for seed in range(3)]
+    shown = [
+        clone.json("dvc", "metrics", "diff", "--all", "HEAD", f"linear-{seed}") for seed in range(3)
+    ]
     accuracies = [float(each["reports/metrics.json"]["accuracy"]["new"]) for each in shown]
     assert float(linear["accuracy"]) == pytest.approx(sum(accuracies) / 3, abs=1e-6)
     assert linear["runs"] == "linear-0, linear-1, linear-2"
     assert "Of two settings" in said
     assert "both get the same images wrong" in said
-    assert "too few seeds to say" in said  # one of neighbours against three of the linear model
+    assert "too few seeds to say" in said  # one of neighbors against three of the linear model
     assert (clone.path / "reports/comparison.md").read_text().count("\n| ") == 5
     assert (clone.path / "reports/comparison.png").read_bytes().startswith(b"\x89PNG")
     assert restored(clone) == set()
@@ -73,9 +75,14 @@ def test_two_single_runs_are_compared_image_by_image_listed_and_drawn(clone: Clo
     assert "comparison_images.csv, .png" in said
     assert (clone.path / "reports/comparison_images.png").read_bytes().startswith(b"\x89PNG")
     listed = table(clone, "comparison_images.csv")
-    wrong = {name: sum(row[f"predicted by {name}"] != row["label"] for row in listed) for name in ("linear-0", "few")}
+    wrong = {
+        name: sum(row[f"predicted by {name}"] != row["label"] for row in listed)
+        for name in ("linear-0", "few")
+    }
     assert sum(wrong.values()) == len(listed) > 0
-    assert f"McNemar, {wrong['few']} and {wrong['linear-0']} images" in said  # the better one is the first
+    assert (
+        f"McNemar, {wrong['few']} and {wrong['linear-0']} images" in said
+    )  # the better one is the first
     said = clone.call(*COMPARE, "HEAD")  # the picture of an earlier comparison goes
     assert [*clone.path.glob("reports/comparison_images.*")] == []
     assert "comparison_images" not in said
@@ -84,7 +91,10 @@ def test_two_single_runs_are_compared_image_by_image_listed_and_drawn(clone: Clo
 
 def test_the_pair_that_is_drawn_is_the_one_on_the_same_data_set(clone: Clone) -> None:
     clone.call(*COMPARE, "linear-0", "few")
-    alone = [(clone.path / f"reports/comparison_images.{ending}").read_bytes() for ending in ("csv", "png")]
+    alone = [
+        (clone.path / f"reports/comparison_images.{ending}").read_bytes()
+        for ending in ("csv", "png")
+    ]
     clone.edit({"dataset": "another"})  # which comes before the other two in a table by name
     content = read_yaml(clone.path / "datasets.yaml")
     write_yaml(clone.path / "datasets.yaml", content | {"another": content["tiny2"]})
@@ -92,7 +102,10 @@ def test_the_pair_that_is_drawn_is_the_one_on_the_same_data_set(clone: Clone) ->
     clone.call("git", "checkout", "-q", ".")
     clone.call(*COMPARE, "linear-0", "few", "another")
     assert [row["dataset"] for row in table(clone)] == ["another", "tiny", "tiny"]
-    assert [(clone.path / f"reports/comparison_images.{ending}").read_bytes() for ending in ("csv", "png")] == alone
+    assert [
+        (clone.path / f"reports/comparison_images.{ending}").read_bytes()
+        for ending in ("csv", "png")
+    ] == alone
     clone.call("dvc", "exp", "remove", "another")
     assert restored(clone) == set()
 
@@ -100,7 +113,10 @@ def test_the_pair_that_is_drawn_is_the_one_on_the_same_data_set(clone: Clone) ->
 def test_models_that_predict_the_same_are_no_different_and_nothing_is_drawn(clone: Clone) -> None:
     clone.call("dvc", "exp", "run", "--temp", "-n", "same", "-S", "model.pca_knn.neighbors=1")
     said = clone.call(*COMPARE, "HEAD", "same")
-    assert "no difference shown: +0.0000, p = 1, both get the same images wrong; a single run says" in said
+    assert (
+        "no difference shown: +0.0000, p = 1, both get the same images wrong; a single run says"
+        in said
+    )
     assert [*clone.path.glob("reports/comparison_images.*")] == []
     clone.call("dvc", "exp", "remove", "same")
     assert restored(clone) == set()
@@ -115,17 +131,26 @@ def test_the_list_and_the_picture_show_what_only_one_of_two_gets_wrong(
     for each in runs:
         predictions = each.read("data/predictions.npz")
         guesses = predictions["test_probabilities"].argmax(axis=1)
-        mistaken.append({i for i, label in enumerate(predictions["test_labels"]) if guesses[i] != label})
+        mistaken.append(
+            {i for i, label in enumerate(predictions["test_labels"]) if guesses[i] != label}
+        )
     listed, drawn = disagreements(*runs)
     assert {*listed["index"]} == mistaken[0] ^ mistaken[1]
     for row, each, own, other in zip(drawn.subfigs, runs, mistaken, mistaken[::-1], strict=True):
         only = sorted(own - other)
-        assert row.get_suptitle() == f"only {each.name} is wrong: the first {min(8, len(only))} of {len(only)}"
+        assert (
+            row.get_suptitle()
+            == f"only {each.name} is wrong: the first {min(8, len(only))} of {len(only)}"
+        )
         shown = [axes.get_title().split("\n") for axes in row.axes if axes.images]
         assert [index for index, _, _ in shown] == [f"no. {i}" for i in only[:8]]
         rows = listed[listed["index"].isin(only)].to_dict("records")
         expected = [
-            [f"no. {row['index']}", f"label {row['label']}", f"predicted {row[f'predicted by {each.name}']}"]
+            [
+                f"no. {row['index']}",
+                f"label {row['label']}",
+                f"predicted {row[f'predicted by {each.name}']}",
+            ]
             for row in rows[:8]
         ]
         assert shown == expected
@@ -137,7 +162,7 @@ def test_data_sets_stand_side_by_side_and_nothing_is_said_between_them(clone: Cl
     assert {row["dataset"] for row in table(clone)} == {"tiny", "tiny2"}
     assert "better" not in said
     assert "no difference" not in said
-    assert "nothing to test: no two settings on one data set" in said
+    assert "nothing to test: no two settings on one dataset" in said
     assert "Of two settings" not in said
     assert not (clone.path / "reports/comparison_images.png").exists()
     assert restored(clone) == set()
@@ -162,12 +187,17 @@ def test_the_results_go_where_they_are_told_to(clone: Clone, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
-        (["HEAD", "nobody"], "nobody: expected an experiment, a branch, a tag or a commit, found: "),
+        (
+            ["HEAD", "nobody"],
+            "nobody: expected an experiment, a branch, a tag or a commit, found: ",
+        ),
         (["HEAD", ""], ": expected an experiment, a branch, a tag or a commit, found: "),
         (["empty"], "empty: expected a finished run (dvc.lock, reports), found: "),
     ],
 )
-def test_a_name_without_results_is_refused_in_one_line(clone: Clone, names: list[str], reason: str) -> None:
+def test_a_name_without_results_is_refused_in_one_line(
+    clone: Clone, names: list[str], reason: str
+) -> None:
     said = clone.call(*COMPARE, *names, code=1)
     assert said.startswith(f"compare: {reason}")
     assert said.count("\n") == 1
@@ -192,7 +222,8 @@ def test_reports_of_other_predictions_are_refused(clone: Clone) -> None:
     try:
         said = clone.call(*COMPARE, "HEAD", code=1)
         assert (
-            "HEAD: expected a finished run (dvc.lock, reports), found: reports of other predictions; dvc repro" in said
+            "HEAD: expected a finished run (dvc.lock, reports), found: reports of other predictions; dvc repro"
+            in said
         )
     finally:
         clone.call("git", "reset", "-q", "--hard", "HEAD~1")
@@ -203,14 +234,18 @@ def test_no_experiments_are_told_in_words(clone: Clone) -> None:
     clone.call("git", "commit", "-q", "--allow-empty", "-m", "Later")
     try:
         said = clone.call(*COMPARE, code=1)
-        assert said.startswith("compare: experiments: expected some, found none on this commit; make experiments")
+        assert said.startswith(
+            "compare: experiments: expected some, found none on this commit; make experiments"
+        )
         clone.call(*COMPARE, "--all")
         assert sum(int(row["seeds"]) for row in table(clone)) == 5
         clone.call("dvc", "exp", "run", "--temp", "-n", "few", "-S", "model.pca_knn.components=2")
         clone.call(*COMPARE, "--all")
         runs = ", ".join(row["runs"] for row in table(clone)).split(", ")
         bases = [clone.call("git", "rev-parse", rev)[:7] for rev in ("HEAD", "HEAD~1")]
-        assert {name for name in runs if name.startswith("few")} == {f"few ({base})" for base in bases}
+        assert {name for name in runs if name.startswith("few")} == {
+            f"few ({base})" for base in bases
+        }
     finally:
         clone.call("git", "reset", "-q", "--hard", "HEAD~1")
     restored(clone)

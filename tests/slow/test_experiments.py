@@ -1,4 +1,4 @@
-"""The standard grid, by real DVC on the tiny data set."""
+"""The standard grid, by real DVC on the tiny dataset."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ EXPERIMENTS = ["python", "-m", "tools.experiments"]
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone whose two data sets are the tiny ones under the names of the grid."""
+    """A clone whose two datasets are the tiny ones under the names of the grid."""
     folder = tmp_path_factory.mktemp("experiments")
     (folder / "tools").mkdir()
     clone = new_clone(folder / "project", folder / "tools")
@@ -42,11 +42,18 @@ def trains(mark: str) -> bool:
     return False
 
 
-def test_the_grid_has_every_kind_on_both_data_sets_and_parameters_that_are_allowed(tmp_path: Path) -> None:
+def test_the_grid_has_every_kind_on_both_data_sets_and_parameters_that_are_allowed(
+    tmp_path: Path,
+) -> None:
     experiments = grid()
     assert len(experiments) == 2 * sum(SEEDS.values())
     assert set(SETTINGS) == set(SEEDS)
-    assert {values["model.kind"] for values in SETTINGS.values()} == {"mlp", "linear", "pca_knn", "cnn"}
+    assert {values["model.kind"] for values in SETTINGS.values()} == {
+        "mlp",
+        "linear",
+        "pca_knn",
+        "cnn",
+    }
     for values in experiments.values():
         (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
         set_params(tmp_path, values)
@@ -54,19 +61,32 @@ def test_the_grid_has_every_kind_on_both_data_sets_and_parameters_that_are_allow
 
 
 def test_what_is_finished_is_not_run_again_by_either_way(clone: Clone) -> None:
-    assert "0 of 2 experiments are there, 2 to run" in clone.call(*EXPERIMENTS, "--only", "pca_knn-0", "--serial")
+    assert "0 of 2 experiments are there, 2 to run" in clone.call(
+        *EXPERIMENTS, "--only", "pca_knn-0", "--serial"
+    )
     assert set(clone.call("dvc", "exp", "list", "--name-only").split()) == {
         "mnist-pca_knn-0",
         "fashion_mnist-pca_knn-0",
     }
     for way in ([], ["--serial"]):
-        assert "2 of 2 experiments are there, 0 to run" in clone.call(*EXPERIMENTS, "--only", "pca_knn-0", *way)
+        assert "2 of 2 experiments are there, 0 to run" in clone.call(
+            *EXPERIMENTS, "--only", "pca_knn-0", *way
+        )
     assert clone.changed() == set()
 
 
 def test_the_queue_runs_the_rest_and_tells_of_each(clone: Clone) -> None:
     clone.call(
-        "dvc", "exp", "run", "--queue", "-n", "mnist-pca_knn-1", "-S", "model.kind=pca_knn", "-S", "train.seed=1"
+        "dvc",
+        "exp",
+        "run",
+        "--queue",
+        "-n",
+        "mnist-pca_knn-1",
+        "-S",
+        "model.kind=pca_knn",
+        "-S",
+        "train.seed=1",
     )
     said = clone.call(*EXPERIMENTS, "--only", "pca_knn-1")
     assert said.count("queued  ") == 1  # the other one was there
@@ -88,7 +108,9 @@ child.wait()
 def test_an_interrupt_reaches_what_a_command_started_too(tmp_path: Path) -> None:
     code = f"from tools.experiments import call\ncall({sys.executable!r}, '-c', {DEAF!r})"
     env = {**os.environ, "FAMILY": "deaf", "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=env, stderr=subprocess.PIPE) as started:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, stderr=subprocess.PIPE
+    ) as started:
         while not (tmp_path / "ready").exists():
             assert started.poll() is None
         started.send_signal(signal.SIGINT)
@@ -107,7 +129,9 @@ def test_a_command_that_leaves_a_worker_behind_is_not_waited_for_until_the_worke
 def test_the_commit_that_experiments_stand_on_has_to_stay(clone: Clone) -> None:
     command = [*EXPERIMENTS, "--only=pca_knn-2", "--serial"]
     pipe, env = subprocess.PIPE, {**clone.env, "FAMILY": "stays"}
-    with subprocess.Popen(command, cwd=clone.path, env=env, stdout=pipe, stderr=pipe, text=True) as started:
+    with subprocess.Popen(
+        command, cwd=clone.path, env=env, stdout=pipe, stderr=pipe, text=True
+    ) as started:
         while not trains("stays"):  # the first one, far from DVC's own use of Git
             assert started.poll() is None
         clone.call("git", "commit", "-q", "--allow-empty", "-m", "Meanwhile")
@@ -124,7 +148,9 @@ def test_stopped_and_started_again_it_goes_on_where_it_was(clone: Clone, way: st
     command = [*EXPERIMENTS, "--only=pca_knn-3", *([way] if way == "--serial" else [])]
     env = {**clone.env, "FAMILY": way}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=clone.path, env=env, stdout=pipe, stderr=pipe, text=True) as started:
+    with subprocess.Popen(
+        command, cwd=clone.path, env=env, stdout=pipe, stderr=pipe, text=True
+    ) as started:
         assert started.stdout
         while not started.stdout.readline().startswith(("1/2  ", "queued  ")):
             assert started.poll() is None
@@ -146,10 +172,20 @@ def test_stopped_and_started_again_it_goes_on_where_it_was(clone: Clone, way: st
     assert clone.changed() == set()
 
 
-def test_what_is_queued_is_not_run_serially_too_and_on_another_commit_it_is_queued_anew(clone: Clone) -> None:
+def test_what_is_queued_is_not_run_serially_too_and_on_another_commit_it_is_queued_anew(
+    clone: Clone,
+) -> None:
     name = "mnist-pca_knn-4"  # and not that of Fashion-MNIST, which has this in it
     changes = ["dataset=mnist", "model.kind=pca_knn", "train.seed=4"]
-    clone.call("dvc", "exp", "run", "--queue", "-n", name, *(word for change in changes for word in ("-S", change)))
+    clone.call(
+        "dvc",
+        "exp",
+        "run",
+        "--queue",
+        "-n",
+        name,
+        *(word for change in changes for word in ("-S", change)),
+    )
     said = clone.call(*EXPERIMENTS, "--only", name, "--serial", code=1)
     assert f"queue: expected none of the experiments to run, found {name}" in said
     clone.call("git", "commit", "-q", "--allow-empty", "-m", "Later")
@@ -164,9 +200,14 @@ def test_an_experiment_that_fails_is_told_and_the_others_run(clone: Clone) -> No
     clone.call("git", "mv", "tiny2", "away")
     clone.call("git", "commit", "-qm", "Later")
     said = clone.call(*EXPERIMENTS, "--only", "pca_knn-2", "--serial", code=1)
-    assert "experiments: expected all to end well, found that 1 failed: fashion_mnist-pca_knn-2" in said
+    assert (
+        "experiments: expected all to end well, found that 1 failed: fashion_mnist-pca_knn-2"
+        in said
+    )
     assert "mnist-pca_knn-2" in clone.call("dvc", "exp", "list", "--name-only")
 
 
 def test_a_name_that_is_not_in_the_grid_is_refused(clone: Clone) -> None:
-    assert "--only: expected a part of a name" in clone.call(*EXPERIMENTS, "--only", "nobody", code=1)
+    assert "--only: expected a part of a name" in clone.call(
+        *EXPERIMENTS, "--only", "nobody", code=1
+    )

@@ -50,7 +50,11 @@ class Case:
 
 def cases() -> list[Case]:
     rng = random.Random(4)  # noqa: S311  # moments, the same in every run
-    ways = [(whom, number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL) for whom in ("stage", "dvc")]
+    ways = [
+        (whom, number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+        for whom in ("stage", "dvc")
+    ]
     found = [
         Case(stage, whom, number, rng.uniform(0, HEAVY if stage in TENSORFLOW else LIGHT))
         for stage in STAGES
@@ -64,12 +68,15 @@ def cases() -> list[Case]:
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
-    """A clone after a whole run, whose data set trickles from a server, and whose training takes seconds."""
+    """A clone after a whole run, whose dataset trickles from a server, and whose training takes seconds."""
     folder = tmp_path_factory.mktemp("interrupts")
     (folder / "tools").mkdir()
     with serving(folder) as web:
         for name, array in tiny_arrays().items():
-            web.serve(f"{STORAGE}/tiny/{name}.idx", Answer(idx(array), pause=0.008, part=array.size // 100 + 1))
+            web.serve(
+                f"{STORAGE}/tiny/{name}.idx",
+                Answer(idx(array), pause=0.008, part=array.size // 100 + 1),
+            )
         clone = new_clone(folder / "clean", folder / "tools")
         datasets = read_yaml(clone.path / "datasets.yaml")
         files = datasets["tiny"]["sources"]["local"]["files"]
@@ -89,8 +96,14 @@ def content(clone: Clone, stage: str = "") -> dict[str, bytes]:
     """Every file of the outs of a stage, or of all, that stands under its final name."""
     entries = read_yaml(clone.path / "dvc.yaml")["stages"]
     names = [out for name, entry in entries.items() if stage in (name, "") for out in outs(entry)]
-    paths = [path for name in names for path in (clone.path / name, *(clone.path / name).rglob("*"))]
-    return {path.relative_to(clone.path).as_posix(): path.read_bytes() for path in paths if path.is_file()}
+    paths = [
+        path for name in names for path in (clone.path / name, *(clone.path / name).rglob("*"))
+    ]
+    return {
+        path.relative_to(clone.path).as_posix(): path.read_bytes()
+        for path in paths
+        if path.is_file()
+    }
 
 
 def before(clean: Clone, path: Path, stage: str) -> Clone:
@@ -130,7 +143,14 @@ def interrupt(clone: Clone, case: Case) -> tuple[bool, str]:
     said = clone.path.with_name(f"{clone.path.name}.txt")
     env = {**clone.env, "FAMILY": clone.path.name}
     with said.open("w") as file:
-        dvc = psutil.Popen(["dvc", "repro"], cwd=clone.path, env=env, stdout=file, stderr=file, start_new_session=True)
+        dvc = psutil.Popen(
+            ["dvc", "repro"],
+            cwd=clone.path,
+            env=env,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
         stage = stage_below(dvc, case)
         if stage is None:
             return False, said.read_text()
@@ -152,22 +172,31 @@ def go_through(clean: Clone, case: Case) -> None:
     while not hit:  # a busy machine may be late: then a little earlier
         path = clean.path.parent / f"{case}, try {tries}"
         clone = before(clean, path, case.stage)
-        hit, said = interrupt(clone, Case(case.stage, case.whom, case.number, case.after / 2**tries, case.text))
+        hit, said = interrupt(
+            clone, Case(case.stage, case.whom, case.number, case.after / 2**tries, case.text)
+        )
         tries += 1
         assert tries < 6, said
 
     start = time.monotonic()
     while left := family(path.name):
-        assert time.monotonic() < start + 15, f"still running: {[process.cmdline() for process in left]}"
+        assert time.monotonic() < start + 15, (
+            f"still running: {[process.cmdline() for process in left]}"
+        )
         time.sleep(0.1)
     if case.whom == "dvc" and case.number != signal.SIGINT and time.monotonic() > start + 2:
         # not by coming to its own end
-        assert f"{case.stage}: ended by SIGTERM" in clone.path.with_name(f"{path.name}.txt").read_text()
+        assert (
+            f"{case.stage}: ended by SIGTERM"
+            in clone.path.with_name(f"{path.name}.txt").read_text()
+        )
     whole = content(clean)
     found = content(clone)
     assert found == {name: whole[name] for name in found}, "half a file under a final name"
     if case.stage == "evaluate":
-        shown = json.loads(clone.call("dvc", "metrics", "show", "--json")).get("", {}).get("data", {})
+        shown = (
+            json.loads(clone.call("dvc", "metrics", "show", "--json")).get("", {}).get("data", {})
+        )
         values = shown.get("reports/metrics.json", {}).get("data")
         assert values in (None, json.loads(whole["reports/metrics.json"]))
     clone.call("dvc", "repro")
@@ -183,7 +212,9 @@ def gone_through(request: pytest.FixtureRequest, clean: Clone) -> Iterator[dict[
     chosen = [
         cast(Case, item.callspec.params["case"])
         for item in request.session.items
-        if isinstance(item, pytest.Function) and item.module is request.module and "case" in item.fixturenames
+        if isinstance(item, pytest.Function)
+        and item.module is request.module
+        and "case" in item.fixturenames
     ]
     with ThreadPoolExecutor(2) as pool:
         yield {str(case): pool.submit(go_through, clean, case) for case in chosen}
@@ -196,7 +227,9 @@ def test_after_an_interruption_nothing_runs_on_nothing_is_half_and_the_next_run_
     gone_through[str(case)].result()
 
 
-def lone(clone: Clone, stage: str, *wrap: str, limit: int = resource.RLIM_INFINITY) -> tuple[int, str]:
+def lone(
+    clone: Clone, stage: str, *wrap: str, limit: int = resource.RLIM_INFINITY
+) -> tuple[int, str]:
     """Runs a stage without DVC, with files of at most `limit` bytes; its exit code and what it says on stderr."""
     ended = subprocess.run(
         [*wrap, sys.executable, "-m", f"stages.{stage}"],
@@ -205,12 +238,16 @@ def lone(clone: Clone, stage: str, *wrap: str, limit: int = resource.RLIM_INFINI
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),
+        preexec_fn=lambda: resource.setrlimit(
+            resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)
+        ),
     )
     return ended.returncode, ended.stderr
 
 
-def refuses_and_recovers(clean: Clone, clone: Clone, stage: str, fault: tuple[int, str], words: str) -> None:
+def refuses_and_recovers(
+    clean: Clone, clone: Clone, stage: str, fault: tuple[int, str], words: str
+) -> None:
     code, said = fault
     assert (code, len(said.splitlines())) == (1, 1), said
     assert said.startswith(f"{stage}: ")
@@ -221,9 +258,13 @@ def refuses_and_recovers(clean: Clone, clone: Clone, stage: str, fault: tuple[in
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_full_disk_is_one_line_and_forgotten_once_there_is_room(clean: Clone, tmp_path: Path, stage: str) -> None:
+def test_a_full_disk_is_one_line_and_forgotten_once_there_is_room(
+    clean: Clone, tmp_path: Path, stage: str
+) -> None:
     clone = before(clean, tmp_path / "clone", stage)
-    fault = lone(clone, stage, limit=8_000 if stage == "train" else 100)  # there, the history goes first
+    fault = lone(
+        clone, stage, limit=8_000 if stage == "train" else 100
+    )  # there, the history goes first
     refuses_and_recovers(clean, clone, stage, fault, "File too large: '")
     assert lone(clone, stage) == (0, "")
     assert content(clone) == content(clean)
@@ -234,7 +275,9 @@ def test_a_read_only_folder_is_one_line_and_forgotten_once_it_can_be_written(
     clean: Clone, tmp_path: Path, stage: str
 ) -> None:
     clone = before(clean, tmp_path / "clone", stage)
-    folder = clone.path / ("data" if any(name.startswith("data/") for name in content(clean, stage)) else "reports")
+    folder = clone.path / (
+        "data" if any(name.startswith("data/") for name in content(clean, stage)) else "reports"
+    )
     # Root writes everywhere, but not without the capability to override rights.
     wrap = ["setpriv", "--bounding-set", "-dac_override"] if os.geteuid() == 0 else []
     modes = {path: path.stat().st_mode for path in (folder, *folder.rglob("*")) if path.is_dir()}

@@ -1,4 +1,4 @@
-"""The pipeline on the real data sets, out of the package registries: two fresh clones give the same bytes."""
+"""The pipeline on the real datasets, out of the package registries: two fresh clones give the same bytes."""
 
 import shutil
 from pathlib import Path
@@ -27,7 +27,9 @@ def clones(tmp_path_factory: pytest.TempPathFactory) -> list[Clone]:
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
-def test_two_fresh_clones_give_the_same_lock_file_to_the_byte(clones: list[Clone], dataset: str) -> None:
+def test_two_fresh_clones_give_the_same_lock_file_to_the_byte(
+    clones: list[Clone], dataset: str
+) -> None:
     for clone in clones:
         set_params(clone.path, {"dataset": dataset, "fetch.source": "packages"})
         clone.call("dvc", "repro")

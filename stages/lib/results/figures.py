@@ -1,0 +1,331 @@
+"""Arrays in, matplotlib figures out, unsaved."""
+
+import math
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+BLUE, ORANGE, GRAY, INK = "#1f6f9f", "#d9622b", "#b8c0c8", "#22292f"
+
+mpl.rcdefaults()  # a person's own matplotlibrc would change the bytes
+mpl.rcParams.update(
+    {
+        "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
+        "font.size": 10,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": GRAY,
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.titlepad": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#e7eaed",
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "xtick.major.size": 0,
+        "ytick.major.size": 0,
+        "legend.frameon": False,
+        "figure.dpi": 120,
+    }
+)
+
+
+def _image(axes: Axes, image: np.ndarray) -> None:
+    axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(True)
+    axes.grid(False)
+
+
+def _short(name: str, letters: int = 18) -> str:
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"
+
+
+def _grid(count: int, title: str, row_height: float) -> tuple[Figure, list[Axes]]:
+    columns = max(1, math.ceil(math.sqrt(count)))
+    rows = max(1, math.ceil(count / columns))
+    figure = Figure((max(1.75 * columns, 5), row_height * rows + 0.5), layout="constrained")
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for empty in axes[count:]:
+        empty.set_axis_off()
+    return figure, axes
+
+
+def samples(title: str, images: np.ndarray, labels: Sequence[str]) -> Figure:
+    """A grid of images with the name of their class.
+
+    Args:
+        title: Above all.
+        images: Gray levels, shape (n, height, width), uint8.
+        labels: Names, n of them.
+
+    Returns:
+        The figure.
+    """
+    figure, grid = _grid(len(images), title, row_height=1.95)
+    for axes, image, label in zip(grid, images, labels, strict=False):
+        _image(axes, image)
+        axes.set_title(_short(label), loc="center", fontweight="normal", fontsize=10, pad=4)
+    return figure
+
+
+def errors(
+    title: str,
+    images: np.ndarray,
+    labels: Sequence[str],
+    predicted: Sequence[str],
+    confidence: np.ndarray,
+) -> Figure:
+    """A grid of wrongly classified images: what each is, what it was taken for, and how surely.
+
+    Args:
+        title: Above all.
+        images: Gray levels, shape (n, height, width), uint8; n may be 0.
+        labels: Names of the labels, n of them.
+        predicted: Names of the predicted classes, n of them.
+        confidence: Probabilities of the predicted classes, shape (n,), in [0, 1].
+
+    Returns:
+        The figure.
+    """
+    figure, grid = _grid(len(images), title, row_height=2.25)
+    for axes, image, label, guess, sure in zip(
+        grid, images, labels, predicted, confidence, strict=False
+    ):
+        _image(axes, image)
+        for text, up, color in (
+            (_short(label), 17, BLUE),
+            (f"{_short(guess, 14)} {sure:.0%}", 4, ORANGE),
+        ):
+            axes.annotate(
+                text,
+                (0, 1),
+                xycoords="axes fraction",
+                xytext=(0, up),
+                textcoords="offset points",
+                color=color,
+            )
+    if len(images):
+        figure.supxlabel(
+            "blue: the label   orange: the prediction and its probability", fontsize=9.5
+        )
+    else:
+        grid[0].text(0.5, 0.5, "none", ha="center")
+    return figure
+
+
+def history(title: str, epochs: pd.DataFrame, held_out: str) -> Figure:
+    """Loss and accuracy over the epochs, of the training split and of the other.
+
+    Args:
+        title: Above all.
+        epochs: Columns epoch, loss, accuracy, val_loss, val_accuracy; a row per epoch.
+        held_out: What the val_ columns were measured on.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure((9, 3.8), layout="constrained")
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    for axes, name, unit in zip(
+        figure.subplots(1, 2), ("loss", "accuracy"), (" (nats)", ""), strict=True
+    ):
+        marker = "o" if len(epochs) <= 30 else ""
+        axes.plot(
+            epochs["epoch"], epochs[name], color=BLUE, marker=marker, markersize=4, label="training"
+        )
+        axes.plot(
+            epochs["epoch"],
+            epochs[f"val_{name}"],
+            color=ORANGE,
+            marker=marker,
+            markersize=4,
+            label=held_out,
+        )
+        axes.set_title(f"{name}{unit}", fontweight="normal")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.legend()
+    return figure
+
+
+def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
+    """A confusion matrix with counts; the color is the share of the label's images, right and wrong apart.
+
+    Args:
+        title: Above all.
+        counts: Rows are labels, columns predicted classes, shape (classes, classes).
+        names: Names of the classes.
+
+    Returns:
+        The figure.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    right = np.eye(len(names), dtype=bool)
+    side = max(2.6 + 0.56 * len(names), 5.5)
+    figure = Figure((side, side), layout="constrained")
+    axes = figure.subplots()
+    # One scale for both would leave all errors white: they are some thousandths of the diagonal.
+    most = max(shares[~right].max(initial=0), 1e-9)
+    axes.imshow(
+        np.where(right, np.nan, shares),
+        cmap=LinearSegmentedColormap.from_list("", ["white", ORANGE]),
+        vmax=most,
+    )
+    axes.imshow(
+        np.where(right, shares, np.nan),
+        cmap=LinearSegmentedColormap.from_list("", ["white", BLUE]),
+        vmin=0,
+        vmax=1,
+    )
+    for (row, column), count in np.ndenumerate(counts):
+        dark = shares[row, column] > (0.5 if row == column else 0.6 * most)
+        color = "white" if dark and count else INK if count else GRAY
+        axes.text(column, row, f"{count:,}", ha="center", va="center", color=color, fontsize=9)
+    axes.set_xticks(range(len(names)), names)
+    if max(map(len, names)) > 6:
+        axes.tick_params("x", labelrotation=40)
+        for text in axes.get_xticklabels():
+            text.set(ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel(
+        "predicted\n\nblue: right    orange: wrong; darker for a larger share of the label's images"
+    )
+    axes.set_ylabel("label")
+    axes.set_title(title)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def classes(title: str, table: pd.DataFrame) -> Figure:
+    """Recall, with its interval, precision and F1 of each class as dots on one line.
+
+    Args:
+        title: Above all.
+        table: Columns class, recall, recall_low, recall_high, precision, f1, in [0, 1]; a row per
+            class.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure((8, 1.5 + 0.36 * len(table)), layout="constrained")
+    axes = figure.subplots()
+    rows = np.arange(len(table))
+    scores = table[["recall", "precision", "f1"]]
+    axes.hlines(rows, scores.min(axis=1), scores.max(axis=1), color=GRAY, linewidth=2, zorder=1)
+    axes.hlines(
+        rows,
+        table["recall_low"],
+        table["recall_high"],
+        color=BLUE,
+        linewidth=9,
+        alpha=0.18,
+        label="recall's 95 % interval",
+    )
+    axes.scatter(table["recall"], rows, color=BLUE, s=55, label="recall", zorder=3)
+    axes.scatter(
+        table["precision"],
+        rows,
+        color="none",
+        edgecolor=ORANGE,
+        linewidth=2,
+        s=70,
+        label="precision",
+        zorder=3,
+    )
+    axes.scatter(table["f1"], rows, color=INK, s=120, marker="|", label="F1", zorder=2)
+    axes.set_yticks(rows, table["class"])
+    axes.set_ylim(len(table) - 0.5, -0.5)
+    axes.set_xlim(right=min(axes.get_xlim()[1], 1.002))
+    axes.set_xlabel(
+        "share of the class's test images (recall), of its predictions (precision); F1 lies between"
+    )
+    axes.set_title(title)
+    figure.legend(loc="outside lower center", ncols=4)
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def calibration(title: str, table: pd.DataFrame) -> Figure:
+    """How often the model is right beside how sure it is, and how many images it is how sure of.
+
+    Args:
+        title: Above all.
+        table: As from `calibration.reliability`.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure((9, 4.2), layout="constrained")
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    reliability, histogram = figure.subplots(1, 2)
+    reliability.plot([0, 1], [0, 1], color=GRAY, linestyle="--", label="as often as sure")
+    around = (table["accuracy"] - table["accuracy_low"], table["accuracy_high"] - table["accuracy"])
+    reliability.errorbar(
+        table["confidence"],
+        table["accuracy"],
+        np.clip(around, 0, None),
+        color=BLUE,
+        marker="o",
+        markersize=5,
+        linewidth=1.5,
+        elinewidth=1,
+        label="accuracy, 95 % interval",
+    )
+    reliability.set(
+        xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal", xlabel="mean confidence", ylabel="accuracy"
+    )
+    figure.legend(loc="outside lower left", ncols=2)
+    histogram.bar(
+        table["low"],
+        table["images"],
+        width=table["high"] - table["low"],
+        align="edge",
+        color=BLUE,
+        edgecolor="white",
+    )
+    histogram.set_yscale("log")  # most images are in the last bin
+    histogram.set(xlim=(0, 1.02), xlabel="confidence", ylabel="test images")
+    return figure
+
+
+def pairs(title: str, confused: Sequence[tuple[str, str, int]]) -> Figure:
+    """The most confused pairs of classes as bars.
+
+    Args:
+        title: Above all.
+        confused: Label, class that was predicted instead, number of images; most often confused
+            first.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure((8, 1.2 + 0.36 * max(len(confused), 1)), layout="constrained")
+    axes = figure.subplots()
+    rows = range(len(confused))
+    bars = axes.barh(rows, [count for _, _, count in confused], color=ORANGE, height=0.62)
+    axes.bar_label(bars, padding=4)
+    axes.set_yticks(
+        rows, [f"{_short(label)} taken for {_short(guess)}" for label, guess, _ in confused]
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if not confused:
+        axes.set_xticks([])
+        axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center")
+    axes.invert_yaxis()
+    axes.set_xlabel("test images")
+    axes.set_title(title)
+    axes.grid(axis="y", visible=False)
+    return figure

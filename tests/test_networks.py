@@ -1,0 +1,240 @@
+"""The architectures."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.lib.models.networks import augmentation, build, keras, multiply_adds, restore, save
+from stages.lib.params import ModelParams
+from stages.lib.stage import StageError
+from tests.conftest import ROOT, read_yaml, scaling
+
+
+def model_of(
+    kind: str, hidden: tuple[int, ...] = (8,), dropout: float = 0.0, l2: float = 0.0, seed: int = 0
+) -> keras.Model:
+    """A model for images of 6x5 and 3 classes."""
+    keras.utils.set_random_seed(seed)
+    return build(params_of(kind, hidden, dropout, l2), scaling())
+
+
+def params_of(
+    kind: str, hidden: tuple[int, ...] = (8,), dropout: float = 0.0, l2: float = 0.0
+) -> ModelParams:
+    mlp, linear = {"hidden": [*hidden], "dropout": dropout}, {"l2": l2}
+    return ModelParams.model_validate(
+        read_yaml(ROOT / "params.yaml")["model"] | {"kind": kind, "mlp": mlp, "linear": linear}
+    )
+
+
+def kinds_of_layers(model: keras.Model) -> list[str]:
+    return [type(layer).__name__ for layer in model.layers]
+
+
+def images(count: int) -> np.ndarray:
+    return np.random.default_rng(0).random((count, 6, 5), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters"), [("mlp", 784 * 1000 + 1000 + 1000 * 10 + 10), ("linear", 7_850)]
+)
+def test_the_tutorials_sizes_have_the_tutorials_number_of_parameters(
+    kind: str, parameters: int
+) -> None:
+    model = build(params_of(kind, (1000,)), scaling(28, 28, 10))
+    assert model.count_params() == parameters
+    assert model.input_shape == (None, 28, 28)
+    assert model.output_shape == (None, 10)
+
+
+def test_the_tutorials_perceptron_has_795_010_parameters() -> None:
+    assert build(params_of("mlp", (1000,)), scaling(28, 28, 10)).count_params() == 795_010
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear"])
+def test_probabilities_add_up_to_1(kind: str) -> None:
+    probabilities = model_of(kind).predict_on_batch(images(50) * 9)
+    assert probabilities.shape == (50, 3)
+    assert probabilities.dtype == np.float32
+    assert (probabilities >= 0).all()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+def test_the_perceptron_computes_what_its_weights_say() -> None:
+    model = model_of("mlp", hidden=(8, 4))
+    rows = images(5).reshape(5, -1)
+    (w1, b1, w2, b2, w3, b3) = model.get_weights()
+    scores = np.maximum(np.maximum(rows @ w1 + b1, 0) @ w2 + b2, 0) @ w3 + b3
+    expected = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(model.predict_on_batch(images(5)), expected, atol=1e-6)
+
+
+def test_no_hidden_layers_make_a_perceptron_of_one_layer() -> None:
+    assert kinds_of_layers(model_of("mlp", hidden=())) == ["Flatten", "Dense"]
+
+
+def test_dropout_follows_each_hidden_layer_where_it_is_asked_for() -> None:
+    model = model_of("mlp", hidden=(8, 4), dropout=0.25)
+    assert kinds_of_layers(model) == ["Flatten", "Dense", "Dropout", "Dense", "Dropout", "Dense"]
+    assert [layer.rate for layer in model.layers if hasattr(layer, "rate")] == [0.25, 0.25]
+
+
+def test_no_dropout_makes_no_layer() -> None:
+    assert kinds_of_layers(model_of("mlp", hidden=(8, 4))) == ["Flatten", "Dense", "Dense", "Dense"]
+
+
+def test_dropout_drops_nothing_from_predictions() -> None:
+    dropping, plain = model_of("mlp", dropout=0.9), model_of("mlp")
+    plain.set_weights(dropping.get_weights())
+    np.testing.assert_array_equal(
+        dropping.predict_on_batch(images(5)), plain.predict_on_batch(images(5))
+    )
+
+
+def test_the_penalty_is_l2_times_the_squared_weights_without_the_biases() -> None:
+    model = model_of("linear", l2=0.5)
+    weights, biases = model.get_weights()
+    model.set_weights([weights, biases + 1])
+    (penalty,) = model.losses
+    assert float(penalty) == pytest.approx(0.5 * float((weights**2).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_no_penalty_adds_nothing_to_the_loss(kind: str) -> None:
+    assert model_of(kind).losses == []
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear"])
+def test_the_seed_decides_the_weights(kind: str) -> None:
+    first, again, other = (model_of(kind, seed=seed).get_weights()[0] for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).mean() > 0.9
+
+
+def cnn(**changes: object) -> ModelParams:
+    content = read_yaml(ROOT / "params.yaml")["model"] | {"kind": "cnn"}
+    content["cnn"] = content["cnn"] | {"filters": [4, 6]} | changes
+    return ModelParams.model_validate(content)
+
+
+def test_the_convolutional_network_halves_the_image_after_each_block_rounded_up() -> None:
+    model = build(cnn(depth=2), scaling())
+    assert [layer.output.shape[1:] for layer in model.layers if "pooling" in layer.name] == [
+        (3, 3, 4),
+        (2, 2, 6),
+    ]
+    assert (
+        kinds_of_layers(model).count("Conv2D")
+        == kinds_of_layers(model).count("BatchNormalization")
+        == 4
+    )
+    probabilities = model.predict_on_batch(images(20))
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+MOVES = {"shift": 0.0, "rotation": 0.0, "flip": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "flip", "layers"),
+    [
+        ({}, True, []),
+        ({"shift": 1.0}, False, ["RandomTranslation"]),
+        ({"rotation": 5.0}, False, ["RandomRotation"]),
+        ({"flip": True}, True, ["RandomFlip"]),
+        ({"flip": True}, False, []),
+    ],
+)
+def test_images_are_moved_as_asked_and_mirrored_only_where_the_data_set_allows_it(
+    changes: dict[str, object], flip: bool, layers: list[str]
+) -> None:
+    model = build(cnn(**MOVES | changes), scaling(flip=flip))
+    assert [name for name in kinds_of_layers(model) if name.startswith("Random")] == layers
+
+
+def test_augmentation_moves_by_no_more_than_asked_and_only_while_training() -> None:
+    (layer,) = augmentation(
+        cnn(**MOVES | {"shift": 1.0}).cnn, (9, 7), mirrored=True, background=0.0
+    )
+    image = np.zeros((200, 9, 7, 1), np.float32)
+    image[:, 4, 3] = 1
+    moved = np.asarray(layer(image, training=True))[..., 0]
+    rows, columns = (
+        np.nonzero(moved.sum(axis=(0, 2)) > 1e-3)[0],
+        np.nonzero(moved.sum(axis=(0, 1)) > 1e-3)[0],
+    )
+    assert (rows.tolist(), columns.tolist()) == ([3, 4, 5], [2, 3, 4])
+    np.testing.assert_array_equal(layer(image, training=False), image)
+
+
+def test_what_comes_in_at_an_edge_is_the_background() -> None:
+    (layer,) = augmentation(
+        cnn(**MOVES | {"shift": 3.0}).cnn, (6, 5), mirrored=True, background=-0.5
+    )
+    moved = np.asarray(layer(np.ones((50, 6, 5, 1), np.float32), training=True))
+    assert moved.min() == pytest.approx(-0.5)
+    assert moved.max() == pytest.approx(1)
+
+
+def test_a_shift_larger_than_the_image_is_refused() -> None:
+    build(cnn(**MOVES | {"shift": 5.0}), scaling())
+    with pytest.raises(
+        StageError, match=r"^params.yaml: model.cnn.shift: expected at most 5 pixels, found 5.5$"
+    ):
+        build(cnn(**MOVES | {"shift": 5.5}), scaling())
+
+
+def test_a_mirrored_image_is_the_image_from_right_to_left() -> None:
+    (layer,) = augmentation(
+        cnn(**MOVES | {"flip": True}).cnn, (6, 5), mirrored=True, background=0.5
+    )
+    batch = images(40)[..., None]
+    found = np.asarray(layer(batch, training=True))
+    mirrored = (found == batch[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert 5 < mirrored.sum() < 35
+    assert (mirrored | (found == batch).all(axis=(1, 2, 3))).all()
+
+
+def test_the_networks_multiply_adds_are_those_of_its_kernels_wherever_they_are_laid() -> None:
+    assert (
+        multiply_adds(build(params_of("mlp", (1000,)), scaling(28, 28, 10)))
+        == 784 * 1000 + 1000 * 10
+    )
+    assert multiply_adds(build(params_of("linear"), scaling(28, 28, 10))) == 7_840
+    first, second, last = 9 * 1 * 4 * 30, 9 * 4 * 6 * 9, 2 * 2 * 6 * 3
+    assert multiply_adds(build(cnn(), scaling())) == first + second + last
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_a_network_that_saw_mirrored_images_predicts_the_mean_of_both_and_counts_both(
+    tmp_path: Path, mirrored: bool
+) -> None:
+    params, entry = cnn(**MOVES | {"flip": True}), scaling(flip=mirrored)
+    trained = build(params, entry)
+    save(trained, tmp_path / "model.weights.h5")
+    predict, _, cost = restore(params, entry, tmp_path / "model.weights.h5")
+    batch = images(40)
+    plain, mirror = (trained.predict_on_batch(each) for each in (batch, batch[:, :, ::-1]))
+    assert np.abs(plain - mirror).max() > 0.01
+    np.testing.assert_allclose(
+        predict(batch), (plain + mirror) / 2 if mirrored else plain, atol=1e-6
+    )
+    assert cost == (2 if mirrored else 1) * multiply_adds(trained)
+
+
+def test_importing_tensorflow_says_nothing_and_what_comes_after_is_heard() -> None:
+    code = "from stages.lib.models.networks import keras; keras.ops.add(1, 1); raise SystemExit('heard')"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("TF_")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "heard\n")
