@@ -1,7 +1,5 @@
 """Measures the predictions."""
 
-from stages.lib.stage import run  # isort: skip  # first, see there
-
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pandas as pd
 from stages.lib.files import read_json, read_predictions, write_csv, write_json
 from stages.lib.params import read_params
 from stages.lib.results import calibration, metrics
+from stages.lib.stage import run
 
 DATASET = Path("data/raw/dataset.json")
 PREDICTIONS = Path("data/predictions.npz")

@@ -1,7 +1,5 @@
 """Lists the wrongly classified test images and the labels that may be wrong themselves, and draws some of them."""
 
-from stages.lib.stage import run  # isort: skip  # first, see there
-
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from stages.lib.files import (
 )
 from stages.lib.params import read_params
 from stages.lib.results import figures
+from stages.lib.stage import run
 
 RAW = Path("data/raw")
 PREDICTIONS = Path("data/predictions.npz")

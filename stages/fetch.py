@@ -1,16 +1,31 @@
-"""Fetches a dataset's images and labels as they were published."""
-
-from stages.lib.stage import run  # isort: skip  # first, see there
+"""Fetch a dataset's images and labels as they were published."""
 
 from pathlib import Path
+
+import numpy as np
 
 from stages.lib.files import replacing, write_arrays, write_json
 from stages.lib.params import read_params
 from stages.lib.sources.catalog import read_dataset
 from stages.lib.sources.fetching import fetch_arrays
+from stages.lib.stage import run
 
 DATASETS = Path("datasets.yaml")
 RAW = Path("data/raw")
+
+
+def background(images: np.ndarray) -> int:
+    """Find the gray level around what the images show: the median of their border pixels.
+
+    Args:
+        images: Shape (n, height, width) or (n, height, width, 3), uint8.
+
+    Returns:
+        A level in [0, 255], over all channels.
+    """
+    borders = images[:, 0], images[:, -1], images[:, 1:-1, 0], images[:, 1:-1, -1]
+    counts = sum((np.bincount(b.ravel(), minlength=256) for b in borders), np.zeros(256, int))
+    return int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
 
 
 def main() -> None:
@@ -20,16 +35,19 @@ def main() -> None:
         folder.mkdir()
         arrays = fetch_arrays(dataset, params.fetch.source, folder)
         written = write_arrays(folder, arrays)
+        images = arrays["train_images"]
         about = {
             "name": params.dataset,
             "title": dataset.title,
             "classes": dataset.classes,
             "flip": dataset.flip,
+            "levels": [int(images.min()), int(images.max())],
+            "background": background(images),
+            "arrays": written,
         }
-        write_json(folder / "dataset.json", {**about, "arrays": written})
-    print(
-        f"{len(arrays['train_images']):,} training and {len(arrays['test_images']):,} test images, as in {DATASETS}"
-    )
+        write_json(folder / "dataset.json", about)
+    counts = (f"{len(arrays[f'{split}_images']):,} {split}" for split in ("train", "test"))
+    print(f"{' and '.join(counts)} images, digests as in {DATASETS}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""Scales pixels and holds out a validation split."""
-
-from stages.lib.stage import StageError, run  # isort: skip  # first, see there
+"""Scale pixels and hold out a validation split."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,56 +11,84 @@ from stages.lib.files import (
     check_arrays,
     read_array,
     read_chunks,
-    read_json,
     replacing,
+    write_arrays,
     write_chunks,
     write_json,
 )
 from stages.lib.params import read_params
+from stages.lib.stage import StageError, run
 
 RAW = Path("data/raw")
 NORMALIZED = Path("data/normalized")
 
 
-def held_out(count: int, validation: int, seed: int) -> np.ndarray:
-    """Chooses the images of the validation split.
+def quotas(counts: np.ndarray, validation: int) -> np.ndarray:
+    """Divide the validation split among the classes by the method of largest remainders.
 
     Args:
-        count: Number of training images as published.
-        validation: How many to hold out.
+        counts: Published training images of each class, shape (classes,), int64.
+        validation: Size of the validation split, less than the sum of the counts.
+
+    Returns:
+        Images of each class to hold out, shape (classes,), int64; their sum is `validation`. A
+        class keeps an image to train on, unless there are too few images for that.
+    """
+    kept = np.minimum(counts, 1)
+    if validation > counts.sum() - kept.sum():
+        kept[:] = 0
+    total = int(counts.sum())
+    shares: np.ndarray = np.minimum(validation * counts // total, counts - kept)
+    while missing := validation - int(shares.sum()):
+        # Integers, so that equal remainders are equal: these go to the first classes.
+        remainders = np.where(
+            shares < counts - kept, validation * counts - shares * total, -(2**62)
+        )
+        order = np.argsort(-remainders, kind="stable")[:missing]
+        shares[order] += shares[order] < (counts - kept)[order]
+    return shares
+
+
+def choose_held_out(labels: np.ndarray, validation: int, seed: int) -> np.ndarray:
+    """Choose the training images that validate, stratified by class.
+
+    Args:
+        labels: Of the published training images, shape (n,), uint8.
+        validation: How many images to hold out, less than n.
         seed: Seed of the choice.
 
     Returns:
-        True for each image held out, shape (count,), bool.
+        Indices of the images held out, ascending, shape (validation,), int64.
     """
-    mask = np.zeros(count, bool)
-    mask[np.random.default_rng(seed).permutation(count)[:validation]] = True
-    return mask
+    rng = np.random.default_rng(seed)
+    shares = quotas(np.bincount(labels), validation)
+    chosen = [
+        rng.choice(np.flatnonzero(labels == label), share, replace=False)
+        for label, share in enumerate(shares)
+    ]
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
 def mean_and_deviation(chunks: Iterable[np.ndarray]) -> tuple[float, float]:
-    """Mean and standard deviation over all pixels.
+    """Compute the mean and the standard deviation over all pixels.
 
     Args:
         chunks: Gray levels, any shapes, uint8, some images at a time.
 
     Returns:
-        Both in gray levels; exact in any order, because they are computed from how often each level
-        occurs.
+        Both in gray levels; exact in any order, since they come from the histogram.
     """
-    counts = sum(
-        (np.bincount(chunk.ravel(), minlength=256) for chunk in chunks), np.zeros(256, np.int64)
-    )
+    counts = sum((np.bincount(c.ravel(), minlength=256) for c in chunks), np.zeros(256, np.int64))
     levels = np.arange(256)
     mean = float(counts @ levels / counts.sum())
     return mean, float(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum()))
 
 
 def scale(images: np.ndarray, offset: float, divisor: float) -> np.ndarray:
-    """Maps gray levels to intensities.
+    """Map gray levels to intensities.
 
     Args:
-        images: Gray levels, shape (n, height, width), uint8.
+        images: Gray levels, shape (n, ...), uint8.
         offset: The level that becomes 0.
         divisor: How many levels make 1.
 
@@ -73,7 +99,7 @@ def scale(images: np.ndarray, offset: float, divisor: float) -> np.ndarray:
 
 
 def kept_chunks(path: Path, kept: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields the rows of a file for which `kept`, shape (n,), bool, is true, some at a time."""
+    """Yield the rows of a file for which `kept`, shape (n,), bool, is true, some at a time."""
     start = 0
     for chunk in read_chunks(path):
         yield chunk[kept[start : start + len(chunk)]]
@@ -81,14 +107,14 @@ def kept_chunks(path: Path, kept: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def fingerprints(chunks: Iterable[np.ndarray]) -> np.ndarray:
-    """A number for each image, equal for equal images and for no others in practice.
+    """Hash each image.
 
     Args:
-        chunks: Gray levels, shapes (any, height, width), uint8.
+        chunks: Gray levels, shapes (any, ...), uint8.
 
     Returns:
-        Eight bytes of each image's BLAKE2b, shape (n,), uint64: two of a million images share one
-        by chance in one of thirty million datasets.
+        Eight bytes of each image's BLAKE2b, shape (n,), uint64. Two of a million different images
+        share one by chance in one of thirty million datasets.
     """
     digests = (
         hashlib.blake2b(image.tobytes(), digest_size=8).digest()
@@ -99,7 +125,7 @@ def fingerprints(chunks: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def duplicates(splits: Mapping[str, tuple[str, np.ndarray]]) -> dict[str, int]:
-    """Counts the images of one split that another one has too.
+    """Count the images that two splits have in common (leakage).
 
     Args:
         splits: For each split, the published one that its images come from, and which of them do,
@@ -113,94 +139,88 @@ def duplicates(splits: Mapping[str, tuple[str, np.ndarray]]) -> dict[str, int]:
         for split, (published, kept) in splits.items()
     }
     pairs = combinations(prints, 2)
-    return {
-        f"{one}, {other}": int(np.isin(prints[other], prints[one]).sum()) for one, other in pairs
-    }
+    return {f"{a}, {b}": int(np.isin(prints[b], prints[a]).sum()) for a, b in pairs}
 
 
 def offset_and_divisor(method: str, chunks: Iterable[np.ndarray]) -> tuple[float, float]:
-    """Chooses what `scale` does, from the training split alone.
+    """Choose the scaling from the training split alone.
 
     Args:
         method: As in `normalize.method` of params.yaml.
-        chunks: The training split's gray levels, as for `mean_and_deviation`; looked at by
-            `standardize` only.
+        chunks: The training split's gray levels, as for `mean_and_deviation`.
 
     Returns:
-        Both in gray levels.
+        The arguments of `scale`, in gray levels.
 
     Raises:
-        StageError: All levels are the same.
+        StageError: All pixels have the same level.
     """
     if method == "min_max":
-        return 0.0, 255.0
-    mean, deviation = mean_and_deviation(chunks)
-    if not deviation:
+        ends = np.array([(c.min(), c.max()) for c in chunks if c.size], int)
+        offset, divisor = float(ends[:, 0].min()), float(ends[:, 1].max() - ends[:, 0].min())
+    else:
+        offset, divisor = mean_and_deviation(chunks)
+    if not divisor:
         raise StageError(
-            f"{RAW}/train_images.npy: expected different gray levels to standardize, found only {mean}"
+            f"{RAW}/train_images.npy: every pixel has level {offset:.0f}, which cannot be scaled; "
+            "check the images"
         )
-    return mean, deviation
+    return offset, divisor
 
 
 def write_split(
     folder: Path, split: str, published: str, kept: np.ndarray, offset: float, divisor: float
 ) -> dict[str, object]:
-    """Writes the images and labels of one split.
+    """Write the images and labels of one split.
 
     Args:
-        folder: Where to.
-        split: What the split is called from now on.
+        folder: The folder that receives them.
+        split: The split's name from now on.
         published: The published split that its images come from.
         kept: True for each of them that belongs to it, shape (n,), bool.
         offset: As for `scale`.
         divisor: As for `scale`.
 
     Returns:
-        What each array is known by, as from `write_chunks`.
+        The record of each array, as from `write_chunks`.
     """
     images, labels = (RAW / f"{published}_{kind}.npy" for kind in ("images", "labels"))
     count, image = int(kept.sum()), read_array(images).shape[1:]
     scaled = (scale(chunk, offset, divisor) for chunk in kept_chunks(images, kept))
     names = f"{split}_images", f"{split}_labels"
+    targets = [folder / f"{name}.npy" for name in names]
     return {
-        names[0]: write_chunks(folder / f"{names[0]}.npy", (count, *image), np.float32, scaled),
-        names[1]: write_chunks(
-            folder / f"{names[1]}.npy", (count,), np.uint8, kept_chunks(labels, kept)
-        ),
+        names[0]: write_chunks(targets[0], (count, *image), np.float32, scaled),
+        names[1]: write_chunks(targets[1], (count,), np.uint8, kept_chunks(labels, kept)),
     }
 
 
 def main() -> None:
     params = read_params().normalize
-    check_arrays(RAW / "dataset.json", "train_images", "train_labels", "test_images", "test_labels")
-    count, test_count = (
-        len(read_array(RAW / f"{split}_labels.npy")) for split in ("train", "test")
-    )
-    if params.validation >= count:
+    record = RAW / "dataset.json"
+    check_arrays(record, "train_images", "train_labels", "test_images", "test_labels")
+    labels, test_labels = (np.load(RAW / f"{split}_labels.npy") for split in ("train", "test"))
+    if params.validation >= len(labels):
         raise StageError(
-            f"params.yaml: normalize.validation: expected fewer than {count:,}, found {params.validation}"
+            f"params.yaml: normalize.validation: expected fewer than {len(labels):,}, "
+            f"found {params.validation}"
         )
-    dataset = read_json(RAW / "dataset.json")
-    held = held_out(count, params.validation, params.seed)
-    splits = {
-        "train": ("train", ~held),
-        "validation": ("train", held),
-        "test": ("test", np.ones(test_count, bool)),
-    }
+    chosen = choose_held_out(labels, params.validation, params.seed)
+    held = np.zeros(len(labels), bool)
+    held[chosen] = True
+    every = np.ones(len(test_labels), bool)
+    splits = {"train": ("train", ~held), "validation": ("train", held), "test": ("test", every)}
     scaling = offset_and_divisor(params.method, kept_chunks(RAW / "train_images.npy", ~held))
-    twice = duplicates(splits)
+    shared = duplicates(splits)
     with replacing(NORMALIZED) as folder:
         folder.mkdir()
-        written: dict[str, object] = {}
+        written = write_arrays(folder, {"held_out": chosen})
         for split, (published, kept) in splits.items():
             written |= write_split(folder, split, published, kept, *scaling)
         about = {"method": params.method, "offset": scaling[0], "divisor": scaling[1]}
-        about |= {"classes": len(dataset["classes"]), "flip": dataset["flip"]}
-        write_json(folder / "scaling.json", {**about, "duplicates": twice, "arrays": written})
-    print(
-        f"{count - params.validation:,} images to train on, {params.validation:,} to validate, {test_count:,} to test; "
-        f"in two splits: {sum(twice.values()):,}"
-    )
+        write_json(folder / "scaling.json", {**about, "duplicates": shared, "arrays": written})
+    counts = (f"{kept.sum():,} {split}" for split, (_, kept) in splits.items())
+    print(f"{', '.join(counts)} images; duplicates across splits: {sum(shared.values()):,}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Draws the data, the training and the results."""
 
-from stages.lib.stage import run  # isort: skip  # first, see there
-
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from stages.lib.files import (
 )
 from stages.lib.params import read_params
 from stages.lib.results import calibration, figures, metrics
+from stages.lib.stage import run
 
 RAW = Path("data/raw")
 HISTORY = Path("data/history.csv")

@@ -1,61 +1,81 @@
-"""Predicts the validation and the test split."""
+"""Predict the validation and the test split with the model file."""
 
-from stages.lib.stage import run  # isort: skip  # first, see there
-
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from stages.lib.files import check_arrays, read_chunks, read_json, replacing
-from stages.lib.params import read_params
+from stages.lib.files import check_arrays, read_array, read_json, replacing
+from stages.lib.models.runtime import Model, read_model
+from stages.lib.stage import StageError, run
 
-WEIGHTS = Path("data/model.weights.h5")
-NORMALIZED = Path("data/normalized")
+MODEL = Path("data/model.onnx")
+RAW = Path("data/raw")
+HELD_OUT = Path("data/normalized/held_out.npy")
+SCALING = Path("data/normalized/scaling.json")
 PREDICTIONS = Path("data/predictions.npz")
 
+ROWS = 4096  # images in memory at a time
 
-def probabilities(
-    model: Callable[[np.ndarray], np.ndarray], path: Path, classes: int
-) -> np.ndarray:
-    """Probabilities of a file of images.
+
+def check_dataset(model: Model, dataset: Mapping[str, Any]) -> None:
+    """Refuse a model that was trained on another dataset.
 
     Args:
-        model: From images to probabilities.
-        path: Images, shape (n, height, width), float32; read some at a time.
-        classes: Number of classes.
+        model: The model.
+        dataset: The content of dataset.json.
+
+    Raises:
+        StageError: Its dataset, classes or image shape differ.
+    """
+    image = dataset["arrays"]["test_images"]["shape"][1:]
+    expected = {"dataset": dataset["name"], "classes": dataset["classes"], "image": image}
+    found = {"dataset": model.dataset, "classes": [*model.classes], "image": [*model.image]}
+    for name, value in expected.items():
+        if found[name] != value:
+            raise StageError(
+                f"{MODEL}: {name}: expected {value}, as in data/raw/dataset.json, "
+                f"found {found[name]}; dvc repro trains on it"
+            )
+
+
+def predict(model: Model, path: Path, chosen: np.ndarray) -> np.ndarray:
+    """Predict some of the images in a file, chunk by chunk.
+
+    Args:
+        model: The model.
+        path: Images as published, shape (n, height, width) or (n, height, width, 3), uint8.
+        chosen: Indices of the images to predict, shape (m,), integers.
 
     Returns:
-        Rows that add up to 1, shape (n, classes), float32.
+        Probabilities, shape (m, classes), float32, rows sum to 1.
     """
-    none = np.empty((0, classes), np.float32)
-    return np.concatenate([none, *(model(chunk) for chunk in read_chunks(path, 1024))])
+    probabilities = np.empty((len(chosen), len(model.classes)), np.float32)
+    for start in range(0, len(chosen), ROWS):
+        rows = slice(start, start + ROWS)
+        # Mapped again for each chunk: an open map keeps every page that was read.
+        probabilities[rows] = model(read_array(path)[chosen[rows]])
+    return probabilities
 
 
 def main() -> None:
-    params = read_params().model
-    if params.kind == "pca_knn":  # needs no TensorFlow, which takes seconds to import
-        from stages.lib.models.pca_knn import restore
-    else:
-        from stages.lib.models.networks import restore
-    splits = ("validation", "test")
-    check_arrays(
-        NORMALIZED / "scaling.json",
-        *(f"{split}_{kind}" for split in splits for kind in ("images", "labels")),
-    )
-    scaling = read_json(NORMALIZED / "scaling.json")
-    model, parameters, multiply_adds = restore(params, scaling, WEIGHTS)
-    arrays = {"parameters": np.array(parameters), "multiply_adds": np.array(multiply_adds)}
-    for split in splits:
-        arrays[f"{split}_labels"] = np.load(NORMALIZED / f"{split}_labels.npy")
-        arrays[f"{split}_probabilities"] = probabilities(
-            model, NORMALIZED / f"{split}_images.npy", int(scaling["classes"])
-        )
+    dataset, model = read_json(RAW / "dataset.json"), read_model(MODEL)
+    check_dataset(model, dataset)
+    check_arrays(RAW / "dataset.json", *dataset["arrays"])
+    check_arrays(SCALING, HELD_OUT.stem)
+    splits = {
+        "validation": ("train", np.load(HELD_OUT)),
+        "test": ("test", np.arange(dataset["arrays"]["test_labels"]["shape"][0])),
+    }
+    arrays = {name: np.array(getattr(model, name)) for name in ("parameters", "multiply_adds")}
+    for split, (published, chosen) in splits.items():
+        arrays[f"{split}_labels"] = read_array(RAW / f"{published}_labels.npy")[chosen]
+        arrays[f"{split}_probabilities"] = predict(model, RAW / f"{published}_images.npy", chosen)
     with replacing(PREDICTIONS) as partial:
         np.savez(partial, allow_pickle=False, **arrays)
-    print(
-        f"{len(arrays['validation_labels']):,} validation and {len(arrays['test_labels']):,} test images predicted"
-    )
+    counts = (f"{len(arrays[f'{split}_labels']):,} {split}" for split in splits)
+    print(f"predicted {' and '.join(counts)} images")
 
 
 if __name__ == "__main__":

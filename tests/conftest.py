@@ -1,12 +1,13 @@
 """A tiny dataset with an entry of its own, and a folder in which stages run on it."""
 
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
+from stages.lib.models.graph import Graph, describe
 from stages.lib.sources.fetching import digest
 
 # A program that a shell starts in the background ignores Ctrl-C, and so would all that it starts in
@@ -104,12 +106,28 @@ def make_tiny(folder: Path) -> None:
     write_yaml(folder / "params.yaml", params)
 
 
-def scaling(
-    height: int = HEIGHT, width: int = WIDTH, classes: int = len(CLASSES), *, flip: bool = False
-) -> dict[str, Any]:
-    """Of scaling.json, what a model is built for."""
-    shape = {"arrays": {"test_images": {"shape": [1, height, width]}}, "classes": classes}
-    return {**shape, "flip": flip, "offset": 0.0, "divisor": 255.0}
+def described(
+    *image: int, classes: int = len(CLASSES), flip: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """dataset.json and scaling.json, as far as a model depends on them."""
+    arrays = {"train_images": {"shape": [1, *(image or (HEIGHT, WIDTH))]}}
+    names = [f"class {i}" for i in range(classes)]
+    dataset = {"name": "tiny", "title": "Tiny", "classes": names, "flip": flip, "background": 0}
+    return dataset | {"arrays": arrays}, {"offset": 0.0, "divisor": 255.0}
+
+
+def small_mlp(dataset: Mapping[str, Any], scaling: Mapping[str, Any]) -> bytes:
+    """A model file of 8 hidden units with random weights, made without Keras."""
+    rng = np.random.default_rng(5)
+    pixels = math.prod(dataset["arrays"]["train_images"]["shape"][1:])
+    graph = Graph(scaling["offset"], scaling["divisor"])
+    name = graph.add("Flatten", graph.scaled)
+    name = graph.add("Gemm", name, graph.constant(rng.normal(size=(pixels, 8))))
+    name = graph.add("Relu", name)
+    weights = rng.normal(size=(8, len(dataset["classes"])))
+    name = graph.add("Gemm", name, graph.constant(weights), graph.constant(weights[0]))
+    metadata = describe(dataset, "mlp", 8 * pixels, 9)
+    return graph.finish(graph.add("Softmax", name, axis=1), metadata)
 
 
 @pytest.fixture

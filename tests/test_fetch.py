@@ -26,8 +26,33 @@ def test_writes_the_four_arrays_as_published_and_the_names_of_the_classes(projec
         "title": "Tiny",
         "classes": CLASSES,
         "flip": False,
+        "levels": [0, 255],
+        "background": background_of_tiny(),
         "arrays": written,
     }
+
+
+def background_of_tiny() -> int:
+    images = tiny_arrays()["train_images"]
+    border = np.ones(images.shape[1:], bool)
+    border[1:-1, 1:-1] = False
+    return int(np.median(images[:, border]))
+
+
+@pytest.mark.parametrize(
+    ("images", "level"),
+    [
+        (
+            np.pad(np.full((2, 3, 3), 9, np.uint8), ((0, 0), (1, 1), (1, 1)), constant_values=250),
+            250,
+        ),
+        (np.full((1, 4, 4, 3), 7, np.uint8), 7),
+        (np.array([[[0, 255, 255]]], np.uint8), 255),  # of one row
+        (np.array([[[5]]], np.uint8), 5),
+    ],
+)
+def test_the_background_is_the_median_of_the_border(images: np.ndarray, level: int) -> None:
+    assert fetch.background(images) == level
 
 
 def test_writes_nothing_where_a_digest_differs(project: Path) -> None:

@@ -145,9 +145,9 @@ def test_what_a_killed_run_left_behind_is_gone(tmp_path: Path, kind: str, before
 
 
 def test_the_name_lent_has_the_suffixes_of_the_final_one(tmp_path: Path) -> None:
-    with replacing(tmp_path / "model.weights.h5") as partial:
+    with replacing(tmp_path / "model.tar.gz") as partial:
         assert partial.parent == tmp_path
-        assert partial.suffixes == [".weights", ".h5"]
+        assert partial.suffixes == [".tar", ".gz"]
         partial.touch()
 
 

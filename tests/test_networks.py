@@ -1,25 +1,37 @@
 """The architectures."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from stages.lib.models.networks import augmentation, build, keras, multiply_adds, restore, save
+from stages.lib.models import networks
+from stages.lib.models.networks import augmentation, flips, import_keras, multiply_adds
 from stages.lib.params import ModelParams
 from stages.lib.stage import StageError
-from tests.conftest import ROOT, read_yaml, scaling
+from tests.conftest import ROOT, described, read_yaml
+
+keras = import_keras()
+Network = Any  # keras.Model, which has no types
+
+
+def build(params: ModelParams, *image: int, classes: int = 3, flip: bool = False) -> Network:
+    """The model of a kind, for images of 6x5 if nothing else is given."""
+    architecture = getattr(networks, params.kind)
+    return architecture(params, *described(*image, classes=classes, flip=flip))
 
 
 def model_of(
     kind: str, hidden: tuple[int, ...] = (8,), dropout: float = 0.0, l2: float = 0.0, seed: int = 0
-) -> keras.Model:
+) -> Network:
     """A model for images of 6x5 and 3 classes."""
     keras.utils.set_random_seed(seed)
-    return build(params_of(kind, hidden, dropout, l2), scaling())
+    return build(params_of(kind, hidden, dropout, l2))
 
 
 def params_of(
@@ -31,7 +43,7 @@ def params_of(
     )
 
 
-def kinds_of_layers(model: keras.Model) -> list[str]:
+def kinds_of_layers(model: Network) -> list[str]:
     return [type(layer).__name__ for layer in model.layers]
 
 
@@ -45,14 +57,14 @@ def images(count: int) -> np.ndarray:
 def test_the_tutorials_sizes_have_the_tutorials_number_of_parameters(
     kind: str, parameters: int
 ) -> None:
-    model = build(params_of(kind, (1000,)), scaling(28, 28, 10))
+    model = build(params_of(kind, (1000,)), 28, 28, classes=10)
     assert model.count_params() == parameters
     assert model.input_shape == (None, 28, 28)
     assert model.output_shape == (None, 10)
 
 
 def test_the_tutorials_perceptron_has_795_010_parameters() -> None:
-    assert build(params_of("mlp", (1000,)), scaling(28, 28, 10)).count_params() == 795_010
+    assert build(params_of("mlp", (1000,)), 28, 28, classes=10).count_params() == 795_010
 
 
 @pytest.mark.parametrize("kind", ["mlp", "linear"])
@@ -122,7 +134,7 @@ def cnn(**changes: object) -> ModelParams:
 
 
 def test_the_convolutional_network_halves_the_image_after_each_block_rounded_up() -> None:
-    model = build(cnn(depth=2), scaling())
+    model = build(cnn(depth=2))
     assert [layer.output.shape[1:] for layer in model.layers if "pooling" in layer.name] == [
         (3, 3, 4),
         (2, 2, 6),
@@ -152,14 +164,12 @@ MOVES = {"shift": 0.0, "rotation": 0.0, "flip": False}
 def test_images_are_moved_as_asked_and_mirrored_only_where_the_data_set_allows_it(
     changes: dict[str, object], flip: bool, layers: list[str]
 ) -> None:
-    model = build(cnn(**MOVES | changes), scaling(flip=flip))
+    model = build(cnn(**MOVES | changes), flip=flip)
     assert [name for name in kinds_of_layers(model) if name.startswith("Random")] == layers
 
 
 def test_augmentation_moves_by_no_more_than_asked_and_only_while_training() -> None:
-    (layer,) = augmentation(
-        cnn(**MOVES | {"shift": 1.0}).cnn, (9, 7), mirrored=True, background=0.0
-    )
+    (layer,) = augmentation(cnn(**MOVES | {"shift": 1.0}).cnn, (9, 7), flip=False, background=0.0)
     image = np.zeros((200, 9, 7, 1), np.float32)
     image[:, 4, 3] = 1
     moved = np.asarray(layer(image, training=True))[..., 0]
@@ -172,26 +182,22 @@ def test_augmentation_moves_by_no_more_than_asked_and_only_while_training() -> N
 
 
 def test_what_comes_in_at_an_edge_is_the_background() -> None:
-    (layer,) = augmentation(
-        cnn(**MOVES | {"shift": 3.0}).cnn, (6, 5), mirrored=True, background=-0.5
-    )
+    (layer,) = augmentation(cnn(**MOVES | {"shift": 3.0}).cnn, (6, 5), flip=False, background=-0.5)
     moved = np.asarray(layer(np.ones((50, 6, 5, 1), np.float32), training=True))
     assert moved.min() == pytest.approx(-0.5)
     assert moved.max() == pytest.approx(1)
 
 
 def test_a_shift_larger_than_the_image_is_refused() -> None:
-    build(cnn(**MOVES | {"shift": 5.0}), scaling())
+    build(cnn(**MOVES | {"shift": 5.0}))
     with pytest.raises(
         StageError, match=r"^params.yaml: model.cnn.shift: expected at most 5 pixels, found 5.5$"
     ):
-        build(cnn(**MOVES | {"shift": 5.5}), scaling())
+        build(cnn(**MOVES | {"shift": 5.5}))
 
 
 def test_a_mirrored_image_is_the_image_from_right_to_left() -> None:
-    (layer,) = augmentation(
-        cnn(**MOVES | {"flip": True}).cnn, (6, 5), mirrored=True, background=0.5
-    )
+    (layer,) = augmentation(cnn(**MOVES | {"flip": True}).cnn, (6, 5), flip=True, background=0.5)
     batch = images(40)[..., None]
     found = np.asarray(layer(batch, training=True))
     mirrored = (found == batch[:, :, ::-1]).all(axis=(1, 2, 3))
@@ -201,40 +207,65 @@ def test_a_mirrored_image_is_the_image_from_right_to_left() -> None:
 
 def test_the_networks_multiply_adds_are_those_of_its_kernels_wherever_they_are_laid() -> None:
     assert (
-        multiply_adds(build(params_of("mlp", (1000,)), scaling(28, 28, 10)))
+        multiply_adds(build(params_of("mlp", (1000,)), 28, 28, classes=10))
         == 784 * 1000 + 1000 * 10
     )
-    assert multiply_adds(build(params_of("linear"), scaling(28, 28, 10))) == 7_840
+    assert multiply_adds(build(params_of("linear"), 28, 28, classes=10)) == 7_840
     first, second, last = 9 * 1 * 4 * 30, 9 * 4 * 6 * 9, 2 * 2 * 6 * 3
-    assert multiply_adds(build(cnn(), scaling())) == first + second + last
+    assert multiply_adds(build(cnn())) == first + second + last
 
 
-@pytest.mark.parametrize("mirrored", [True, False])
-def test_a_network_that_saw_mirrored_images_predicts_the_mean_of_both_and_counts_both(
-    tmp_path: Path, mirrored: bool
+@pytest.mark.parametrize(("asked", "allowed"), [(True, True), (True, False), (False, True)])
+def test_flips_need_both_the_parameter_and_the_dataset(asked: bool, allowed: bool) -> None:
+    dataset, _ = described(flip=allowed)
+    assert flips(cnn(flip=asked), dataset) == (asked and allowed)
+    assert not flips(params_of("mlp"), dataset)
+
+
+def test_color_images_keep_their_channels() -> None:
+    assert build(params_of("mlp"), 6, 5, 3).layers[1].kernel.shape == (90, 8)
+    model = build(cnn(), 6, 5, 3)
+    assert "Reshape" not in kinds_of_layers(model)
+    assert model.input_shape == (None, 6, 5, 3)
+
+
+def test_an_mlp_of_too_many_weights_is_refused_with_advice() -> None:
+    with pytest.raises(StageError, match=r"^params.yaml: model.mlp: 120,.* use model.kind=cnn"):
+        build(params_of("mlp", (10_000,)), 200, 60)
+
+
+HOSTILE = {"backend": "jax", "floatx": "float64", "image_data_format": "channels_first"}
+
+
+def test_settings_of_the_user_change_neither_backend_nor_precision_nor_layout(
+    tmp_path: Path,
 ) -> None:
-    params, entry = cnn(**MOVES | {"flip": True}), scaling(flip=mirrored)
-    trained = build(params, entry)
-    save(trained, tmp_path / "model.weights.h5")
-    predict, _, cost = restore(params, entry, tmp_path / "model.weights.h5")
-    batch = images(40)
-    plain, mirror = (trained.predict_on_batch(each) for each in (batch, batch[:, :, ::-1]))
-    assert np.abs(plain - mirror).max() > 0.01
-    np.testing.assert_allclose(
-        predict(batch), (plain + mirror) / 2 if mirrored else plain, atol=1e-6
+    """A KERAS_BACKEND or an old ~/.keras/keras.json would fail, or change the weights silently."""
+    (tmp_path / ".keras").mkdir()
+    (tmp_path / ".keras/keras.json").write_text(json.dumps(HOSTILE))
+    code = (
+        "from stages.lib.models.networks import import_keras; keras = import_keras();"
+        "print(keras.backend.backend(), keras.config.floatx(), keras.config.image_data_format(),"
+        " keras.config.max_epochs())"
     )
-    assert cost == (2 if mirrored else 1) * multiply_adds(trained)
+    hostile = {"HOME": str(tmp_path), "KERAS_BACKEND": "jax", "KERAS_MAX_EPOCHS": "1"}
+    assert run_python(code, **hostile) == (0, "tensorflow float32 channels_last None\n", "")
+    assert json.loads((tmp_path / ".keras/keras.json").read_text()) == HOSTILE
 
 
-def test_importing_tensorflow_says_nothing_and_what_comes_after_is_heard() -> None:
-    code = "from stages.lib.models.networks import keras; keras.ops.add(1, 1); raise SystemExit('heard')"
+def test_importing_tensorflow_prints_nothing_and_later_output_is_printed() -> None:
+    code = (
+        "from stages.lib.models.networks import import_keras;"
+        "import_keras().ops.add(1, 1); raise SystemExit('heard')"
+    )
+    assert run_python(code) == (1, "", "heard\n")
+
+
+def run_python(code: str, **variables: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a program in a process of its own."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("TF_", "KERAS_"))}
+    command, env = [sys.executable, "-c", code], kept | variables
     ended = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if not name.startswith("TF_")},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
+        command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=60
     )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "heard\n")
+    return ended.returncode, ended.stdout, ended.stderr

@@ -36,7 +36,7 @@ def write_numbered(project: Path, count: int) -> None:
         "test": arrays(count, count + 5000),
     }.items():
         written |= write_arrays(raw, {f"{split}_images": images, f"{split}_labels": labels})
-    write_json(raw / "dataset.json", {"classes": [*"abcdefg"], "flip": False, "arrays": written})
+    write_json(raw / "dataset.json", {"arrays": written})
 
 
 def numbers(images: np.ndarray) -> np.ndarray:
@@ -46,16 +46,21 @@ def numbers(images: np.ndarray) -> np.ndarray:
     return numbered
 
 
-def test_min_max_maps_0_to_0_and_255_to_1(project: Path) -> None:
+def training_levels() -> np.ndarray:
+    """The published images that are left to train on."""
+    arrays = tiny_arrays()
+    held = normalize.choose_held_out(arrays["train_labels"], 18, 0)
+    return np.delete(arrays["train_images"], held, axis=0)
+
+
+def test_min_max_maps_the_training_splits_range_to_0_and_1(project: Path) -> None:
     fetch.main()
     normalize.main()
     found, published = splits(project), tiny_arrays()
-    np.testing.assert_allclose(found["test_images"], published["test_images"] / 255, rtol=1e-6)
-    everything = np.concatenate(
-        [found[f"{split}_images"] for split in ("train", "validation", "test")]
-    )
-    assert everything.min() == 0
-    assert everything.max() == 1
+    low, high = int(training_levels().min()), int(training_levels().max())
+    expected = (published["test_images"] - float(low)) / (high - low)
+    np.testing.assert_allclose(found["test_images"], expected, rtol=1e-6, atol=1e-7)
+    assert (found["train_images"].min(), found["train_images"].max()) == (0, 1)
     assert all(
         found[f"{split}_images"].dtype == np.float32 for split in ("train", "validation", "test")
     )
@@ -64,10 +69,8 @@ def test_min_max_maps_0_to_0_and_255_to_1(project: Path) -> None:
     assert set(scaling.pop("duplicates").values()) == {0}
     assert scaling == {
         "method": "min_max",
-        "offset": 0,
-        "divisor": 255,
-        "classes": 3,
-        "flip": False,
+        "offset": low,
+        "divisor": high - low,
     }
 
 
@@ -92,8 +95,7 @@ def test_standardize_moves_every_split_by_the_training_splits_numbers(
     edit("normalize.method", "standardize")
     fetch.main()
     normalize.main()
-    kept = ~normalize.held_out(90, 18, 0)
-    levels = tiny_arrays()["train_images"][kept].astype(np.float64)
+    levels = training_levels().astype(np.float64)
     scaling = json.loads((project / "data/normalized/scaling.json").read_text())
     assert scaling["offset"] == pytest.approx(levels.mean(), rel=1e-12)
     assert scaling["divisor"] == pytest.approx(levels.std(), rel=1e-12)
@@ -103,6 +105,17 @@ def test_standardize_moves_every_split_by_the_training_splits_numbers(
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+def test_digits_of_levels_0_to_16_are_stretched_to_0_and_1() -> None:
+    images = np.array([[0, 4], [16, 8]], np.uint8)
+    assert normalize.offset_and_divisor("min_max", [images[:1], images[:0], images[1:]]) == (0, 16)
+
+
+@pytest.mark.parametrize("method", ["min_max", "standardize"])
+def test_images_of_one_level_are_refused(method: str) -> None:
+    with pytest.raises(StageError, match=r"every pixel has level 7, which cannot be scaled"):
+        normalize.offset_and_divisor(method, [np.full((3, 2, 2), 7, np.uint8)])
 
 
 def test_mean_and_deviation_do_not_depend_on_the_chunks() -> None:
@@ -116,20 +129,40 @@ def test_mean_and_deviation_do_not_depend_on_the_chunks() -> None:
     assert normalize.mean_and_deviation(reversed(images)) == whole
 
 
-def test_the_images_held_out_are_as_many_as_asked_and_the_same_at_every_call() -> None:
-    held = normalize.held_out(50, 20, 3)
-    assert held.dtype == np.bool_
-    assert held.shape == (50,)
-    assert held.sum() == 20
-    np.testing.assert_array_equal(held, normalize.held_out(50, 20, 3))
+LABELS = np.repeat(np.arange(4, dtype=np.uint8), [40, 7, 2, 1])
 
 
-def test_another_seed_holds_out_others_and_none_holds_out_the_first_ones() -> None:
-    assert (normalize.held_out(50, 20, 3) != normalize.held_out(50, 20, 4)).any()
-    assert not normalize.held_out(1000, 500, 0)[:500].all()
-    assert np.mean(
-        [normalize.held_out(10, 5, seed) for seed in range(400)], axis=0
-    ) == pytest.approx(0.5, abs=0.1)
+def test_the_split_is_stratified_and_the_same_at_every_call() -> None:
+    held = normalize.choose_held_out(LABELS, 10, 3)
+    assert held.dtype == np.int64
+    assert (np.diff(held) > 0).all()
+    np.testing.assert_array_equal(np.bincount(LABELS[held], minlength=4), [8, 2, 0, 0])
+    np.testing.assert_array_equal(held, normalize.choose_held_out(LABELS, 10, 3))
+
+
+def test_the_seed_chooses_among_the_images_of_a_class() -> None:
+    drawn = [set(normalize.choose_held_out(LABELS, 10, seed).tolist()) for seed in range(300)]
+    assert drawn[0] != drawn[1]
+    counts = np.bincount([index for held in drawn for index in held], minlength=50)
+    assert counts[:40] / 300 == pytest.approx(8 / 40, abs=0.1)
+    assert counts[40:47] / 300 == pytest.approx(2 / 7, abs=0.1)
+
+
+@pytest.mark.parametrize("validation", range(50))
+def test_quotas_add_up_and_leave_every_class_training_images_if_possible(validation: int) -> None:
+    counts = np.bincount(LABELS)
+    shares = normalize.quotas(counts, validation)
+    assert shares.sum() == validation
+    assert (shares >= 0).all()
+    assert (shares <= counts).all()
+    if validation <= 46:
+        assert (shares < counts).all()
+    if validation <= 23:  # no class is near its end: off by less than one image
+        assert (np.abs(shares - validation * counts / 50) < 1).all()
+
+
+def test_a_class_without_images_gets_no_quota() -> None:
+    assert normalize.quotas(np.array([10, 0, 10]), 4).tolist() == [2, 0, 2]
 
 
 def test_every_published_image_is_in_one_split_with_its_label(project: Path, edit: Edit) -> None:
@@ -144,9 +177,8 @@ def test_every_published_image_is_in_one_split_with_its_label(project: Path, edi
     for split, numbered in index.items():
         assert found[f"{split}_labels"].dtype == np.uint8
         np.testing.assert_array_equal(found[f"{split}_labels"], numbered % 7)
-    np.testing.assert_array_equal(
-        index["validation"], np.flatnonzero(normalize.held_out(9_000, 1_234, 0))
-    )
+    np.testing.assert_array_equal(index["validation"], found["held_out"])
+    assert np.ptp(np.bincount(found["validation_labels"])) <= 1
 
 
 def test_the_seed_chooses_which_images_are_held_out(project: Path, edit: Edit) -> None:
@@ -199,7 +231,7 @@ def test_a_second_run_writes_the_same_bytes(project: Path) -> None:
     assert {
         path.name: path.read_bytes() for path in (project / "data/normalized").iterdir()
     } == before
-    assert len(before) == 7
+    assert len(before) == 8
 
 
 @pytest.mark.parametrize("name", ["train_images", "train_labels", "test_images", "test_labels"])
@@ -217,8 +249,8 @@ def test_raw_arrays_that_fetch_did_not_write_are_refused_and_nothing_is_written(
 
 def test_images_that_are_in_two_splits_are_counted_whatever_their_labels(project: Path) -> None:
     arrays = tiny_arrays()
-    held = normalize.held_out(90, 18, 0)
-    (kept, first, second) = np.flatnonzero(~held)[0], *np.flatnonzero(held)[:2]
+    first, second, *_ = held = normalize.choose_held_out(arrays["train_labels"], 18, 0)
+    kept = np.setdiff1d(np.arange(90), held)[0]
     arrays["train_images"][first] = arrays["train_images"][kept]
     arrays["test_images"][:3] = arrays["train_images"][kept]
     arrays["test_images"][3:5] = arrays["train_images"][second]
@@ -237,7 +269,7 @@ def test_no_image_is_in_two_splits_where_all_differ(
     fetch.main()
     normalize.main()
     assert set(read_json(Path("data/normalized/scaling.json"))["duplicates"].values()) == {0}
-    assert "in two splits: 0" in capsys.readouterr().out
+    assert "duplicates across splits: 0" in capsys.readouterr().out
 
 
 def test_equal_images_have_equal_fingerprints_in_any_chunk_and_others_have_others() -> None:

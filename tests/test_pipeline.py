@@ -23,7 +23,8 @@ class Tree:
 
     dvc: Any
     params: Any
-    modules: dict[str, str]  # source by dotted name, without __init__
+    modules: dict[str, str]  # source of stages/ by dotted name, without __init__
+    tools: dict[str, str]  # the same of tools/
     templates: set[str]
     tests: set[str]
 
@@ -35,17 +36,23 @@ class Tree:
 
 @pytest.fixture
 def tree() -> Tree:
-    paths = (path for path in (ROOT / "stages").rglob("*.py") if path.name != "__init__.py")
     return Tree(
         dvc=read_yaml(ROOT / "dvc.yaml"),
         params=read_yaml(ROOT / "params.yaml"),
-        modules={
-            ".".join(p.relative_to(ROOT).with_suffix("").parts): p.read_text(encoding="utf-8")
-            for p in paths
-        },
+        modules=sources("stages"),
+        tools=sources("tools"),
         templates={path.stem for path in (ROOT / ".dvc/plots").glob("*.json")},
         tests={path.stem for path in (ROOT / "tests").glob("test_*.py")},
     )
+
+
+def sources(folder: str) -> dict[str, str]:
+    """The source of each module in a folder by its dotted name, without __init__."""
+    paths = (path for path in (ROOT / folder).rglob("*.py") if path.name != "__init__.py")
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text(encoding="utf-8")
+        for path in paths
+    }
 
 
 def differences(where: str, expected: Iterable[str], found: Iterable[str]) -> list[str]:
@@ -55,10 +62,19 @@ def differences(where: str, expected: Iterable[str], found: Iterable[str]) -> li
     ]
 
 
+def executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes except the bodies of `if TYPE_CHECKING:`, which never run."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from executed(node)
+
+
 def imports(name: str, source: str) -> set[str]:
-    """Dotted names that a module imports, or runs by a name that is a text of its own (`python -m`)."""
+    """Dotted names that a module imports, or runs by a literal name (`python -m`)."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in executed(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -248,24 +264,39 @@ def schema_faults(tree: Tree) -> list[str]:
     return differences("params.yaml", fields(Params), leaves(tree.params))
 
 
+# What a part of the code must not import, by the starts of dotted names.
+WALLS = {
+    "stages.": ("tools", "benchmarks", "tests"),
+    "stages.lib.": tuple(f"stages.{name}" for name in STAGES),
+    "stages.lib.results.": ("stages.lib.models", "stages.lib.sources"),
+    "stages.lib.models.": ("stages.lib.sources",),
+    "tools.lib.": (*(f"stages.{name}" for name in STAGES), "tools."),
+    "tools.": ("benchmarks", "tests"),
+}
+TRAINING = {"stages.lib.models.networks", "stages.lib.models.training"}  # import TensorFlow
+
+
+def below(name: str, parts: Iterable[str]) -> bool:
+    return any(name == part or name.startswith(f"{part.rstrip('.')}.") for part in parts)
+
+
 def layer_faults(tree: Tree) -> list[str]:
     faults = []
-    for name, source in tree.modules.items():
-        imported = imports(name, source)
-        faults += [
-            f"{name} imports {other}"
-            for other in sorted(imported)
-            if re.fullmatch(rf"stages\.({'|'.join(STAGES)})", other)
+    for name, source in (tree.modules | tree.tools).items():
+        imported = {other for other in imports(name, source) if not below(other, ["tools.lib"])}
+        forbidden = [
+            part for start, parts in WALLS.items() if name.startswith(start) for part in parts
         ]
-        if {other.split(".")[0] for other in imported} & {
-            "keras",
-            "tensorflow",
-        } and name != "stages.lib.models.networks":
-            faults.append(f"{name} imports TensorFlow")
-        if name.count(".") == 1 and "stages.lib.models.networks" in reached(tree.modules, name):
-            faults += (
-                [] if name in ("stages.train", "stages.predict") else [f"{name} reaches TensorFlow"]
-            )
+        if name.count(".") == 1 and name.startswith("stages."):
+            forbidden += [f"stages.{other}" for other in STAGES]
+        faults += [
+            f"{name} imports {other}" for other in sorted(imported) if below(other, forbidden)
+        ]
+        if below("tensorflow", imported) or below("keras", imported):
+            faults += [] if name in TRAINING else [f"{name} imports TensorFlow"]
+        if name.startswith("stages.") and name.count(".") == 1 and name != "stages.train":
+            trains = TRAINING & reached(tree.modules, name)
+            faults += [f"{name} reaches TensorFlow"] * bool(trains)
     return faults
 
 
@@ -299,7 +330,7 @@ def report_faults(tree: Tree) -> list[str]:
 
 def name_faults(tree: Tree) -> list[str]:
     modules = {name.rpartition(".")[2] for name in tree.modules} | {
-        path.stem for path in (ROOT / "tools").glob("*.py")
+        path.stem for path in (ROOT / "tools").rglob("*.py")
     }
     allowed = {f"test_{name}" for name in modules | {"pipeline", "end_to_end", "benchmarks"}}
     return differences(
@@ -320,6 +351,8 @@ def test_finds_a_stage_out_of_line(tree: Tree) -> None:
         "dvc.yaml: stages in the order normalize, train, predict, evaluate, plot, extract_errors, fetch",
         "normalize: data/raw is made by no earlier stage",
         "train: cmd is python stages/train.py",
+        "train: data/raw/dataset.json is made by no earlier stage",
+        "predict: data/raw is made by no earlier stage",
         "evaluate: data/raw/dataset.json is made by no earlier stage",
         "plot: data/raw is made by no earlier stage",
         "extract_errors: data/raw is made by no earlier stage",
@@ -333,7 +366,7 @@ def test_code_deps_are_the_modules_imported_directly_or_through_another(tree: Tr
 def test_finds_a_code_dep_too_few_and_too_many(tree: Tree) -> None:
     tree.dvc["stages"]["fetch"]["deps"].remove("stages/lib/sources/kaggle.py")
     tree.dvc["stages"]["plot"]["deps"].append("stages/lib/models/networks.py")
-    tree.modules["stages.lib.stage"] += "from . import formats"
+    tree.modules["stages.lib.stage"] += "from .sources import formats"
     assert code_faults(tree) == [
         "fetch: stages/lib/sources/kaggle.py is missing",
         *(f"{name}: stages/lib/sources/formats.py is missing" for name in STAGES[1:5]),
@@ -351,13 +384,13 @@ def test_data_deps_and_outs_are_the_path_constants_and_no_path_is_named_elsewher
 
 def test_finds_data_too_few_and_too_many(tree: Tree) -> None:
     tree.dvc["stages"]["train"]["deps"].remove("data/normalized")
-    tree.dvc["stages"]["train"]["deps"].append("data/raw")
+    tree.dvc["stages"]["train"]["deps"].append("data/other")
     tree.dvc["stages"]["predict"]["outs"] = ["data/other.npz"]
     tree.modules["stages.plot"] += '\nTABLE = Path("reports/table.csv")\nwrite_csv(TABLE, epochs)'
     tree.modules["stages.lib.files"] += '\nnp.load(Path("data") / "raw")'
     assert data_faults(tree) == [
         "train deps: data/normalized is missing",
-        "train deps: data/raw is too many",
+        "train deps: data/other is too many",
         "predict outs: data/predictions.npz is missing",
         "predict outs: data/other.npz is too many",
         "plot outs: reports/table.csv is missing",
@@ -371,16 +404,16 @@ def test_params_are_the_sections_read(tree: Tree) -> None:
 
 def test_finds_a_section_too_few_and_too_many(tree: Tree) -> None:
     tree.dvc["stages"]["fetch"]["params"].remove("dataset")
-    tree.dvc["stages"]["predict"]["params"] = ["model"]
+    tree.dvc["stages"]["train"]["params"] = ["model", "train"]
     tree.modules["stages.plot"] += (
         "\ndef seed():\n    everything = read_params()\n    return everything.train.seed"
     )
     tree.modules["stages.lib.results.metrics"] += "\ndef hand_on():\n    return dict(read_params())"
     assert params_faults(tree) == [
         "fetch: dataset is missing",
-        "predict: model.${model.kind} is missing",
-        "predict: model.kind is missing",
-        "predict: model is too many",
+        "train: model.${model.kind} is missing",
+        "train: model.kind is missing",
+        "train: model is too many",
         "evaluate: all of params.yaml is missing",
         "plot: all of params.yaml is missing",
         "plot: train is missing",
@@ -405,21 +438,29 @@ def test_finds_a_key_without_schema_and_a_field_without_key(tree: Tree) -> None:
     ]
 
 
-def test_nothing_imports_a_stage_and_only_train_and_predict_reach_tensorflow(tree: Tree) -> None:
+def test_walls_between_parts_hold_and_only_train_reaches_tensorflow(tree: Tree) -> None:
     assert layer_faults(tree) == []
 
 
-def test_finds_an_import_across_layers(tree: Tree) -> None:
-    tree.modules["stages.evaluate"] += "\nfrom stages.predict import probabilities"
-    tree.modules["stages.lib.results.metrics"] += (
-        "\nfrom .. import train\nfrom tensorflow import nn"
-    )
-    assert set(layer_faults(tree)) == {
+def test_finds_an_import_across_a_wall(tree: Tree) -> None:
+    tree.modules["stages.evaluate"] += "\nfrom stages.predict import predict"
+    tree.modules["stages.plot"] += "\nfrom tools.lib import runs\nimport tools.compare"
+    tree.modules["stages.lib.files"] += "\nfrom .. import train"
+    tree.modules["stages.lib.results.metrics"] += "\nfrom stages.lib.models import runtime"
+    tree.modules["stages.lib.models.runtime"] += "\nfrom keras import ops"
+    tree.modules["stages.lib.models.graph"] += "\nfrom stages.lib.sources import formats"
+    tree.modules["stages.predict"] += "\nfrom stages.lib.models import kinds"
+    tree.tools["tools.lib.runs"] += "\nfrom tools import compare\nfrom stages import train"
+    assert set(layer_faults(tree)) >= {
         "stages.evaluate imports stages.predict",
-        "stages.evaluate reaches TensorFlow",
-        "stages.plot reaches TensorFlow",
-        "stages.lib.results.metrics imports stages.train",
-        "stages.lib.results.metrics imports TensorFlow",
+        "stages.plot imports tools.compare",
+        "stages.lib.files imports stages.train",
+        "stages.lib.results.metrics imports stages.lib.models",
+        "stages.lib.models.runtime imports TensorFlow",
+        "stages.lib.models.graph imports stages.lib.sources",
+        "stages.predict reaches TensorFlow",
+        "tools.lib.runs imports tools.compare",
+        "tools.lib.runs imports stages.train",
     }
 
 

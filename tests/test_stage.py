@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from stages import fetch, normalize
 from tests.conftest import ROOT
 
 
@@ -213,6 +214,8 @@ def test_a_program_that_fetches_ends_with_a_stage_that_is_killed(tmp_path: Path)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_is_one_line_also_while_tensorflow_is_imported(project: Path, number: int) -> None:
+    fetch.main()
+    normalize.main()
     train = started(sys.executable, "-m", "stages.train", ready=False)
     while not any("tensorflow" in each.path for each in psutil.Process(train.pid).memory_maps()):
         time.sleep(0.02)
@@ -224,9 +227,7 @@ def test_ctrl_c_is_one_line_also_while_tensorflow_is_imported(project: Path, num
 
 def test_arguments_are_refused_because_a_stage_has_none(project: Path) -> None:
     fetch = started(sys.executable, "-m", "stages.fetch", "--source", "kaggle", ready=False)
-    line = (
-        "fetch: expected no arguments, found --source kaggle; what a stage does is in params.yaml\n"
-    )
+    line = "fetch: expected no arguments, found --source kaggle; params.yaml configures a stage\n"
     assert fetch.communicate(timeout=8) == ("", line)
     assert fetch.returncode == 1
     assert not (project / "data").exists()
@@ -264,6 +265,8 @@ def test_what_the_machine_lacks_is_one_line(tmp_path: Path, body: str, line: str
 def test_a_limit_of_memory_in_which_libraries_would_abort_or_hang_is_refused(
     project: Path, stage: str, limit: float, least: int
 ) -> None:
+    fetch.main()
+    normalize.main()
     size = int(limit * 10**9)
     ended = subprocess.run(
         [sys.executable, "-m", f"stages.{stage}"],

@@ -18,7 +18,7 @@ CLEAN = "verify: the cache and every out are as dvc.lock tells\n"
 HISTORY, NORMALIZED, WEIGHTS = (
     Path("data/history.csv"),
     Path("data/normalized"),
-    Path("data/model.weights.h5"),
+    Path("data/model.onnx"),
 )
 METRICS = Path("reports/metrics.json")
 

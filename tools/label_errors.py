@@ -17,11 +17,12 @@ from stages.lib.files import (
     write_figure,
     write_json,
 )
+from stages.lib.models.kinds import KINDS
+from stages.lib.models.runtime import read_model
 from stages.lib.params import Params, read_params
 from stages.lib.results import figures
 from stages.lib.stage import StageError, run
 from stages.normalize import scale
-from stages.predict import probabilities
 
 RAW = Path("data/raw")
 SCALING = Path("data/normalized/scaling.json")
@@ -43,40 +44,36 @@ def fold_numbers(count: int, folds: int, seed: int) -> np.ndarray:
 
 def predict_fold(
     params: Params,
+    dataset: dict[str, Any],
     scaling: dict[str, Any],
     images: np.ndarray,
     labels: np.ndarray,
     held: np.ndarray,
 ) -> np.ndarray:
-    """Trains on what is not held out, and predicts what is.
+    """Train on the images that are not held out, and predict those that are.
 
     Args:
-        params: Which model, and how it is trained.
-        scaling: What normalize wrote into scaling.json.
-        images: Shape (n, height, width), float32.
+        params: The model and its training.
+        dataset: The content of dataset.json.
+        scaling: The content of scaling.json.
+        images: Gray levels, shape (n, height, width), uint8.
         labels: Shape (n,), uint8.
         held: True for each image held out, shape (n,), bool.
 
     Returns:
         Probabilities of the images held out, shape (held, classes), float32.
     """
-    if params.model.kind == "pca_knn":
-        from stages.lib.models.pca_knn import restore, train
-    else:
-        from stages.lib.models.networks import restore
-        from stages.lib.models.training import train
     with TemporaryDirectory() as name:
         folder = Path(name)
-        splits = {"train": ~held, "validation": held}
-        arrays = {f"{split}_images": images[chosen] for split, chosen in splits.items()}
-        arrays |= {f"{split}_labels": labels[chosen] for split, chosen in splits.items()}
-        # What the model is built for is that of the pipeline; the arrays are those of the fold.
-        fold = scaling | {"arrays": scaling["arrays"] | write_arrays(folder, arrays)}
-        write_json(folder / "scaling.json", fold)
-        weights = folder / "model.weights.h5"
-        train(params.model, params.train, folder, "validation", weights, folder / "history.csv")
-        model, _, _ = restore(params.model, fold, weights)
-        return probabilities(model, folder / "validation_images.npy", scaling["classes"])
+        arrays: dict[str, np.ndarray] = {}
+        for split, chosen in {"train": ~held, "validation": held}.items():
+            scaled = scale(images[chosen], scaling["offset"], scaling["divisor"])
+            arrays |= {f"{split}_images": scaled, f"{split}_labels": labels[chosen]}
+        write_json(folder / "scaling.json", scaling | {"arrays": write_arrays(folder, arrays)})
+        train, history = KINDS[params.model.kind], folder / "history.csv"
+        path = folder / "model.onnx"
+        path.write_bytes(train(params.model, params.train, dataset, folder, "validation", history))
+        return read_model(path)(images[held])
 
 
 def main() -> None:
@@ -101,12 +98,13 @@ def main() -> None:
     raw, labels = (read_array(RAW / f"train_{kind}.npy") for kind in ("images", "labels"))
     if not 2 <= args.folds <= len(labels):
         raise StageError(f"--folds: expected 2 to {len(labels):,}, found {args.folds}")
-    images = scale(raw, scaling["offset"], scaling["divisor"])
     folds = fold_numbers(len(labels), args.folds, params.train.seed)
-    predicted = np.empty((len(labels), scaling["classes"]), np.float32)
+    predicted = np.empty((len(labels), len(dataset["classes"])), np.float32)
     for fold in range(args.folds):
         print(f"fold {fold + 1} of {args.folds}", flush=True)
-        predicted[folds == fold] = predict_fold(params, scaling, images, labels, folds == fold)
+        predicted[folds == fold] = predict_fold(
+            params, dataset, scaling, raw, labels, folds == fold
+        )
     table = suspects(labels, predicted, dataset["classes"], params.extract_errors.suspects)
     shown = table.head(params.extract_errors.examples)
     title = f"{dataset['title']}: the {len(shown)} training labels that are contradicted most"

@@ -1,28 +1,18 @@
 """Our train stage's `fit`, on data/normalized of the working directory, without its validation split."""
 
 import argparse
-import io
 import json
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from stages.lib.files import read_json
 from stages.lib.models import training
-from stages.lib.models.networks import build, keras
+from stages.lib.models.networks import import_keras, mlp
 from stages.lib.params import read_params
-from stages.train import NORMALIZED
-
-
-class Log(training.EpochLog):
-    """The stage's callback, which also notes when each epoch ends, its validation included."""
-
-    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:  # noqa: D102
-        self.ends: list[float] = []
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: D102
-        super().on_epoch_end(epoch, logs)
-        self.ends.append(time.perf_counter())
+from stages.train import DATASET, NORMALIZED
 
 
 def main() -> None:
@@ -35,14 +25,19 @@ def main() -> None:
         training.tensor(NORMALIZED / f"train_{kind}.npy") for kind in ("images", "labels")
     )
     test = tuple(training.tensor(NORMALIZED / f"test_{kind}.npy") for kind in ("images", "labels"))
+    keras = import_keras()
     keras.utils.set_random_seed(seed)
-    model = build(params.model, read_json(NORMALIZED / "scaling.json"))
-    log = Log(params.train.epochs, io.StringIO())
+    model = mlp(params.model, read_json(DATASET), read_json(NORMALIZED / "scaling.json"))
+    ends: list[float] = []
+    clock = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: ends.append(time.perf_counter()))
+    of_stage = training.callbacks
+    training.callbacks = lambda *args: [*of_stage(*args), clock]  # an epoch's validation included
     start = time.perf_counter()
-    training.fit(model, params.train, (images, labels), test, log)
+    with TemporaryDirectory() as folder:
+        training.fit(model, params.train, (images, labels), test, Path(folder) / "history.csv")
     seconds = time.perf_counter() - start
     right = model.predict_on_batch(test[0]).argmax(axis=1) == test[1].numpy()
-    epochs = np.diff([start, *log.ends]).tolist()
+    epochs = np.diff([start, *ends]).tolist()
     print(json.dumps({"seconds": seconds, "epochs": epochs, "accuracy": float(right.mean())}))
 
 

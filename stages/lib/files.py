@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import DTypeLike
 
 from stages.lib.stage import StageError
 
-if TYPE_CHECKING:  # most stages draw nothing
+if TYPE_CHECKING:  # most stages draw nothing, and write no tables
+    import pandas as pd
     from matplotlib.figure import Figure
 
 # What NumPy and zipfile raise on bytes that are not what they should be.
@@ -224,7 +224,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_csv(path: Path, table: pd.DataFrame) -> None:
+def write_csv(path: Path, table: "pd.DataFrame") -> None:
     """Writes a table with a header and no index; floats with six decimals, lines end in a line feed."""
     with replacing(path) as partial:
         table.to_csv(partial, index=False, float_format="%.6f", lineterminator="\n")

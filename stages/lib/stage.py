@@ -139,17 +139,12 @@ def run(main: Callable[[], object]) -> None:
             fault.
     """
     _guard()
+    name = getattr(sys.modules["__main__"].__spec__, "name", "")
+    if re.fullmatch(r"stages\.\w+", name) and sys.argv[1:]:
+        raise StageError(
+            f"expected no arguments, found {' '.join(sys.argv[1:])}; params.yaml configures a stage"
+        )
     if sys.stdout:
         # Lines are seen when they are printed, also where DVC's output goes into a file or a pipe.
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     main()
-
-
-# A stage imports this module first: TensorFlow takes seconds, in which a person may press Ctrl-C.
-_name = getattr(sys.modules["__main__"].__spec__, "name", "")
-if _name.startswith("stages."):
-    _guard()
-    if _name.count(".") == 1 and sys.argv[1:]:
-        raise StageError(
-            f"expected no arguments, found {' '.join(sys.argv[1:])}; what a stage does is in params.yaml"
-        )

@@ -2,108 +2,76 @@
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stages.lib.files import read_json
-from stages.lib.models.networks import build, keras, save, tensorflow
+from stages.lib.models.graph import describe, from_keras
+from stages.lib.models.networks import flips, import_keras, multiply_adds
 from stages.lib.params import ModelParams, TrainParams
 from stages.lib.stage import StageError
 
+if TYPE_CHECKING:
+    import keras
+    import tensorflow
 
-class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
-    """Prints a line and writes a CSV row at the end of each epoch; stops once a loss is no longer a finite number.
+    from stages.lib.models.networks import Build
 
-    Args:
-        epochs: How many there will be.
-        file: Open for writing; gets a header and then a row per epoch.
-    """
+    Split = tuple[tensorflow.Tensor, tensorflow.Tensor]  # images (n, ...), float32; labels, uint8
 
-    def __init__(self, epochs: int, file: IO[str]) -> None:
-        super().__init__()
-        self.epochs, self.file = epochs, file
-        self.file.write("epoch,loss,accuracy,val_loss,val_accuracy\n")
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: D102
-        self.epoch, self.start = epoch + 1, time.perf_counter()
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:  # noqa: D102
-        self.expect_finite("loss", float((logs or {})["loss"]))
-
-    def expect_finite(self, name: str, value: float) -> None:
-        """Stops the training, unless a loss is a number that can get smaller."""
-        if not math.isfinite(value):
-            raise StageError(
-                f"epoch {self.epoch}: expected a finite {name}, found {value}; lower train.learning_rate"
-            )
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: D102
-        values = {
-            name: (logs or {})[name] for name in ("loss", "accuracy", "val_loss", "val_accuracy")
-        }
-        seconds = time.perf_counter() - self.start
-        print(
-            f"epoch {self.epoch:{len(str(self.epochs))}}/{self.epochs}",
-            *(f"{name} {value:.4f}" for name, value in values.items()),
-            f"{seconds:.1f} s",
-            sep="  ",
-        )
-        self.expect_finite("val_loss", values["val_loss"])
-        self.file.write(
-            ",".join([str(self.epoch), *(f"{value:.6f}" for value in values.values())]) + "\n"
-        )
-        self.file.flush()
+STEPS_PER_CALL = 50  # steps in one call into TensorFlow, after which the loss is checked
+ADVICE = "lower train.learning_rate"
 
 
-def tensor(path: Path) -> tensorflow.Tensor:
-    """Maps a `.npy` file into memory as a tensor: Keras, given a NumPy array, would copy it twice."""
-    # mode "c": DLPack hands over only what may be written to; what is written never reaches the
-    # file.
-    return tensorflow.experimental.dlpack.from_dlpack(
-        np.load(path, mmap_mode="c", allow_pickle=False).__dlpack__()
-    )
+def tensor(path: Path) -> "tensorflow.Tensor":
+    """Map a `.npy` file into memory as a tensor: Keras would copy a NumPy array twice."""
+    import_keras()
+    from tensorflow.experimental import dlpack
+
+    # DLPack refuses read-only memory. Mode "c": what is written never reaches the file.
+    return dlpack.from_dlpack(np.load(path, mmap_mode="c", allow_pickle=False).__dlpack__())
 
 
 def batches(
-    images: tensorflow.Tensor, labels: tensorflow.Tensor, *sizes: int, shuffled: bool
-) -> tensorflow.data.Dataset:
-    """Feeds a split, batch by batch.
+    images: "tensorflow.Tensor", labels: "tensorflow.Tensor", *sizes: int, shuffled: bool
+) -> "tensorflow.data.Dataset":
+    """Feed a split batch by batch.
 
-    What Keras makes of two arrays has the same order in every epoch once a seed is set, and its
-    threads of automatic tuning, which the end of an epoch waits for, may sleep through a second.
+    With a fixed seed, Keras reuses one permutation of two arrays in every epoch, and the autotuning
+    threads that the end of an epoch waits for may sleep for a second.
 
     Args:
-        images: Shape (n, height, width), float32.
+        images: Shape (n, height, width) or (n, height, width, 3), float32.
         labels: Shape (n,), uint8.
-        sizes: Images in a batch, then batches in a batch of batches, if any; the last one may be
-            smaller.
-        shuffled: Whether each epoch has an order of its own, which Keras's random seed decides.
+        sizes: Images per batch, then batches per batch of batches, if any; the last may be smaller.
+        shuffled: Whether to reshuffle every epoch, as Keras's random seed determines.
 
     Returns:
         Pairs of images and labels.
     """
+    import_keras()
+    import tensorflow
+
     options = tensorflow.data.Options()
     options.autotune.enabled = False
-    options.experimental_optimization.apply_default_optimizations = (
-        False  # would copy the images, and save nothing
-    )
+    # The default optimizations would copy the images.
+    options.experimental_optimization.apply_default_optimizations = False
     order = tensorflow.data.Dataset.range(len(images))
     if shuffled:
         order = order.shuffle(len(images))
     for size in sizes:
         order = order.batch(size)
-    rows = order.map(
-        lambda chosen: (tensorflow.gather(images, chosen), tensorflow.gather(labels, chosen))
-    )
+    rows = order.map(lambda i: (tensorflow.gather(images, i), tensorflow.gather(labels, i)))
     return rows.prefetch(2).with_options(options)
 
 
 def learning_rate(
     params: TrainParams, steps: int
-) -> float | keras.optimizers.schedules.LearningRateSchedule:
-    """Adam's step size over the training.
+) -> "float | keras.optimizers.schedules.LearningRateSchedule":
+    """Choose Adam's step size over the training.
 
     Args:
         params: The section `train` of params.yaml.
@@ -117,20 +85,22 @@ def learning_rate(
     if params.schedule == "constant":
         return params.learning_rate
     warmup = round(0.3 * steps)
-    return keras.optimizers.schedules.CosineDecay(
+    return import_keras().optimizers.schedules.CosineDecay(
         0.0, steps - warmup, warmup_target=params.learning_rate, warmup_steps=warmup
     )
 
 
-def in_one_loop(model: keras.Model) -> None:
-    """Lets a model train on batches of batches, in a loop that XLA compiles whole.
+def loop_over_batches(model: "keras.Model") -> None:
+    """Let a model train on batches of batches, in a loop that XLA compiles as a whole.
 
     Args:
-        model: Not compiled yet; what it computes stays the same to the bit.
+        model: Not compiled yet; its results stay bit-identical.
     """
+    import tensorflow
+
     step = model.train_step
 
-    def steps(data: tuple[tensorflow.Tensor, tensorflow.Tensor]) -> dict[str, tensorflow.Tensor]:
+    def steps(data: "Split") -> dict[str, tensorflow.Tensor]:
         def one(i: tensorflow.Tensor) -> list[tensorflow.Tensor]:
             step((data[0][i], data[1][i]))
             return [i + 1]
@@ -142,31 +112,52 @@ def in_one_loop(model: keras.Model) -> None:
     model.train_step = steps
 
 
+def callbacks(epochs: int, history: Path) -> list["keras.callbacks.Callback"]:
+    """Print a line and write a CSV row per epoch; stop on a loss that is not finite."""
+    kinds = import_keras().callbacks
+    logger, start = kinds.CSVLogger(history), [time.perf_counter()]
+    write_row = logger.on_epoch_end
+    logger.on_epoch_end = lambda epoch, logs=None: write_row(epoch + 1, logs)  # counted from 1
+
+    def begin(epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        start[0] = time.perf_counter()
+
+    def end(epoch: int, logs: Mapping[str, float]) -> None:
+        names = ("loss", "accuracy", "val_loss", "val_accuracy")
+        values = "  ".join(f"{name} {logs[name]:.4f}" for name in names)
+        number = f"{epoch + 1:{len(str(epochs))}}/{epochs}"
+        print(f"epoch {number}  {values}  {time.perf_counter() - start[0]:.1f} s")
+        if not math.isfinite(logs["val_loss"]):
+            raise StageError(f"val_loss is {logs['val_loss']} after epoch {epoch + 1}; {ADVICE}")
+
+    printer = kinds.LambdaCallback(on_epoch_begin=begin, on_epoch_end=end)
+    return [kinds.TerminateOnNaN(raise_error=True), printer, logger]
+
+
 def fit(
-    model: keras.Model,
-    params: TrainParams,
-    train: tuple[tensorflow.Tensor, tensorflow.Tensor],
-    validation: tuple[tensorflow.Tensor, tensorflow.Tensor],
-    log: keras.callbacks.Callback,
+    model: "keras.Model", params: TrainParams, train: "Split", validation: "Split", history: Path
 ) -> None:
-    """Fits a model with Adam on sparse categorical cross-entropy.
+    """Fit a model with Adam on sparse categorical cross-entropy.
 
     Args:
         model: From images to probabilities; its weights are changed.
         params: The section `train` of params.yaml.
-        train: Images (n, height, width), float32, and labels (n,), uint8.
-        validation: The same, looked at after each epoch.
-        log: Told of each epoch.
+        train: The training split.
+        validation: The split that is evaluated after each epoch.
+        history: Receives a CSV row per epoch, written as it trains.
+
+    Raises:
+        StageError: A loss is not finite.
     """
+    keras = import_keras()
     count, size = len(train[0]), params.batch_size
     steps = math.ceil(count / size)
-    # XLA makes dense layers twice as fast; convolutions, and the random numbers of dropout, several
-    # times slower.
+    # XLA makes dense layers twice as fast, and convolutions and dropout several times slower.
     slow = keras.layers.Conv2D, keras.layers.Dropout
     compiled = not any(isinstance(layer, slow) for layer in model.layers)
-    sizes, steps_per_call = [size], 50  # after each call into TensorFlow the loss is looked at
+    sizes, steps_per_call = [size], STEPS_PER_CALL
     if compiled and count % size == 0:
-        in_one_loop(model)  # saves a tenth of the time
+        loop_over_batches(model)  # saves a tenth of the time
         sizes.append(max(divisor for divisor in range(1, 65) if steps % divisor == 0))
         steps_per_call = max(1, steps_per_call // sizes[1])
     model.compile(
@@ -176,46 +167,60 @@ def fit(
         jit_compile=compiled,
         steps_per_execution=steps_per_call,
     )
-    model.fit(
-        batches(*train, *sizes, shuffled=True),
-        shuffle=False,  # they are; Keras would say that it cannot
-        epochs=params.epochs,
-        validation_data=batches(*validation, 1_000, shuffled=False),
-        callbacks=[log],
-        verbose=0,
-    )
+    watchers = callbacks(params.epochs, history)
+    try:
+        model.fit(
+            batches(*train, *sizes, shuffled=True),
+            shuffle=False,  # the batches are shuffled already; Keras would warn that it cannot
+            epochs=params.epochs,
+            validation_data=batches(*validation, 1_000, shuffled=False),
+            callbacks=watchers,
+            verbose=0,
+        )
+    except RuntimeError as error:
+        if not str(error).startswith("NaN or Inf loss"):  # of TerminateOnNaN
+            raise
+        raise StageError(f"the loss is no longer finite; {ADVICE}") from error
+    finally:
+        for watcher in watchers:  # Keras leaves the CSV file open if the training fails
+            watcher.on_train_end()
 
 
 def train(
+    build: "Build",
     architecture: ModelParams,
     params: TrainParams,
+    dataset: Mapping[str, Any],
     folder: Path,
     held_out: str,
-    weights: Path,
     history: Path,
-) -> None:
-    """Trains the network that `model.kind` names, prints its summary and a line per epoch.
+) -> bytes:
+    """Train a network; print its summary and a line per epoch.
 
     Args:
+        build: Builds the network.
         architecture: The section `model` of params.yaml.
         params: The section `train`.
+        dataset: The content of dataset.json.
         folder: The normalized splits.
-        held_out: The split to look at after each epoch.
-        weights: Where the weights go.
-        history: Where the loss and accuracy of each epoch go.
+        held_out: The split to evaluate after each epoch.
+        history: Receives the loss and accuracy of each epoch.
+
+    Returns:
+        The content of a model file.
 
     Raises:
-        StageError: A loss is no longer a finite number.
+        StageError: A loss is not finite, or the architecture does not fit the images.
     """
-    splits = [
-        (tensor(folder / f"{name}_images.npy"), tensor(folder / f"{name}_labels.npy"))
-        for name in ("train", held_out)
-    ]
     scaling = read_json(folder / "scaling.json")
-    keras.utils.set_random_seed(params.seed)
-    model, plain = (build(architecture, scaling) for _ in range(2))
+    import_keras().utils.set_random_seed(params.seed)
+    model, flip = build(architecture, dataset, scaling), flips(architecture, dataset)
     model.summary()
-    with history.open("w") as file:
-        fit(model, params, splits[0], splits[1], EpochLog(params.epochs, file))
-    plain.set_weights(model.get_weights())  # without Adam's moments, which are twice as large
-    save(plain, weights)
+    splits = {
+        name: (tensor(folder / f"{name}_images.npy"), tensor(folder / f"{name}_labels.npy"))
+        for name in ("train", held_out)
+    }
+    fit(model, params, splits["train"], splits[held_out], history)
+    work = multiply_adds(model) * (2 if flip else 1)
+    metadata = describe(dataset, architecture.kind, model.count_params(), work)
+    return from_keras(model, scaling["offset"], scaling["divisor"], metadata, flip=flip)
