@@ -11,11 +11,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from dvc.utils.serialize import modify_yaml
+from dvc.utils.serialize import ParseError, dumps_yaml, modify_yaml, parse_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.lib.params import Params, check, read_params
+from stages.lib.params import parse_yaml as parse
 from stages.lib.params import read_yaml as read_yaml_file
 from stages.lib.sources.catalog import Arrays, Dataset, read_dataset
 from stages.lib.sources.fetching import fetch_arrays
@@ -178,9 +179,10 @@ def test_refuses_a_value_of_another_type_and_converts_none(
 ) -> None:
     fault = fault_of(params, changed(SHIPPED, key, value))
     found = re.escape(reprlib.repr(value))
-    assert re.fullmatch(rf"params\.yaml: {re.escape(key)}: expected \S.*, found {found}", fault), (
-        fault
-    )
+    quotes = "(; put it in quotes)?"
+    assert re.fullmatch(
+        rf"params\.yaml: {re.escape(key)}: expected \S.*, found {found}{quotes}", fault
+    ), fault
 
 
 def test_the_ranges_below_are_those_of_every_number_in_the_file() -> None:
@@ -252,6 +254,85 @@ def test_reads_a_small_number_as_dvc_writes_it(params: Callable[[object], Params
     assert read_params().train.learning_rate == 1e-5
 
 
+def as_dvc_reads(text: str) -> str:
+    """The representation of the value of `key`, which tells 1 from 1.0 and True, and NaN from NaN."""
+    try:
+        return repr(parse_yaml(text, "a file"))
+    except (ParseError, ValueError, AttributeError, LookupError):
+        return "refused"
+
+
+def as_we_read(text: str) -> str:
+    try:
+        return repr(parse(text, "a file"))
+    except StageError:
+        return "refused"
+
+
+SCALAR_TEXTS = """
+    1e-05 1e5 1E5 1.e5 1_e5 1. .5 .5e3 .5e+3 -.5 1_000.5 1e9999 .inf -.inf +.INF .nan NaN ._ -._ -.
+    60_000 1__0 _1 -_ 0 -0 +1 +-1 017 08 0_7 0o17 -0o17 0o8 0o 0x1F 0X1F 0x 0x_ 0b11 0b 0b_ - + .
+    yes no on off y n true True TRUE tRue false null Null NULL ~ nULL
+    12:30 1:2:3.5 2024-01-01 2024-1-1 2024-13-45 2024-01-01T10:00:00 = << @a 'yes' "0" !!str
+    !!float !!int !!bool !!null
+"""
+
+
+@pytest.mark.parametrize("text", [*SCALAR_TEXTS.split(), "", "!!str 1", "!!bool yes"])
+def test_a_scalar_is_read_as_dvc_reads_it(text: str) -> None:
+    assert as_we_read(f"key: {text}\n") == as_dvc_reads(f"key: {text}\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: 1\na: 2\n",
+        "true: 1\n1: 2\n",
+        "0x10: 1\n16: 2\n",
+        "2024: a\n",
+        "null: 1\n=: 2\n",
+        "a: &x {k: 1, l: 2}\nb: {<<: *x, k: 3}\n",
+        "a: &x {k: 1}\nb: {<<: [*x, {k: 2, l: 3}]}\n",
+        "a: &x {k: 1}\nb: {<<: *x, <<: *x}\n",
+        "a: {b: &x {<<: &y {k: 1}, k: 2}}\nc: {<<: *x}\nd: {<<: *y, k: 4}\n",
+        "a: {<<: 3}\n",
+        "a: &x [*x]\n",
+        "a: *x\n",
+        "? {a: 1}\n: 2\n",
+        "%YAML 1.1\n---\na: yes\n",
+        "%YAML 9.9\n---\na: 1\n",
+        "a: 1\n---\na: 2\n",
+        "\ufeffa: 1\n",
+    ],
+)
+def test_a_document_is_read_as_dvc_reads_it(text: str) -> None:
+    assert as_we_read(text) == as_dvc_reads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        pytest.param("[" * 1_000_000, "more than 100 levels of nesting", id="flow"),
+        pytest.param("- " * 1_000_000, "more than 100 levels of nesting", id="block"),
+        pytest.param(
+            "a0: &a0 {k: 1, l: 2}\n"
+            + "".join(f"a{i}: &a{i} {{<<: [{f'*a{i - 1}, ' * 9}]}}\n" for i in range(1, 12)),
+            "more than 10,000 merged keys",
+            id="merge-bomb",
+        ),
+    ],
+)
+def test_refuses_a_file_that_would_exhaust_stack_or_memory(
+    params: Callable[[object], Params], text: str, fault: str
+) -> None:
+    assert fault in fault_of(params, text)
+
+
+def test_reads_a_list_that_aliases_multiply(params: Callable[[object], Params]) -> None:
+    lists = "".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]\n" for i in range(1, 12))
+    assert "a0: expected one of dataset, " in fault_of(params, "a0: &a0 [1, 2]\n" + lists)
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
@@ -260,18 +341,16 @@ def test_reads_a_small_number_as_dvc_writes_it(params: Callable[[object], Params
             "- mnist\n", "the file: expected a section with keys, found .'mnist'.", id="list"
         ),
         pytest.param(
-            "dataset: [mnist\n", "expected YAML, found: .*; mend the file", id="bracket-open"
+            "dataset: [mnist\n", "expected YAML, found .*; fix the file", id="bracket-open"
         ),
-        pytest.param(
-            TEXT.replace("  seed", "\tseed"), r"expected YAML, found: .*'\\t'.*", id="tab"
-        ),
+        pytest.param(TEXT.replace("  seed", "\tseed"), r"expected YAML, found '\\t.*", id="tab"),
         pytest.param(
             TEXT + "dataset: fashion_mnist\n",
-            'expected YAML, found: .*duplicate key "dataset".*',
+            'expected YAML, found .*duplicate key "dataset".*',
             id="twice",
         ),
         pytest.param(
-            TEXT + "---\na: 1\n", "expected YAML, found: .*another document.*", id="two-documents"
+            TEXT + "---\na: 1\n", "expected YAML, found .*another document.*", id="two-documents"
         ),
         pytest.param(TEXT + "1: 2\n", "1: expected .*, found 1", id="number-as-key"),
         pytest.param(
@@ -307,9 +386,7 @@ def test_names_the_line_of_a_file_that_is_no_yaml(
 @pytest.mark.parametrize("tag", ["python/object/apply:os.mkdir", "python/object/new:os.mkdir"])
 def test_runs_no_code_that_a_tag_asks_for(params: Callable[[object], Params], tag: str) -> None:
     fault = fault_of(params, TEXT.replace("dataset: mnist", f"dataset: !!{tag} [ran]"))
-    assert re.fullmatch(
-        r"params\.yaml, line 3: expected YAML, found: .*tag.*; mend the file", fault
-    )
+    assert re.fullmatch(r"params\.yaml, line 3: expected YAML, found .*tag.*; fix the file", fault)
     assert not Path("ran").exists()
 
 
@@ -437,7 +514,7 @@ HEX = r"expected pattern '\^\[0-9a-f\]\{64\}\$', found '.*'"
         pytest.param(
             "sha256.train_images",
             7,
-            "sha256.train_images: expected .*, found 7",
+            "sha256.train_images: expected text, found 7; put it in quotes",
             id="digest-a-number",
         ),
         pytest.param(
@@ -447,7 +524,10 @@ HEX = r"expected pattern '\^\[0-9a-f\]\{64\}\$', found '.*'"
             id="one-class",
         ),
         pytest.param(
-            "classes", [0, 1], "classes.0: expected a valid string, found 0", id="classes-not-text"
+            "classes",
+            [0, 1],
+            "classes.0: expected text, found 0; put it in quotes",
+            id="classes-not-text",
         ),
         pytest.param(
             "classes",
@@ -542,6 +622,27 @@ def test_params_with_anything_under_a_key_are_read_or_refused_in_one_line(
     key: str, value: object
 ) -> None:
     line_or_params(lambda: check(Params, changed(SHIPPED, key, value), Path("params.yaml")))
+
+
+NUMBER_LIKE = st.text("0123456789_+-.eExXoObBaAinfNF:", max_size=8)
+WORD_LIKE = st.text("truefalsnoyTRUEFALSNOY~<=", max_size=5)
+two_thousand = settings(a_hundred, max_examples=2000)
+
+
+@two_thousand
+@given(NUMBER_LIKE | WORD_LIKE)
+def test_any_word_is_read_as_dvc_reads_it(text: str) -> None:
+    assert as_we_read(f"key: {text}\n") == as_dvc_reads(f"key: {text}\n")
+
+
+@a_hundred
+@given(st.dictionaries(st.text(max_size=5), TREES, max_size=5))
+def test_what_dvc_writes_is_read_as_dvc_reads_it(content: dict[str, object]) -> None:
+    try:
+        text = dumps_yaml(content)
+    except (ValueError, TypeError, ParseError):  # nothing that DVC can write
+        return
+    assert as_we_read(text) == as_dvc_reads(text)
 
 
 ENTRY_KEYS = [key for key, _ in keys(tiny_entry()) if not key.startswith("sha256")]

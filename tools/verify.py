@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from dvc.rwlock import SCHEMA
-from voluptuous import Invalid
 
 from stages.lib.params import read_yaml
 from stages.lib.stage import StageError, run
@@ -65,15 +63,13 @@ def check_rwlock(found: Findings) -> None:
     if not RWLOCK.exists():
         return
     try:
-        locks = SCHEMA(json.loads(RWLOCK.read_text(encoding="utf-8")))
-    except (ValueError, Invalid):
+        locks = json.loads(RWLOCK.read_text(encoding="utf-8"))
+        writers, readers = (locks.get(kind, {}).values() for kind in ("write", "read"))
+        holders = {int(holder["pid"]): holder["cmd"] for holder in chain(writers, *readers)}
+    except (ValueError, LookupError, TypeError, AttributeError):
         found.faults.append(f"{RWLOCK}: expected JSON of DVC's, found {RWLOCK.read_bytes()[:40]!r}")
         found.remove.append(RWLOCK)
         return
-    holders = {
-        holder["pid"]: holder["cmd"]
-        for holder in chain(locks["write"].values(), *locks["read"].values())
-    }
     for pid, command in holders.items():
         if psutil.pid_exists(pid):
             raise StageError(

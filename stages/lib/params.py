@@ -1,14 +1,16 @@
-"""params.yaml as checked, frozen objects."""
+"""Read YAML files as DVC does, and params.yaml as validated, frozen objects."""
 
 import re
 import reprlib
 from collections.abc import Iterable
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
+import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from yaml import MarkedYAMLError, Node, SafeLoader, ScalarNode, YAMLError
+from yaml.constructor import ConstructorError
 
 from stages.lib.stage import StageError, run
 
@@ -18,9 +20,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 def _printable(text: str) -> str:
-    if (
-        not text.isprintable()
-    ):  # a NUL is no file's name, half a surrogate cannot be written, a line feed lies in a log
+    # A NUL is invalid in file names, a lone surrogate cannot be encoded, a line feed breaks logs.
+    if not text.isprintable():
         raise ValueError("text of printable characters in one line")
     return text
 
@@ -29,7 +30,7 @@ Line = Annotated[str, AfterValidator(_printable)]
 
 
 class Section(BaseModel):
-    """A part of a YAML file: no key missing, none unknown, none converted from another type."""
+    """A section of a YAML file, without missing or unknown keys; values are never converted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -103,7 +104,7 @@ class ExtractErrorsParams(Section):
 
 
 class Params(Section):
-    """All of params.yaml; every stage checks the whole file, so that no run stops halfway over a typo."""
+    """The whole of params.yaml, which every stage checks so that typos do not stop a run midway."""
 
     dataset: Line
     fetch: FetchParams
@@ -115,39 +116,118 @@ class Params(Section):
     extract_errors: ExtractErrorsParams
 
 
-def read_yaml(path: Path) -> object:
-    """Reads a YAML file as DVC reads it; runs no code in it.
+class Loader(getattr(yaml, "CSafeLoader", SafeLoader)):  # type: ignore[misc]
+    """PyYAML's safe loader, in C if available, with the scalars of YAML 1.2 and strict mappings.
+
+    DVC reads YAML 1.2 with ruamel.yaml. In YAML 1.1, PyYAML's default, the `1e-05` that `dvc exp
+    run -S train.learning_rate=0.00001` writes is text, `yes` is a boolean and `12:30` is 750.
+    """
+
+    nesting = 0
+
+    def descend_resolver(self, parent: Node | None, index: object) -> None:
+        """Limit the nesting, because the parser in C overflows the stack and crashes."""
+        self.nesting += 1
+        if self.nesting > 100:
+            mark = parent.start_mark if parent else None
+            raise ConstructorError(None, None, "more than 100 levels of nesting", mark)
+
+    def ascend_resolver(self) -> None:
+        """Leave a level that `descend_resolver` entered."""
+        self.nesting -= 1
+
+    def flatten_mapping(self, node: Any) -> None:  # noqa: ANN401  # a yaml.MappingNode
+        """Resolve the merge keys of a mapping, once, and refuse duplicate keys."""
+        if hasattr(node, "flat"):
+            return
+        node.flat = True
+        keys = [key for key, _ in node.value if isinstance(key, ScalarNode)]
+        super().flatten_mapping(node)
+        if len(node.value) > 10_000:  # a short file can multiply them by merging merged mappings
+            raise ConstructorError(None, None, "more than 10,000 merged keys", node.start_mark)
+        names = set()
+        for key in keys:
+            merge = key.tag == "tag:yaml.org,2002:merge"
+            name = key.value if merge else self.construct_object(key)
+            if name in names:
+                problem = f'duplicate key "{key.value}"'
+                raise ConstructorError(None, None, problem, key.start_mark)
+            names.add(name)
+
+    def construct_yaml_int(self, node: ScalarNode) -> int:
+        """Convert an integer, which is decimal after leading zeros: 017 is 17."""
+        digits = re.sub(r"^([-+]?)0+(?=\d)", r"\1", node.value.replace("_", ""))
+        return int(digits, base=0)
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if not tag.endswith((":bool", ":float", ":int"))
+    ]
+    for first, resolvers in SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern, _first in (  # the patterns of ruamel.yaml
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", "[-+]?(0b[01_]+|0o?[0-7_]+|[0-9_]+|0x[0-9a-fA-F_]+)", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?([0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
+        r"|\.[0-9_]+([eE][-+][0-9]+)?|\.(inf|Inf|INF))|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+):
+    Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^({_pattern})$"), [*_first]
+    )
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+
+
+def parse_yaml(text: str, name: object) -> object:
+    """Parse YAML as DVC does, without running any code in it.
 
     Args:
-        path: The file.
+        text: The YAML.
+        name: The file, for the message.
 
     Returns:
-        What it holds.
+        Mappings, lists, text, numbers, booleans, None and dates.
 
     Raises:
-        StageError: It is no UTF-8, or no YAML 1.2.
+        StageError: The text is not YAML 1.2.
     """
-    # `dvc exp run -S train.learning_rate=0.00001` writes 1e-05: a number in YAML 1.2, which DVC
-    # reads, but a text in YAML 1.1, which PyYAML reads.
     try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        return yaml.load(text, Loader)  # noqa: S506  # a subclass of the safe loader
     except MarkedYAMLError as error:
-        where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        number = error.problem_mark.line if error.problem_mark else 0
+        line = "".join(text.splitlines()[number : number + 1])
         raise StageError(
-            f"{path}{where}: expected YAML, found: {error.problem}; mend the file"
+            f"{name}, line {number + 1}: expected YAML, found {reprlib.repr(line)}: "
+            f"{error.problem}; fix the file"
         ) from error
+    except (YAMLError, ValueError, LookupError, AttributeError, OverflowError, TypeError) as error:
+        words = " ".join(str(error).split())
+        raise StageError(f"{name}: expected YAML, found: {words}; fix the file") from error
+
+
+def read_yaml(path: Path) -> object:
+    """Read a YAML file with `parse_yaml`.
+
+    Raises:
+        StageError: The file is not UTF-8, or not YAML 1.2.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise StageError(
-            f"{path}: expected UTF-8 text, found: {error.reason}; mend the file"
+            f"{path}: expected UTF-8 text, found: {error.reason}; fix the file"
         ) from error
-    except (YAMLError, ValueError, KeyError, OverflowError, RecursionError) as error:
-        raise StageError(
-            f"{path}: expected YAML, found: {' '.join(str(error).split())}; mend the file"
-        ) from error
+    return parse_yaml(text, path)
 
 
 def _keys(kind: Any, location: Iterable[int | str]) -> list[str]:  # noqa: ANN401  # a class, or dict[str, class]
-    """The keys that the schema knows at a place inside `kind`."""
+    """Return the valid keys of the section at a location inside `kind`."""
     for key in location:
         kind = (
             kind.model_fields[key].annotation
@@ -158,37 +238,36 @@ def _keys(kind: Any, location: Iterable[int | str]) -> list[str]:  # noqa: ANN40
 
 
 def check(kind: type[Kind], content: object, path: Path, *prefix: str) -> Kind:
-    """Checks a part of a YAML file.
+    """Validate a section of a YAML file.
 
     Args:
-        kind: What the part must be.
-        content: What was read.
+        kind: The schema.
+        content: The parsed section.
         path: The file, for the message.
-        prefix: The keys under which the part stands in the file, for the message.
-
-    Returns:
-        The part.
+        prefix: The keys that lead to the section in the file, for the message.
 
     Raises:
-        StageError: A key is missing, unknown, of the wrong type or out of range: the first one
-            found.
+        StageError: A key is missing, unknown, of the wrong type or out of range. The message
+            names the first one.
     """
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        # A typo is both a missing and an unknown key: the unknown one is what was typed.
+        # A typo is both a missing and an unknown key; report the unknown one, which was typed.
         fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
         key = repr(".".join(map(str, (*prefix, *fault["loc"]))))[1:-1] or "the file"
         found = f"found {reprlib.repr(fault['input'])}"
         if fault["type"] == "extra_forbidden":
-            expected, found = (
-                f"one of {', '.join(_keys(kind, fault['loc'][:-1]))}",
-                "found a key with this name",
-            )
+            names = ", ".join(_keys(kind, fault["loc"][:-1]))
+            expected, found = f"one of {names}", "found a key with this name"
         elif fault["type"] == "missing":
             expected, found = "a value", "found no such key"
         elif fault["type"] == "model_type":
             expected = "a section with keys"
+        elif fault["type"] == "string_type":
+            expected = "text"
+            if isinstance(fault["input"], bool | int | float | date):
+                found += "; put it in quotes"
         else:
             expected = re.sub(
                 "^(Input|String|List|Dictionary|Value error,) (should (be|match|have) )?",
@@ -199,14 +278,11 @@ def check(kind: type[Kind], content: object, path: Path, *prefix: str) -> Kind:
 
 
 def read_params() -> Params:
-    """Reads and checks params.yaml in the working directory.
-
-    Returns:
-        All parameters, of which a stage uses those that dvc.yaml lists for it.
+    """Read and validate params.yaml in the working directory.
 
     Raises:
-        StageError: A key is missing, unknown, of the wrong type or out of range; or the file is no
-            YAML.
+        StageError: A key is missing, unknown, of the wrong type or out of range, or the file is
+            not YAML.
     """
     params = check(Params, read_yaml(PARAMS), PARAMS)
     if params.evaluate.temperature and not params.normalize.validation:
@@ -217,5 +293,5 @@ def read_params() -> Params:
     return params
 
 
-if __name__ == "__main__":  # checks params.yaml and says nothing if it is right
+if __name__ == "__main__":  # validates params.yaml; prints nothing if it is valid
     run(read_params)

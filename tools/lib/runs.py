@@ -15,9 +15,9 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.scm import RevError, resolve_rev
 from dvc_data.index import DataIndexDirError
-from ruamel.yaml import YAML
 
 from stages.lib.files import DAMAGED
+from stages.lib.params import parse_yaml
 from stages.lib.stage import StageError
 
 SCORES = (
@@ -113,7 +113,8 @@ def read_run(name: str, commit: str) -> Run:
     """
     files = DVCFileSystem(".", rev=commit)
     try:
-        lock = YAML(typ="safe").load(files.read_text("dvc.lock", encoding="utf-8"))["stages"]
+        content: Any = parse_yaml(files.read_text("dvc.lock", encoding="utf-8"), "dvc.lock")
+        lock = content["stages"]
         reported = files.read_bytes(METRICS)
         scores = json.loads(reported)
         params: dict[str, object] = {}
@@ -139,7 +140,7 @@ def read_run(name: str, commit: str) -> Run:
             params = {key: value for key, value in params.items() if not key.startswith("train.")}
         params["code"] = hashlib.sha256(repr(sorted(code)).encode()).hexdigest()[:7]
         scores = {name: float(scores[name]) for name in SCORES}
-    except (OSError, DvcException, LookupError, TypeError, ValueError) as error:
+    except (StageError, OSError, DvcException, LookupError, TypeError, ValueError) as error:
         words = " ".join(str(error).split())
         words = f"no {words}" if isinstance(error, LookupError) else words or type(error).__name__
         raise StageError(
