@@ -225,15 +225,27 @@ def clone_env(tools: Path, name: str) -> dict[str, str]:
     return env | {"WATCHED": str(tools / f"{name}.txt")}
 
 
-def copy_files(path: Path, env: dict[str, str]) -> Clone:
-    """The working tree's files in a folder of their own."""
-    clone = Clone(path, env)
-    for name in filter(
-        None, Clone(ROOT, env).call("git", "ls-files", "-coz", "--exclude-standard").split("\0")
-    ):
-        if (ROOT / name).exists():
+def copy_files(path: Path, env: dict[str, str], root: Path = ROOT) -> Clone:
+    """Copies the tracked files of a working tree, with their uncommitted changes."""
+    for name in filter(None, Clone(root, env).call("git", "ls-files", "-z").split("\0")):
+        if (root / name).exists():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, path / name)
+            shutil.copy(root / name, path / name)
+    return Clone(path, env)
+
+
+def commit_all(clone: Clone, message: str) -> None:
+    clone.call("git", "init", "-q")
+    clone.call("git", "add", "-A")
+    clone.call("git", "commit", "-qm", message)
+
+
+@pytest.fixture
+def shipped(tmp_path: Path) -> Clone:
+    """A Git repository with one commit of the project as it is shipped, nothing run yet."""
+    (tmp_path / "tools").mkdir()
+    clone = copy_files(tmp_path / "project", clone_env(tmp_path / "tools", "shipped"))
+    commit_all(clone, "Shipped")
     return clone
 
 
@@ -253,9 +265,7 @@ def new_clone(path: Path, tools: Path) -> Clone:
     for name, array in negatives.items():
         (path / f"tiny2/{name}.idx").write_bytes(idx(array))
     write_yaml(path / "datasets.yaml", read_yaml(path / "datasets.yaml") | {"tiny2": entry})
-    clone.call("git", "init", "-q")
-    clone.call("git", "add", "-A")
-    clone.call("git", "commit", "-qm", "Before")
+    commit_all(clone, "Before")
     return clone
 
 

@@ -21,7 +21,7 @@ from stages.lib.params import read_yaml as read_yaml_file
 from stages.lib.sources.catalog import Arrays, Dataset, read_dataset
 from stages.lib.sources.fetching import fetch_arrays
 from stages.lib.stage import StageError
-from tests.conftest import ROOT, make_tiny, read_yaml, tiny_entry, write_yaml
+from tests.conftest import ROOT, Clone, make_tiny, read_yaml, tiny_entry, write_yaml
 
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 SHIPPED = read_yaml(ROOT / "params.yaml")
@@ -252,6 +252,22 @@ def test_reads_a_small_number_as_dvc_writes_it(params: Callable[[object], Params
         content["train"]["learning_rate"] = 0.00001
     assert "learning_rate: 1e-05" in Path("params.yaml").read_text()
     assert read_params().train.learning_rate == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        (["plot.seed=1"], 1),
+        (["train.learning_rate=0.003", "model.cnn.flip=false", "dataset=fashion_mnist"], 3),
+    ],
+)
+def test_an_experiment_changes_only_the_lines_of_its_values(
+    shipped: Clone, overrides: list[str], lines: int
+) -> None:
+    sets = [word for override in overrides for word in ("-S", override)]
+    shipped.call("dvc", "exp", "run", "--queue", *sets)
+    changed = ["git", "diff", "--numstat", "HEAD", "refs/exps/celery/stash", "params.yaml"]
+    assert shipped.call(*changed) == f"{lines}\t{lines}\tparams.yaml\n"
 
 
 def as_dvc_reads(text: str) -> str:
