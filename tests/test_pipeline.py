@@ -5,13 +5,14 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import resolve_name
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
 from stages.lib.params import ModelParams, Params
-from tests.conftest import ROOT, read_yaml
+from tests.conftest import ROOT, Clone, copy_files, read_yaml
 
 STAGES = ["fetch", "normalize", "train", "predict", "evaluate", "plot", "extract_errors"]
 BUILT_IN = {"simple"}  # templates of DVC itself that dvc.yaml may name
@@ -510,3 +511,34 @@ def test_finds_a_test_file_too_few_and_too_many(tree: Tree) -> None:
     tree.tests -= {"test_plot"}
     tree.tests |= {"test_plots"}
     assert name_faults(tree) == ["tests: test_plot is missing", "tests: test_plots is too many"]
+
+
+def test_a_clone_with_autocrlf_has_the_same_bytes(shipped: Clone, tmp_path: Path) -> None:
+    shipped.call("git", "-c", "core.autocrlf=true", "clone", "-q", ".", "../windows")
+    names = shipped.call("git", "ls-files").splitlines()
+    changed = [
+        name
+        for name in names
+        if (tmp_path / "windows" / name).read_bytes() != (shipped.path / name).read_bytes()
+    ]
+    assert changed == []
+
+
+@pytest.mark.parametrize("folder", ["data/letters", "data/own/letters"])
+def test_dvc_add_tracks_a_folder_below_data(shipped: Clone, folder: str) -> None:
+    (shipped.path / folder).mkdir(parents=True)
+    (shipped.path / folder / "a.png").write_bytes(b"a")
+    shipped.call("dvc", "add", folder)
+    ignored = f"{Path(folder).parent}/.gitignore"
+    assert shipped.changed() - {ignored} == {f"{folder}.dvc"}
+
+
+def test_copies_of_the_project_have_its_tracked_files_only(shipped: Clone, tmp_path: Path) -> None:
+    names = set(shipped.call("git", "ls-files").splitlines())
+    (shipped.path / "params.yaml").write_text("dataset: mine\n")
+    (shipped.path / "test.log").write_text("grows while the tests run")
+    (shipped.path / ".venv").symlink_to(tmp_path)
+    copy_files(tmp_path / "copy", shipped.env, shipped.path)
+    copied = {path for path in (tmp_path / "copy").rglob("*") if not path.is_dir()}
+    assert {path.relative_to(tmp_path / "copy").as_posix() for path in copied} == names
+    assert (tmp_path / "copy/params.yaml").read_text() == "dataset: mine\n"
