@@ -1,68 +1,76 @@
-# What a person types. Each target sets up what it needs; the first one takes a minute or more for the packages.
-
-.DEFAULT_GOAL := repro
+# What to type. Each target sets up what it needs; the first one takes a minute or more for packages.
 
 PYTHON ?= python3
+LOCK ?= --upgrade
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/installed
 
 .PHONY: help repro experiments compare verify about test test-slow lint bench audit lock clean
 
-help: ## shows what make can do
-	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
+help: ## list the targets
+	@awk -F ':.*## ' '/^### / { print "\n" substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-13s%s\n", $$1, $$2 }' Makefile
 
-repro: $(INSTALLED) ## runs the pipeline on what changed, and shows the results
-	@python -m stages.lib.params # a typo in params.yaml ends it here
+### Run the pipeline
+repro: $(INSTALLED) ## run the stages that changed, and show the results
+	@python -m stages.lib.params # refuses a typo in params.yaml before DVC starts
 	dvc repro
 	@echo
 	@dvc metrics diff --all
-	@echo "Pictures: reports/figures. Interactive: . .venv/bin/activate && dvc plots show"
+	@echo "Figures: reports/figures. Interactive plots: . .venv/bin/activate && dvc plots show"
 
-experiments: $(INSTALLED) ## runs the standard grid: both datasets, five settings, 3 or 5 seeds (EXPERIMENTS=--serial)
-	@python -m tools.experiments $(EXPERIMENTS)
-
-compare: $(INSTALLED) ## says which of the experiments on this commit is better (COMPARE='REV REV' or --all)
-	@python -m tools.compare $(COMPARE)
-
-verify: $(INSTALLED) ## hashes the cache and every out anew, and says how to mend what is wrong
+verify: $(INSTALLED) ## verify checksums of the DVC cache and outputs, and print repair commands
 	@python -m tools.verify
 
-about: $(INSTALLED) ## says what this machine is: CPU, system, versions
+about: $(INSTALLED) ## show CPU, system and versions
 	@python -m tools.about
 
-test: $(INSTALLED) ## runs the tests, offline
-	pytest --numprocesses auto --dist loadfile --no-loadscope-reorder \
-		tests/test_end_to_end.py tests/test_verify.py tests # what takes longest first
+### Compare experiments
+experiments: $(INSTALLED) ## run the standard grid of experiments, about an hour (EXPERIMENTS=--serial)
+	@python -m tools.experiments $(EXPERIMENTS)
 
-test-slow: $(INSTALLED) ## runs the tests that take minutes: on real data, and every stage interrupted in every way
+compare: $(INSTALLED) ## compare the experiments on this commit (COMPARE="REV REV" or --all)
+	@python -m tools.compare $(COMPARE)
+
+bench: $(INSTALLED) benchmarks/.venv/installed ## measure speed and memory against baselines, 45 minutes
+	.venv/bin/python -m benchmarks.run $(BENCH)
+
+### Develop
+test: $(INSTALLED) ## run the tests, offline
+	pytest --numprocesses auto --dist loadfile --no-loadscope-reorder \
+		tests/test_end_to_end.py tests/test_verify.py tests # the longest first
+
+test-slow: $(INSTALLED) ## run the tests that take minutes: real data, interrupted stages
 	pytest -m slow --numprocesses auto --dist loadfile
 
-lint: $(INSTALLED) ## checks style and types
+lint: $(INSTALLED) ## check style and types
 	ruff check
 	ruff format --check
 	mypy
 
-bench: $(INSTALLED) benchmarks/.venv/installed ## measures speed and memory beside PyTorch, JAX and the tutorial's script
-	.venv/bin/python -m benchmarks.run $(BENCH)
+audit: $(INSTALLED) ## check the locked packages for known vulnerabilities, online
+	@uv tool run pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock \
+		--progress-spinner off || { echo "audit failed: a package has a known vulnerability" \
+		"or could not be looked up; see above" >&2; exit 1; }
 
-audit: $(INSTALLED) ## asks for known vulnerabilities of the locked packages
-	@python -m tools.audit
+lock: $(INSTALLED) ## update the lock files from pyproject.toml (LOCK= keeps the locked versions)
+	uv pip compile --quiet pyproject.toml --extra dev $(LOCK) --output-file requirements.lock
+	uv pip compile --quiet --group bench --constraint requirements.lock $(LOCK) \
+		--output-file requirements-bench.lock
 
-lock: $(INSTALLED) ## compiles the lock files anew from pyproject.toml
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
-		--no-header --no-annotate --quiet --upgrade --output-file requirements.lock
-	uv pip compile --group bench --constraint requirements.lock --universal --python-version 3.11 --generate-hashes \
-		--no-header --no-annotate --quiet --upgrade --output-file requirements-bench.lock
-
-clean: ## removes the environments and the tools' caches; not the data
-	rm -rf .venv benchmarks/.venv benchmarks/.data dvc_plots .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## remove the environments and tool caches, but no data
+	rm -rf .venv benchmarks/.venv benchmarks/.data dvc_plots .mypy_cache .pytest_cache .ruff_cache \
+		.hypothesis
 
 $(INSTALLED): requirements.lock
+	@git rev-parse --git-dir > /dev/null || { echo "DVC needs a Git repository. Create one with:"; \
+		echo "    git init && git add --all && git commit --message 'Start'"; exit 1; } >&2
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit( \
 		"expected Python 3.11 to 3.13, found " + sys.version.split()[0] + ": make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	@echo "Installing the locked packages: one to a few minutes"
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--requirement requirements.lock
 	@touch $@
 
 benchmarks/.venv/installed: requirements-bench.lock

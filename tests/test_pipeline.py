@@ -2,25 +2,19 @@
 
 import ast
 import re
-import sys
-import tomllib
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import packages_distributions
 from importlib.util import resolve_name
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
 from stages.lib.params import ModelParams, Params
-from tests.conftest import ROOT, Clone, copy_files, read_yaml
+from tests.conftest import ROOT, read_yaml
 
 STAGES = ["fetch", "normalize", "train", "predict", "evaluate", "plot", "extract_errors"]
 BUILT_IN = {"simple"}  # templates of DVC itself that dvc.yaml may name
-COMMANDS = {"mypy", "pytest-xdist", "ruff", "uv"}  # dev dependencies that nothing imports
-PENDING = {"onnx", "onnxruntime"}  # declared before the code that imports them
 
 
 @dataclass
@@ -338,39 +332,12 @@ def name_faults(tree: Tree) -> list[str]:
     modules = {name.rpartition(".")[2] for name in tree.modules} | {
         path.stem for path in (ROOT / "tools").rglob("*.py")
     }
-    allowed = {f"test_{name}" for name in modules | {"pipeline", "end_to_end", "benchmarks"}}
+    allowed = {
+        f"test_{name}" for name in modules | {"pipeline", "project", "end_to_end", "benchmarks"}
+    }
     return differences(
         "tests", {f"test_{name}" for name in STAGES} | (tree.tests & allowed), tree.tests
     )
-
-
-def packages(requirements: Iterable[str]) -> set[str]:
-    """The names in requirements such as `pandas>=2.3`, normalized."""
-    names = [re.split(r"[^\w.-]", requirement)[0] for requirement in requirements]
-    return {re.sub("[-_.]+", "-", name).lower() for name in names}
-
-
-def imported_packages(*folders: str) -> set[str]:
-    """Top-level names of the third-party packages that the modules in some folders import."""
-    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
-    names = {name for file in files for name in imports("", file.read_text(encoding="utf-8"))}
-    ours = {"stages", "tools", "benchmarks", "tests"}
-    return {name.split(".")[0] for name in names} - ours - sys.stdlib_module_names
-
-
-def dependency_faults(
-    imported: set[str], declared: set[str], more: Set[str] = frozenset()
-) -> list[str]:
-    """Compares imports with declared packages; `more` may be imported, but need not be."""
-    providers = packages_distributions()
-    provided_by = {name: packages(providers.get(name, [name])) for name in imported}
-    faults = [
-        f"{name} is undeclared"
-        for name, candidates in sorted(provided_by.items())
-        if not candidates & (declared | more)
-    ]
-    used = {candidate for candidates in provided_by.values() for candidate in candidates}
-    return faults + [f"{name} is unused" for name in sorted(declared - used)]
 
 
 def test_stages_are_the_modules_each_run_by_its_name_after_what_it_reads_from(tree: Tree) -> None:
@@ -545,52 +512,3 @@ def test_finds_a_test_file_too_few_and_too_many(tree: Tree) -> None:
     tree.tests -= {"test_plot"}
     tree.tests |= {"test_plots"}
     assert name_faults(tree) == ["tests: test_plot is missing", "tests: test_plots is too many"]
-
-
-def test_a_clone_with_autocrlf_has_the_same_bytes(shipped: Clone, tmp_path: Path) -> None:
-    shipped.call("git", "-c", "core.autocrlf=true", "clone", "-q", ".", "../windows")
-    names = shipped.call("git", "ls-files").splitlines()
-    changed = [
-        name
-        for name in names
-        if (tmp_path / "windows" / name).read_bytes() != (shipped.path / name).read_bytes()
-    ]
-    assert changed == []
-
-
-@pytest.mark.parametrize("folder", ["data/letters", "data/own/letters"])
-def test_dvc_add_tracks_a_folder_below_data(shipped: Clone, folder: str) -> None:
-    (shipped.path / folder).mkdir(parents=True)
-    (shipped.path / folder / "a.png").write_bytes(b"a")
-    shipped.call("dvc", "add", folder)
-    ignored = f"{Path(folder).parent}/.gitignore"
-    assert shipped.changed() - {ignored} == {f"{folder}.dvc"}
-
-
-def test_copies_of_the_project_have_its_tracked_files_only(shipped: Clone, tmp_path: Path) -> None:
-    names = set(shipped.call("git", "ls-files").splitlines())
-    (shipped.path / "params.yaml").write_text("dataset: mine\n")
-    (shipped.path / "test.log").write_text("grows while the tests run")
-    (shipped.path / ".venv").symlink_to(tmp_path)
-    copy_files(tmp_path / "copy", shipped.env, shipped.path)
-    copied = {path for path in (tmp_path / "copy").rglob("*") if not path.is_dir()}
-    assert {path.relative_to(tmp_path / "copy").as_posix() for path in copied} == names
-    assert (tmp_path / "copy/params.yaml").read_text() == "dataset: mine\n"
-
-
-def test_declared_dependencies_are_the_packages_imported() -> None:
-    file = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    project, groups = file["project"], file["dependency-groups"]
-    core, bench = packages(project["dependencies"]), packages(groups["bench"])
-    dev = packages(project["optional-dependencies"]["dev"])
-    stubs = {name for name in dev if name.startswith("types-") or name.endswith("-stubs")}
-    assert dependency_faults(imported_packages("stages", "tools"), set(), core) == []
-    pipeline = imported_packages("stages", "tools", "benchmarks")
-    assert dependency_faults(pipeline, (core | bench) - PENDING) == []
-    assert dependency_faults(imported_packages("tests"), dev - stubs - COMMANDS, core) == []
-
-
-def test_finds_an_undeclared_and_an_unused_dependency() -> None:
-    imported = {"sklearn", "ruamel", "dvc", "keras"}
-    declared = packages(["scikit_learn>=1.6", "ruamel.yaml[oldlibyaml]>=0.18", "tqdm", "dvc<4"])
-    assert dependency_faults(imported, declared) == ["keras is undeclared", "tqdm is unused"]
