@@ -15,13 +15,13 @@ from stages import fetch, normalize
 from tests.conftest import ROOT
 
 
-def end(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
+def end(folder: Path, body: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs a stage `bake` with this body of `main` in a process of its own."""
     script = folder / "bake.py"
     script.write_text(
         f"import os, signal\nfrom stages.lib.stage import StageError, run\n\ndef main():\n    {body}\n\nrun(main)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "", **env}
     return subprocess.run(
         [sys.executable, script],
         env=environment,
@@ -71,6 +71,13 @@ def test_what_only_a_programmer_can_mend_keeps_its_traceback(tmp_path: Path) -> 
 def test_a_line_is_seen_when_it_is_printed_even_in_a_pipe(tmp_path: Path) -> None:
     ended = end(tmp_path, "print('rising'); os._exit(0)")
     assert ended.stdout == "rising\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "ascii:strict"])
+def test_output_does_not_fail_on_encoding(tmp_path: Path, encoding: str) -> None:
+    body = "print('T\\u8a00'); raise StageError('\\u8a00: out of flour')"
+    ended = end(tmp_path, body, PYTHONIOENCODING=encoding)
+    assert (ended.stdout, ended.stderr) == ("T\\u8a00\n", "bake: \\u8a00: out of flour\n")
 
 
 WRITES = """

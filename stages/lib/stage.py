@@ -145,6 +145,6 @@ def run(main: Callable[[], object]) -> None:
             f"expected no arguments, found {' '.join(sys.argv[1:])}; params.yaml configures a stage"
         )
     if sys.stdout:
-        # Lines are seen when they are printed, also where DVC's output goes into a file or a pipe.
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        # Print lines at once even into a pipe, and never fail on what its encoding lacks.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     main()
