@@ -13,7 +13,12 @@ import pytest
 from tests.conftest import ROOT, Clone, clone_env, copy_files
 
 COMMANDS = {"mypy", "pytest-xdist", "ruff", "uv"}  # dev dependencies that nothing imports
-PENDING = {"onnx", "onnxruntime"}  # declared before the code that imports them
+PENDING = {
+    "fsspec",
+    "onnx",
+    "onnxruntime",
+    "protobuf",
+}  # declared before the code that imports them
 
 
 def packages(requirements: Iterable[str]) -> set[str]:
