@@ -3,10 +3,13 @@
 import hashlib
 import io
 import json
+import shlex
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.scm import RevError, resolve_rev
 from dvc_data.index import DataIndexDirError
+from fsspec.implementations.dirfs import DirFileSystem
 
 from stages.lib.files import DAMAGED
 from stages.lib.params import parse_yaml
@@ -31,6 +35,7 @@ SCORES = (
     "multiply_adds",
 )
 METRICS = "reports/metrics.json"
+PREDICTIONS = "data/predictions.npz"
 MAKERS = ("normalize", "train", "predict")  # what they do decides the predictions
 
 
@@ -47,7 +52,7 @@ class Run:
             source.
         scores: `SCORES` of reports/metrics.json.
         predictions: DVC's digest of data/predictions.npz.
-        files: Of its commit, those in DVC's cache among them.
+        files: The project's files at its commit, as `open_commit` returns them.
     """
 
     name: str
@@ -57,7 +62,7 @@ class Run:
     params: Mapping[str, object]
     scores: Mapping[str, float]
     predictions: str
-    files: DVCFileSystem = field(repr=False, compare=False)
+    files: DirFileSystem = field(repr=False, compare=False)
 
     @property
     def setting(self) -> str:
@@ -80,7 +85,8 @@ class Run:
         except (*DAMAGED, DvcException, DataIndexDirError) as error:
             words = " ".join(str(error).split())
             raise StageError(
-                f"{self.name}: {path}: expected it whole in DVC's cache, found: {words}; dvc pull, or run it again"
+                f"{self.name}: cannot read {path} from the DVC cache ({words}); "
+                f"restore it: {'; '.join(restore_commands([self]))}"
             ) from error
 
 
@@ -101,6 +107,22 @@ def flat(content: Mapping[str, object], *prefix: str) -> dict[str, object]:
     return found
 
 
+def git(*arguments: str) -> str:
+    """The output of a Git command in the working directory."""
+    return subprocess.run(
+        ["git", *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def open_commit(commit: str) -> DirFileSystem:
+    """The project's files at a commit, from Git and from the DVC cache, by their paths in the project.
+
+    The project may be a subfolder of its Git repository; DVC then treats it as a subrepo.
+    """
+    files = DVCFileSystem(".", rev=commit, subrepos=True)
+    return DirFileSystem(git("rev-parse", "--show-prefix") or ".", files)
+
+
 def read_run(name: str, commit: str) -> Run:
     """Reads one run.
 
@@ -111,7 +133,7 @@ def read_run(name: str, commit: str) -> Run:
     Raises:
         StageError: There is no finished run of this pipeline.
     """
-    files = DVCFileSystem(".", rev=commit)
+    files = open_commit(commit)
     try:
         content: Any = parse_yaml(files.read_text("dvc.lock", encoding="utf-8"), "dvc.lock")
         lock = content["stages"]
@@ -132,7 +154,7 @@ def read_run(name: str, commit: str) -> Run:
             item["path"]: item["md5"]
             for item in lock["evaluate"]["deps"] + lock["evaluate"]["outs"]
         }
-        if measured["data/predictions.npz"] != predictions or measured[METRICS] != md5(reported):
+        if measured[PREDICTIONS] != predictions or measured[METRICS] != md5(reported):
             raise ValueError("reports of other predictions; dvc repro")
         seed, dataset = params.pop("train.seed"), str(params.pop("dataset"))
         params.pop("fetch.source")  # the images are the same wherever they came from
@@ -153,55 +175,136 @@ def read_run(name: str, commit: str) -> Run:
     return Run(name, dataset, images, seed, params, scores, predictions, files)
 
 
+def restore_commands(runs: Sequence[Run]) -> list[str]:
+    """Commands that bring the predictions of runs back into the DVC cache.
+
+    In order of preference: share the cache of the main Git worktree, download from the DVC remote,
+    or run again.
+    """
+    with Repo() as repo:
+        remote = repo.config["core"].get("remote")
+        experiments = {
+            commit: (name, base)
+            for base, named in repo.experiments.ls(all_commits=True).items()
+            for name, commit in named
+        }
+    git_remote = git("remote").partition("\n")[0]
+    main = Path(git("rev-parse", "--path-format=absolute", "--git-common-dir")).parent
+    shared = main / git("rev-parse", "--show-prefix") / ".dvc/cache"
+    commands: list[str] = []
+    pulled = [git_remote]
+    for each in runs:
+        commit = each.files.fs.repo.get_rev()
+        name, base = experiments.get(commit, (each.name, ""))
+        if (shared / "files/md5" / each.predictions[:2] / each.predictions[2:]).exists():
+            command = shlex.join(["dvc", "cache", "dir", "--local", str(shared)])
+        elif remote and base and git_remote:
+            pulled.append(name)
+            continue
+        elif remote:
+            command = "dvc fetch --all-commits"
+        elif base:
+            command = rerun_command(name, commit, base)
+        else:
+            command = f"git checkout {name} && dvc repro"
+        if command not in commands:
+            commands.append(command)
+    return commands + [shlex.join(["dvc", "exp", "pull", *pulled])] * (len(pulled) > 1)
+
+
+def rerun_command(name: str, commit: str, base: str) -> str:
+    """A command that runs an experiment again with the parameters that it changed.
+
+    Args:
+        name: The experiment.
+        commit: Its commit, a hash.
+        base: The commit that it is based on, a hash.
+    """
+    old, new = (
+        flat(YAML(typ="safe").load(open_commit(rev).read_text("params.yaml", encoding="utf-8")))
+        for rev in (base, commit)
+    )
+    changes = [f"{key}={value}" for key, value in new.items() if old.get(key) != value]
+    words = ["dvc", "exp", "run", "--temp", "--name", name]
+    for change in changes:
+        words += ["-S", change]
+    checkout = "" if base == git("rev-parse", "HEAD") else f"git checkout {base[:7]} && "
+    return f"{checkout}dvc exp remove {name} && {shlex.join(words)}"
+
+
+def list_experiments(repo: Repo, *, every: bool) -> dict[str, str]:
+    """The experiments on HEAD, or on every commit: their names by commit.
+
+    A name that several commits have experiments of is followed by the commit of each.
+    """
+    found = repo.experiments.ls(all_commits=every).items()
+    listed = [(name, commit, base) for base, named in found for name, commit in sorted(named)]
+    times = Counter(name for name, _, _ in listed)
+    return {
+        commit: name if times[name] == 1 else f"{name} ({base[:7]})"
+        for name, commit, base in listed
+    }
+
+
+def has_predictions(each: Run) -> bool:
+    """Whether the DVC cache has the predictions of a run."""
+    try:
+        each.files.read_bytes(PREDICTIONS)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def read_runs(names: Sequence[str], *, every: bool = False) -> list[Run]:
     """Reads runs by name.
 
+    An experiment that was not named is skipped, with a message, if it is unfinished or if its
+    predictions are not in the DVC cache.
+
     Args:
-        names: Experiments, branches, tags, commits; if there are none, the experiments on HEAD.
-        every: Whether to read all experiments, on whatever commit they stand.
+        names: Experiments, branches, tags, commits; if empty, all experiments on HEAD.
+        every: Whether to read all experiments on all commits.
 
     Returns:
-        The runs, in the order given; a commit named twice is read once.
+        The runs in the order given, each commit once.
 
     Raises:
-        StageError: A name means nothing or no finished run, or nothing is there to be compared. An
-            experiment that nobody named and that is no finished run is left out, and said so.
+        StageError: A name is unknown or has no finished run, or there is no run to compare.
     """
     with Repo() as repo:
         commits: dict[str, str] = {}
         for name in names:
             try:
-                if not name:  # which Git takes for HEAD
-                    raise RevError("no name")
+                if not name:  # which Git resolves to HEAD
+                    raise RevError("empty name")
                 commits.setdefault(resolve_rev(repo.scm, name), name)
             except (RevError, DvcException) as error:
                 raise StageError(
-                    f"{name}: expected an experiment, a branch, a tag or a commit, found: {error}; dvc exp list"
+                    f"{name}: not an experiment, branch, tag or commit ({error}); "
+                    "`dvc exp list` shows the experiments"
                 ) from error
         if every or not names:
-            found = repo.experiments.ls(all_commits=every).items()
-            listed = [
-                (name, commit, base) for base, named in found for name, commit in sorted(named)
-            ]
-            times = Counter(name for name, _, _ in listed)
-            commits = {
-                commit: name if times[name] == 1 else f"{name} ({base[:7]})"
-                for name, commit, base in listed
-            } | commits
+            commits = list_experiments(repo, every=every) | commits
     if not commits:
-        raise StageError(
-            "experiments: expected some, found none on this commit; make experiments, or name revisions"
-        )
-    runs = []
+        raise StageError("no experiments on this commit; run `make experiments` or pass revisions")
+    runs: list[Run] = []
+    missing: list[Run] = []
     for commit, name in commits.items():
         try:
-            runs.append(read_run(name, commit))
+            each = read_run(name, commit)
         except StageError as error:
             if name in names:
                 raise
-            print(f"left out: {error}", file=sys.stderr)
+            print(f"skipped {error}", file=sys.stderr)
+            continue
+        (runs if name in names or has_predictions(each) else missing).append(each)
+    if missing:
+        skipped = ", ".join(each.name for each in missing)
+        commands = (f"    {command}" for command in restore_commands(missing))
+        words = f"skipped, predictions not in the DVC cache: {skipped}\nrestore them:"
+        print(words, *commands, sep="\n", file=sys.stderr)
     if not runs:
         raise StageError(
-            f"experiments: expected finished runs, found none among {len(commits)}; make experiments"
+            f"none of the {len(commits)} experiments can be read; the reasons are above"
         )
     return runs
