@@ -1,4 +1,4 @@
-"""What `python -m tools.verify` finds in a clone that was damaged; the commands that it prints mend it."""
+"""`python -m tools.verify` finds damage in a clone, and the commands that it prints repair it."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from stages.lib.stage import StageError
 from tests.conftest import Clone
 from tools import verify
 
-CLEAN = "verify: the cache and every out are as dvc.lock tells\n"
+CLEAN = "verify: the DVC cache and all outputs match dvc.lock\n"
 HISTORY, NORMALIZED, WEIGHTS = (
     Path("data/history.csv"),
     Path("data/normalized"),
@@ -25,7 +25,7 @@ METRICS = Path("reports/metrics.json")
 
 @pytest.fixture(scope="module")
 def whole(first_runs: dict[str, tuple[Clone, list[str]]]) -> Clone:
-    """A clone as it was committed after its first run."""
+    """A clone at its commit after the first run."""
     clone = first_runs["plain"][0]
     clone.call("git", "reset", "-q", "--hard")
     clone.call("dvc", "checkout", "-q")
@@ -34,20 +34,22 @@ def whole(first_runs: dict[str, tuple[Clone, list[str]]]) -> Clone:
 
 @pytest.fixture
 def clone(whole: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
-    """A copy of it; the working directory."""
+    """A copy of it, which is the working directory."""
     shutil.copytree(whole.path, tmp_path / "clone")
     monkeypatch.chdir(tmp_path / "clone")
+    for name in ("DVC_SITE_CACHE_DIR", "DVC_GLOBAL_CONFIG_DIR", "DVC_SYSTEM_CONFIG_DIR"):
+        monkeypatch.setenv(name, whole.env[name])
     return Clone(tmp_path / "clone", whole.env)
 
 
 def cached(path: Path) -> Path:
-    """The object of a file or folder that is whole."""
+    """The cache object of an intact file or folder."""
     digest = verify.md5(path)
-    return verify.CACHE / digest[:2] / digest[2:]
+    return verify.cache_folder() / digest[:2] / digest[2:]
 
 
 def flip(path: Path) -> None:
-    """Changes a byte as a bad disk does: the size, the time and the rights stay."""
+    """Changes a byte as a bad disk does: size, time and mode stay the same."""
     before = path.stat()
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -69,15 +71,15 @@ def lock(pid: int) -> None:
 
 
 def ended() -> int:
-    """The id of a process that there was."""
+    """The id of a process that has exited."""
     with subprocess.Popen(["true"]) as process:
         return process.pid
 
 
 OBJECT = r"\.dvc/cache/files/md5/\w\w/\w{30}"
 HEX = r"\w{32}"
-FLIPPED = rf"{OBJECT}(\.dir)?: expected the content that its name tells, found MD5 {HEX}"
-LOST = rf"{OBJECT}(\.dir)?: expected an object of data/\w+(\.csv)?, found nothing"
+FLIPPED = rf"{OBJECT}(\.dir)?: content differs from its name, MD5 {HEX}"
+LOST = rf"{OBJECT}(\.dir)?: missing from the cache, part of data/\w+(\.csv)?"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ LOST = rf"{OBJECT}(\.dir)?: expected an object of data/\w+(\.csv)?, found nothin
         ),
         pytest.param(
             lambda: cached(HISTORY).with_name("half").touch(),
-            r"\.dvc/cache/files/md5/\w\w/half: expected the content that its name tells, found MD5 d41d\w{28}",
+            r"\.dvc/cache/files/md5/\w\w/half: content differs from its name, MD5 d41d\w{28}",
             r"rm -rf \.dvc/cache/files/md5/\w\w/half",
             id="half-an-object",
         ),
@@ -151,26 +153,26 @@ LOST = rf"{OBJECT}(\.dir)?: expected an object of data/\w+(\.csv)?, found nothin
         ),
         pytest.param(
             lambda: verify.RWLOCK.write_text('{"read": {'),
-            r"\.dvc/tmp/rwlock: expected JSON of DVC's, found b'\{\"read\": \{'",
+            r"\.dvc/tmp/rwlock: expected DVC's JSON, found b'\{\"read\": \{'",
             r"rm -rf \.dvc/tmp/rwlock",
             id="rwlock-cut",
         ),
         pytest.param(
             lambda: verify.RWLOCK.write_text('{"write": 3}'),
-            r"\.dvc/tmp/rwlock: expected JSON of DVC's, found b'\{\"write\": 3\}'",
+            r"\.dvc/tmp/rwlock: expected DVC's JSON, found b'\{\"write\": 3\}'",
             r"rm -rf \.dvc/tmp/rwlock",
             id="rwlock-of-something-else",
         ),
         pytest.param(
             lambda: lock(ended()),
-            r"\.dvc/tmp/rwlock: expected no lock, found those of processes that ended: \[\d+\]",
+            r"\.dvc/tmp/rwlock: stale locks of processes that have exited: \d+",
             r"rm -rf \.dvc/tmp/rwlock",
             id="rwlock-left",
         ),
         *(
             pytest.param(
                 lambda to=to: cut(verify.LOCK, to),
-                r"dvc\.lock: expected the outs of each stage, found .*",
+                r"dvc\.lock is missing or truncated \([\d,]+ characters\)",
                 r"git restore dvc\.lock",
                 id=f"lock-cut-at-{to}",
             )
@@ -178,25 +180,25 @@ LOST = rf"{OBJECT}(\.dir)?: expected an object of data/\w+(\.csv)?, found nothin
         ),
         pytest.param(
             lambda: verify.LOCK.write_text(verify.LOCK.read_text().partition("  plot:")[0]),
-            r"dvc\.lock: expected the outs of each stage, found none of plot: .*",
+            r"dvc\.lock lacks outputs of plot: .*",
             r"git restore dvc\.lock",
             id="lock-cut-between-stages",
         ),
         pytest.param(
             lambda: verify.LOCK.write_text(verify.LOCK.read_text().rpartition("      size")[0]),
-            r"dvc\.lock: expected the outs of each stage, found .*",
+            r"dvc\.lock is missing or truncated \([\d,]+ characters\)",
             r"git restore dvc\.lock",
             id="lock-cut-before-a-size",
         ),
         pytest.param(
             lambda: verify.LOCK.unlink(),
-            r"dvc\.lock: expected the outs of each stage, found 0 characters, cut off",
+            r"dvc\.lock is missing or truncated \(0 characters\)",
             r"git restore dvc\.lock",
             id="lock-missing",
         ),
     ],
 )
-def test_each_fault_is_named_with_what_mends_it_and_nothing_else_is(
+def test_each_fault_is_named_with_its_repair(
     clone: Clone, plant: Callable[[], object], fault: str, commands: str
 ) -> None:
     assert verify.check().faults == []
@@ -208,50 +210,61 @@ def test_each_fault_is_named_with_what_mends_it_and_nothing_else_is(
     assert re.fullmatch(expected, "; ".join(found.commands())), found.commands()
 
 
-def test_a_dvc_at_work_is_waited_for(clone: Clone) -> None:
+def test_running_dvc_is_named(clone: Clone) -> None:
     lock(os.getpid())
     with pytest.raises(
         StageError,
-        match=rf"rwlock: expected no DVC at work, found process {os.getpid()} \(dvc repro",
+        match=rf"DVC is running \(process {os.getpid()}: dvc repro\)",
     ):
         verify.check()
 
 
-def mend(clone: Clone) -> str:
-    """Runs the commands that verify prints, to the letter, until it finds nothing; what it said first."""
-    said = clone.call("python", "-m", "tools.verify", code=1)
-    faults, _, commands = said.partition("To mend it:\n")
+def repair(clone: Clone) -> list[str]:
+    """Runs the commands that verify prints as they stand; returns the faults that it printed."""
+    report = clone.call("python", "-m", "tools.verify", code=1)
+    faults, _, commands = report.partition("To repair it:\n")
     assert faults
     for command in commands.splitlines():
         clone.call("sh", "-c", command)
     assert clone.call("python", "-m", "tools.verify") == CLEAN
-    assert clone.changed() == set()  # dvc.lock and the reports are those that were committed
-    return faults
+    assert clone.changed() == set()  # dvc.lock and the reports are the committed ones
+    return faults.splitlines()
 
 
-def test_a_cache_with_lost_and_flipped_objects_is_filled_from_outs_that_are_whole(
-    clone: Clone,
-) -> None:
+def test_damaged_cache_is_refilled_from_intact_outputs(clone: Clone) -> None:
     for path in (HISTORY, NORMALIZED / "train_images.npy", Path("data/raw")):
         flip(cached(path))
     for path in (WEIGHTS, Path("data/predictions.npz"), NORMALIZED / "test_labels.npy"):
         cached(path).unlink()
-    assert len(mend(clone).splitlines()) == 6
+    assert len(repair(clone)) == 6
 
 
-def test_outs_that_differ_come_back(clone: Clone) -> None:
+def test_moved_cache_with_symlinks_is_verified_and_repaired(clone: Clone, tmp_path: Path) -> None:
+    """`dvc cache dir` moves the cache out of the project, and outputs link into it."""
+    Path(".dvc/cache").rename(tmp_path / "cache")
+    clone.call("dvc", "cache", "dir", "--local", str(tmp_path / "cache"))
+    clone.call("dvc", "config", "--local", "cache.type", "symlink")
+    clone.call("dvc", "checkout", "--relink", "-q")
+    assert clone.call("python", "-m", "tools.verify") == CLEAN
+    flip(WEIGHTS.resolve())
+    HISTORY.resolve().unlink()
+    (NORMALIZED / "test_labels.npy").resolve().unlink()
+    faults = repair(clone)
+    assert len(faults) == 6  # a link differs with its object
+    assert faults[0].startswith(str(tmp_path / "cache/files/md5"))
+
+
+def test_damaged_outputs_are_restored(clone: Clone) -> None:
     flip(METRICS)
     Path("reports/figures/errors.png").unlink()
     flip(NORMALIZED / "train_images.npy")
     shutil.rmtree("data/raw")
     verify.RWLOCK.write_text('{"read": {')
     assert "rwlock" in clone.call("dvc", "repro", code=255)
-    assert len(mend(clone).splitlines()) == 5
+    assert len(repair(clone)) == 5
 
 
-def test_a_byte_flipped_in_the_cache_goes_unnoticed_by_dvc_until_verify_finds_and_mends_it(
-    clone: Clone,
-) -> None:
+def test_flipped_byte_that_dvc_misses_is_found_and_repaired(clone: Clone) -> None:
     flip(cached(WEIGHTS))
     before = verify.md5(WEIGHTS)
     WEIGHTS.unlink()
@@ -259,13 +272,13 @@ def test_a_byte_flipped_in_the_cache_goes_unnoticed_by_dvc_until_verify_finds_an
     assert clone.json("dvc", "status") == {}
     assert clone.changed() == set()
     assert verify.md5(WEIGHTS) != before
-    assert len(mend(clone).splitlines()) == 2
+    assert len(repair(clone)) == 2
     assert verify.md5(WEIGHTS) == before
 
 
-def test_a_lock_file_cut_off_stops_dvc_and_comes_back(clone: Clone) -> None:
+def test_truncated_lock_file_stops_dvc_and_is_restored(clone: Clone) -> None:
     verify.LOCK.write_text(verify.LOCK.read_text().partition("lot:")[0])
-    said = clone.call("dvc", "repro", code=255)
-    assert "dvc.lock" in said
-    assert "Traceback" not in said
-    assert mend(clone).startswith("dvc.lock: expected the outs of each stage")
+    output = clone.call("dvc", "repro", code=255)
+    assert "dvc.lock" in output
+    assert "Traceback" not in output
+    assert repair(clone)[0].startswith("dvc.lock is missing or truncated")

@@ -1,4 +1,4 @@
-"""Hashes DVC's cache and every out anew, against dvc.lock; names what is wrong, and the commands that mend it."""
+"""Verify checksums of the DVC cache and of all outputs; print commands that repair what differs."""
 
 import hashlib
 import json
@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from dvc.repo import Repo
 
 from stages.lib.params import read_yaml
 from stages.lib.stage import StageError, run
 
 PIPELINE = Path("dvc.yaml")
 LOCK = Path("dvc.lock")
-CACHE = Path(".dvc/cache/files/md5")
 RWLOCK = Path(".dvc/tmp/rwlock")
 
 
 def md5(path: Path) -> str:
-    """The MD5 by which DVC knows a file or a folder, whatever DVC remembers of it; of nothing, `nothing`."""
+    """DVC's MD5 of a file or folder, computed from its content; `nothing` if it does not exist."""
     if path.is_dir():
         files = sorted(
             (file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file()
@@ -33,14 +33,21 @@ def md5(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
+def cache_folder() -> Path:
+    """Where DVC's configuration puts the objects of the cache; relative if inside the project."""
+    with Repo() as repo:
+        folder = Path(repo.cache.local.path)
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
 class Findings:
-    """What is wrong, and what has to be done about it.
+    """Faults and how to repair them.
 
     Attributes:
-        faults: A line each.
-        remove: Files and folders that are not what they should be.
-        commit: Stages whose outs are whole, but not in the cache.
-        restore: Whether dvc.lock has to come from Git.
+        faults: One line each.
+        remove: Files and folders with wrong content.
+        commit: Stages whose outputs are intact but missing from the cache.
+        restore: Whether dvc.lock must be restored from Git.
     """
 
     def __init__(self) -> None:
@@ -50,16 +57,15 @@ class Findings:
         self.restore = False
 
     def commands(self) -> list[str]:
-        """What a person types to mend it, in order; each does no harm where there is nothing to do."""
+        """The repair commands, in order; each is safe to run again."""
         restore = [f"git restore {LOCK}"] if self.restore else []
         remove = [shlex.join(["rm", "-rf", *map(str, self.remove)])] if self.remove else []
-        # The runs of a stage that DVC remembers would bring back what is in the cache: it has to be
-        # whole by then.
+        # dvc repro restores outputs from the run cache, so the cache must be repaired first.
         return [*restore, *remove, *(f"dvc commit {name}" for name in self.commit), "dvc repro"]
 
 
 def check_rwlock(found: Findings) -> None:
-    """Looks for a DVC that is at work, or that ended without tidying up."""
+    """Checks for a running DVC process and for locks that a killed one left behind."""
     if not RWLOCK.exists():
         return
     try:
@@ -67,36 +73,36 @@ def check_rwlock(found: Findings) -> None:
         writers, readers = (locks.get(kind, {}).values() for kind in ("write", "read"))
         holders = {int(holder["pid"]): holder["cmd"] for holder in chain(writers, *readers)}
     except (ValueError, LookupError, TypeError, AttributeError):
-        found.faults.append(f"{RWLOCK}: expected JSON of DVC's, found {RWLOCK.read_bytes()[:40]!r}")
+        found.faults.append(f"{RWLOCK}: expected DVC's JSON, found {RWLOCK.read_bytes()[:40]!r}")
         found.remove.append(RWLOCK)
         return
     for pid, command in holders.items():
         if psutil.pid_exists(pid):
             raise StageError(
-                f"{RWLOCK}: expected no DVC at work, found process {pid} ({command}); wait for its end"
+                f"DVC is running (process {pid}: {command}); run verify again once it has finished"
             )
     if holders:
-        found.faults.append(
-            f"{RWLOCK}: expected no lock, found those of processes that ended: {[*holders]}"
-        )
+        pids = ", ".join(map(str, holders))
+        found.faults.append(f"{RWLOCK}: stale locks of processes that have exited: {pids}")
         found.remove.append(RWLOCK)
 
 
-def check_cache(found: Findings) -> None:
-    """Hashes every object of the cache, also those of earlier runs: DVC trusts them while they are read-only."""
-    for path in sorted(CACHE.glob("??/*")):
+def check_cache(found: Findings, cache: Path) -> None:
+    """Hashes every object of the cache, those of earlier runs included.
+
+    DVC does not hash an object again as long as the file is read-only.
+    """
+    for path in sorted(cache.glob("??/*")):
         if (content := md5(path)) != path.parent.name + path.name.removesuffix(".dir"):
-            found.faults.append(
-                f"{path}: expected the content that its name tells, found MD5 {content}"
-            )
+            found.faults.append(f"{path}: content differs from its name, MD5 {content}")
             found.remove.append(path)
 
 
 def locked_outs() -> dict[str, dict[str, str]]:
-    """The outs that dvc.lock tells, by stage and path, each with its MD5.
+    """The MD5 of each output in dvc.lock, by stage and path.
 
     Raises:
-        StageError: The file is missing, cut off, or lacks an out.
+        StageError: The file is missing, truncated, or lacks an output.
     """
     text = LOCK.read_text(encoding="utf-8", errors="replace") if LOCK.exists() else ""
     try:
@@ -108,19 +114,15 @@ def locked_outs() -> dict[str, dict[str, str]]:
     except (StageError, OSError, LookupError, TypeError, AttributeError):
         outs = {}
     if not outs or not text.endswith("\n"):
-        raise StageError(
-            f"{LOCK}: expected the outs of each stage, found {len(text):,} characters, cut off"
-        )
+        raise StageError(f"{LOCK} is missing or truncated ({len(text):,} characters)")
     for name, paths in pipeline_outs().items():
         if missing := paths.keys() - outs.get(name, {}).keys():
-            raise StageError(
-                f"{LOCK}: expected the outs of each stage, found none of {name}: {sorted(missing)}"
-            )
+            raise StageError(f"{LOCK} lacks outputs of {name}: {', '.join(sorted(missing))}")
     return outs
 
 
 def pipeline_outs() -> dict[str, dict[str, bool]]:
-    """The outs that dvc.yaml names, by stage and path, and whether DVC caches each; else it is in Git."""
+    """Whether DVC caches each output in dvc.yaml, by stage and path; Git tracks the others."""
     stages: Any = read_yaml(PIPELINE)
     return {
         name: {
@@ -132,30 +134,34 @@ def pipeline_outs() -> dict[str, dict[str, bool]]:
     }
 
 
-def check_out(found: Findings, stage: str, path: Path, expected: str, cached: bool) -> None:
-    """Compares an out, and its objects in the cache, with its MD5 in dvc.lock."""
-    here = md5(path)
-    if here != expected:
-        found.faults.append(f"{path}: expected MD5 {expected} as in {LOCK}, found {here}")
-        found.remove += [path] if path.exists() else []
+def check_out(
+    found: Findings, cache: Path, stage: str, path: Path, expected: str, cached: bool
+) -> None:
+    """Compares an output, and its objects in the cache, with its MD5 in dvc.lock."""
+    actual = md5(path)
+    if actual != expected:
+        found.faults.append(f"{path}: expected MD5 {expected} as in {LOCK}, found {actual}")
+        if path.exists() or path.is_symlink():  # a link whose object is missing does not exist
+            found.remove.append(path)
     if not cached:
         return
-    whole = CACHE / expected[:2] / expected[2:]
-    objects = [whole]
-    if expected.endswith(".dir") and whole.exists() and whole not in found.remove:
-        members = [entry["md5"] for entry in json.loads(whole.read_bytes())]
-        objects += [CACHE / member[:2] / member[2:] for member in members]
+    first = cache / expected[:2] / expected[2:]
+    objects = [first]
+    if expected.endswith(".dir") and first.exists() and first not in found.remove:
+        members = [entry["md5"] for entry in json.loads(first.read_bytes())]
+        objects += [cache / member[:2] / member[2:] for member in members]
     missing = [file for file in objects if not file.exists()]
-    found.faults += [f"{file}: expected an object of {path}, found nothing" for file in missing]
-    if here == expected and (missing or {*objects} & {*found.remove}) and stage not in found.commit:
+    found.faults += [f"{file}: missing from the cache, part of {path}" for file in missing]
+    damaged = missing or {*objects} & {*found.remove}
+    if actual == expected and damaged and stage not in found.commit:
         found.commit.append(stage)
 
 
 def check() -> Findings:
-    """Looks at the locks, the cache and the outs of the project in the working directory."""
-    found = Findings()
+    """Checks the locks, the cache and the outputs of the project in the working directory."""
+    found, cache = Findings(), cache_folder()
     check_rwlock(found)
-    check_cache(found)
+    check_cache(found, cache)
     try:
         locked = locked_outs()
     except StageError as error:
@@ -164,18 +170,17 @@ def check() -> Findings:
         return found
     for stage, outs in pipeline_outs().items():
         for path, cached in outs.items():
-            check_out(found, stage, Path(path), locked[stage][path], cached)
+            check_out(found, cache, stage, Path(path), locked[stage][path], cached)
     return found
 
 
 def main() -> None:
     found = check()
     if not found.faults:
-        print(f"verify: the cache and every out are as {LOCK} tells")
+        print(f"verify: the DVC cache and all outputs match {LOCK}")
         return
-    print(
-        *found.faults, "To mend it:", *(f"    {command}" for command in found.commands()), sep="\n"
-    )
+    commands = (f"    {command}" for command in found.commands())
+    print(*found.faults, "To repair it:", *commands, sep="\n")
     sys.exit(1)
 
 
