@@ -1,4 +1,4 @@
-"""Runs the standard grid of experiments: every kind of model on both datasets, with several seeds each."""
+"""Run the standard grid of experiments: every model kind on both datasets, with several seeds."""
 
 import argparse
 import os
@@ -44,9 +44,9 @@ SEEDS = {
     "mlp_dropout": 5,
     "cnn": 3,
 }  # the costly one with fewer
-GLANCE = 5  # seconds between two looks at the queue
-MISSES = 5  # looks in a row that find no worker, before another one is started: a busy one does not always answer
-STARTS = 3  # of workers that end before their work, without an experiment that ended well between
+POLL_INTERVAL = 5  # seconds
+MAX_MISSES = 5  # polls in a row without a worker before another starts: a busy one may not answer
+MAX_STARTS = 3  # workers started in a row that exit without finishing an experiment
 
 Grid = Mapping[str, Mapping[str, object]]
 
@@ -60,17 +60,22 @@ def grid() -> dict[str, dict[str, object]]:
     }
 
 
+def matches(name: str, part: str) -> bool:
+    """Whether `part` is one or more whole, adjacent parts of a name that dashes separate."""
+    return f"-{part}-" in f"-{name}-"
+
+
 def call(*command: str) -> str:
-    """Runs a command; what it prints.
+    """Runs a command and returns its stdout.
 
-    It goes into files: DVC's worker outlives the command that starts it, and would hold a pipe open
-    to its own end.
+    Output goes to files because the DVC worker outlives the command that starts it and would keep a
+    pipe open.
 
-    An interrupt is handed on to all that it started, and waited for: DVC, killed while it queues or
-    runs an experiment, would leave the workspace with the experiment's parameters.
+    SIGINT is passed on to the command's process group, and the command is waited for: killing DVC
+    while it queues or runs an experiment would leave the experiment's parameters in the workspace.
 
     Raises:
-        StageError: It failed.
+        StageError: The command failed.
     """
     with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
         with subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True) as process:
@@ -82,12 +87,12 @@ def call(*command: str) -> str:
                 raise
         for file in (out, err):
             file.seek(0)
-        said, complaints = out.read(), err.read()
+        output, errors = out.read(), err.read()
     if process.returncode:
-        words = " ".join((complaints or said).split())[-300:]
         shown = " ".join(command).removeprefix(f"{sys.executable} -m ")
-        raise StageError(f"{shown}: expected exit code 0, found {process.returncode}: {words}")
-    return said
+        reason = " ".join((errors or output).split())[-300:]
+        raise StageError(f"{shown}: exit code {process.returncode}: {reason}")
+    return output
 
 
 def dvc(*arguments: str) -> None:
@@ -96,15 +101,15 @@ def dvc(*arguments: str) -> None:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What DVC tells of the experiments on HEAD.
+class State:
+    """DVC's experiments on HEAD and its queue.
 
     Attributes:
-        head: The commit they stand on.
-        finished: Name and commit of each that stands.
-        waiting: Names of those queued or running.
-        failed: Name of each that failed, by the commit that DVC queued it as.
-        worker: Whether one runs, for whatever commit.
+        head: Commit of HEAD.
+        finished: Commit of each finished experiment by name.
+        waiting: Names of queued and running experiments.
+        failed: Name of each failed experiment by the commit that DVC queued.
+        worker: Whether a queue worker is running, for any commit.
     """
 
     head: str
@@ -114,20 +119,21 @@ class Look:
     worker: bool
 
 
-def look(head: str = "") -> Look:
-    """Looks at DVC's experiments and at its queue.
+def read_state(head: str = "") -> State:
+    """Reads DVC's experiments on HEAD and its queue.
 
     Args:
-        head: The commit that HEAD has to be, if any.
+        head: The commit that HEAD must be at; empty for any.
 
     Raises:
-        StageError: It is another one.
+        StageError: HEAD is at another commit.
     """
     with Repo() as repo:
         found, queue = repo.scm.get_rev(), repo.experiments.celery_queue
         if head and found != head:
             raise StageError(
-                f"git: expected HEAD to stay at {head[:7]}, found {found[:7]}; git checkout, and start again"
+                f"HEAD moved from {head[:7]} to {found[:7]} while experiments ran; "
+                f"git checkout {head[:7]} and start again"
             )
         finished = {
             name: commit for named in repo.experiments.ls().values() for name, commit in named
@@ -142,123 +148,125 @@ def look(head: str = "") -> Look:
             for done in queue.iter_failed()
             if done.entry.baseline_rev == found
         }
-        return Look(found, finished, waiting, failed, bool(queue.worker_status()))
+        return State(found, finished, waiting, failed, bool(queue.worker_status()))
 
 
 def changes(values: Mapping[str, object]) -> list[str]:
-    """Values of params.yaml as DVC's command line takes them."""
+    """Command-line options of DVC that set values of params.yaml."""
     return [word for key, value in values.items() for word in ("-S", f"{key}={value}")]
 
 
-def told(name: str, commit: str) -> str:
-    """The accuracy of a finished experiment on its test split, in words."""
+def describe(name: str, commit: str) -> str:
+    """The test accuracy of a finished experiment."""
     return f"accuracy {read_run(name, commit).scores['accuracy']:.4f}"
 
 
 def run_serially(todo: Grid, head: str) -> list[str]:
-    """Runs experiments on HEAD one after another, each in a temporary folder; the names of those that failed."""
+    """Runs experiments on HEAD one by one in temporary folders; returns those that failed."""
     failed = []
     for number, (name, values) in enumerate(todo.items(), 1):
-        look(head)
+        read_state(head)
         start = time.perf_counter()
         try:
             dvc("exp", "run", "--temp", "--name", name, *changes(values))
         except StageError as error:
             failed.append(name)
-            said = f"failed: {error}"
+            result = f"failed: {error}"
         else:
-            said = told(name, look(head).finished[name])
-        print(
-            f"{number}/{len(todo)}  {name}  {said}  {time.perf_counter() - start:.0f} s", flush=True
-        )
+            result = describe(name, read_state(head).finished[name])
+        seconds = time.perf_counter() - start
+        print(f"{number}/{len(todo)}  {name}  {result}  {seconds:.0f} s", flush=True)
     return failed
 
 
 def run_in_queue(todo: Grid, head: str) -> list[str]:
-    """Queues experiments on HEAD, starts DVC's worker and waits for it; the names of those that failed."""
-    seen = look(head)
-    earlier = seen.failed.keys()
+    """Queues experiments on HEAD, starts a DVC worker, waits; returns those that failed."""
+    state = read_state(head)
+    earlier = state.failed.keys()
     for name, values in todo.items():
-        if name not in seen.waiting:
-            look(head)
+        if name not in state.waiting:
+            read_state(head)
             dvc("exp", "run", "--queue", "--name", name, *changes(values))
             print(f"queued  {name}", flush=True)
-    left, failed, starts, misses = set(todo), [], 0, MISSES
+    left, failed, starts, misses = set(todo), [], 0, MAX_MISSES
     while left:
-        seen = look(head)
-        misses = 0 if seen.worker else misses + 1
-        if misses >= MISSES:
-            if starts >= STARTS:
+        state = read_state(head)
+        misses = 0 if state.worker else misses + 1
+        if misses >= MAX_MISSES:
+            if starts >= MAX_STARTS:
                 raise StageError(
-                    "queue: expected a worker that stays, found none; dvc queue kill, then EXPERIMENTS=--serial"
+                    f"the DVC queue worker exited {MAX_STARTS} times without finishing a run; "
+                    "run `dvc queue kill`, then `make experiments EXPERIMENTS=--serial`"
                 )
             dvc("queue", "start")
             starts, misses = starts + 1, 0
-        lost = {name for queued_as, name in seen.failed.items() if queued_as not in earlier}
-        for name in sorted(left & (seen.finished.keys() | lost)):
+        new = {name for queued, name in state.failed.items() if queued not in earlier}
+        for name in sorted(left & (state.finished.keys() | new)):
             left.remove(name)
             starts = 0
-            if name in seen.finished:
-                said = told(name, seen.finished[name])
+            if name in state.finished:
+                result = describe(name, state.finished[name])
             else:
                 failed.append(name)
-                said = f"failed; dvc queue logs {name}"
-            print(f"{len(todo) - len(left)}/{len(todo)}  {name}  {said}", flush=True)
-        time.sleep(GLANCE)
+                result = f"failed; dvc queue logs {name}"
+            print(f"{len(todo) - len(left)}/{len(todo)}  {name}  {result}", flush=True)
+        time.sleep(POLL_INTERVAL)
     return failed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.experiments", description=__doc__)
     parser.add_argument(
-        "--serial",
-        action="store_true",
-        help="one after another in this process, without DVC's queue",
+        "--serial", action="store_true", help="run one by one in this process, without DVC's queue"
     )
     parser.add_argument(
-        "--only", metavar="TEXT", default="", help="one experiment by name, or all with this in it"
+        "--only",
+        metavar="NAME",
+        help="run one experiment, or all whose names contain these dash-separated parts "
+        "(cnn, mnist-linear)",
     )
     args = parser.parse_args()
-    chosen = {name: values for name, values in grid().items() if args.only in name}
-    chosen = (
-        {args.only: chosen[args.only]} if args.only in chosen else chosen
-    )  # a whole name means itself alone
+    chosen = {
+        name: values
+        for name, values in grid().items()
+        if args.only is None or matches(name, args.only)
+    }
     if not chosen:
         raise StageError(
-            f"--only: expected a part of a name such as {next(iter(grid()))}, found {args.only!r}"
+            f"--only: expected whole parts of a name such as {next(iter(grid()))}, "
+            f"found {args.only!r}"
         )
-    # What is finished is known by its name and the commit alone.
+    # Finished experiments are identified by name and commit alone.
     changed = call(
-        "git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!reports", ":!dvc.lock"
+        *("git", "diff", "HEAD", "--name-only", "--relative", "--", ".", ":!reports", ":!dvc.lock")
     )
     if changed:
+        path = changed.splitlines()[0]
         raise StageError(
-            f"git: expected no change since the last commit, found {changed.split()[1]}; commit it, or git restore it"
+            f"{path} has uncommitted changes; commit them or run `git checkout HEAD -- {path}`"
         )
-    seen = look()
-    todo = {name: values for name, values in chosen.items() if name not in seen.finished}
-    print(
-        f"{len(chosen) - len(todo)} of {len(chosen)} experiments are there, {len(todo)} to run",
-        flush=True,
-    )
-    if args.serial and (queued := sorted(seen.waiting & todo.keys())):
+    state = read_state()
+    todo = {name: values for name, values in chosen.items() if name not in state.finished}
+    done = len(chosen) - len(todo)
+    print(f"{done} of {len(chosen)} experiments are finished, {len(todo)} to run", flush=True)
+    if args.serial and (queued := sorted(state.waiting & todo.keys())):
         raise StageError(
-            f"queue: expected none of the experiments to run, found {queued[0]}; dvc queue kill, dvc queue remove --all"
+            f"{queued[0]} is already queued; run without --serial, or empty the queue with "
+            "`dvc queue kill` and `dvc queue remove --all`"
         )
     try:
-        failed = (run_serially if args.serial else run_in_queue)(todo, seen.head)
+        failed = (run_serially if args.serial else run_in_queue)(todo, state.head)
     except KeyboardInterrupt:
         if not args.serial:
             print(
-                "what is queued stays so, and a worker that runs goes on; dvc queue stop --kill ends it",
+                "queued experiments stay queued, and a running worker continues; "
+                "`dvc queue stop --kill` stops it",
                 flush=True,
             )
         raise
     if failed:
-        raise StageError(
-            f"expected all to end well, found that {len(failed)} failed: {', '.join(failed)}"
-        )
-    print("make compare: which is better")
+        raise StageError(f"{len(failed)} of {len(todo)} experiments failed: {', '.join(failed)}")
+    print("compare them: make compare")
 
 
 if __name__ == "__main__":
