@@ -1,4 +1,4 @@
-"""Prints what this machine is, as far as results may depend on it; no out holds any of it."""
+"""Print the environment: CPU, operating system, devices, versions. No output contains any of it."""
 
 import os
 import platform
@@ -9,38 +9,57 @@ from pathlib import Path
 
 import psutil
 
+from stages.lib.models.networks import import_keras
+from stages.lib.stage import StageError
+
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 CPUINFO = Path("/proc/cpuinfo")
 
 
 def cpu() -> dict[str, str]:
-    """The CPU as it names itself, how much of it may be used, and the widest vectors that it computes with."""
+    """The model of the CPU, its cores, and its widest vector instructions."""
     text = CPUINFO.read_text(encoding="utf-8") if CPUINFO.exists() else ""
-    named = re.search(r"^model name\s*: (.+)", text, re.M)
-    usable = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count()
-    )
+    model = re.search(r"^model name\s*: (.+)", text, re.M)
+    threads = psutil.cpu_count()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
     vectors = [name for name in ("avx512f", "avx2", "avx") if re.search(rf"\b{name}\b", text)]
     return {
-        "CPU": named[1] if named else platform.processor() or platform.machine(),
-        "cores": f"{psutil.cpu_count(logical=False)}, threads {psutil.cpu_count()}, usable here {usable}",
-        "vectors": vectors[0] if vectors else "not told",
+        "CPU": model[1] if model else platform.processor() or platform.machine(),
+        "cores": f"{psutil.cpu_count(logical=False)}, threads {threads}, usable here {usable}",
+        "vectors": vectors[0] if vectors else "unknown",
     }
 
 
+def devices() -> dict[str, str]:
+    """The devices that TensorFlow lists, and the one on which train runs: the first GPU, if any."""
+    try:
+        import_keras()  # quietly
+        import tensorflow
+    except (ImportError, StageError) as error:
+        return {"devices": f"unknown, TensorFlow cannot be imported: {error}"}
+    listed = []
+    for device in tensorflow.config.list_physical_devices():
+        name = device.name.removeprefix("/physical_device:")
+        model = tensorflow.config.experimental.get_device_details(device).get("device_name")
+        listed.append(f"{name} ({model})" if model else name)
+    gpus = [name for name in listed if name.startswith("GPU")]
+    return {"devices": ", ".join(listed), "train runs on": (gpus or listed)[0]}
+
+
 def packages() -> dict[str, str]:
-    """The versions installed of the packages that pyproject.toml asks for."""
-    asked = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
-    return {name: version(name) for name in (re.split("[<>=[]", spec)[0] for spec in asked)}
+    """The installed versions of the dependencies in pyproject.toml."""
+    specs = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
+    return {name: version(name) for name in (re.split("[<>=[]", spec)[0] for spec in specs)}
 
 
 def about() -> dict[str, str]:
-    """Everything that is printed, by name."""
+    """All that is printed, by name."""
     python = f"{platform.python_implementation()} {platform.python_version()}"
     memory = f"{psutil.virtual_memory().total / 2**30:.1f} GiB"
-    return {**cpu(), "memory": memory, "OS": platform.platform(), "Python": python, **packages()}
+    system = {"memory": memory, "OS": platform.platform(), "Python": python}
+    return {**cpu(), **devices(), **system, **packages()}
 
 
 if __name__ == "__main__":
     for name, value in about().items():
-        print(f"{name:14}{value}")
+        print(f"{name:15}{value}")

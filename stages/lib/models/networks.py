@@ -49,6 +49,7 @@ def import_keras() -> ModuleType:
         import keras
         import tensorflow
 
+        # By default TensorFlow reserves all memory of every GPU.
         for gpu in tensorflow.config.list_physical_devices("GPU"):
             tensorflow.config.experimental.set_memory_growth(gpu, True)
     module: ModuleType = keras
