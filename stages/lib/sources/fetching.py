@@ -23,6 +23,7 @@ KERAS_NAMES = {
     "test_images": "x_test",
     "test_labels": "y_test",
 }
+EXPERIMENTS = ".dvc/tmp/exps/"  # where DVC runs an experiment of its queue, or with --temp
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # no other source helps
 
 
@@ -48,9 +49,19 @@ def from_kaggle(source: Source, folder: Path) -> None:
 
 
 def from_folder(source: Source, folder: Path) -> None:
-    """Takes the files from a folder of this machine."""
+    """Takes the files from a folder of this machine.
+
+    Raises:
+        StageError: This is a temporary experiment, which does not have the folder.
+    """
+    own = Path(source.folder or "")
+    if not own.exists() and EXPERIMENTS in Path.cwd().as_posix():
+        raise StageError(
+            f"{own} does not exist here: experiments run with --temp or --queue see only files "
+            f"that Git or DVC tracks; run `dvc add {own}`, then `git add {own}.dvc` and commit"
+        )
     for key, name in source.files.items():
-        shutil.copyfile(Path(source.folder or "") / name, folder / key)
+        shutil.copyfile(own / name, folder / key)
 
 
 WAYS: dict[str, Callable[[Source, Path], None]] = {
@@ -142,9 +153,14 @@ def fetch_arrays(
             reasons.append(f"{name}: {error}")
             if name != names[-1]:
                 print(f"  failed: {error}")
-    todo = "Mend the files, or their entry in datasets.yaml"
+    advice = "Repair the files, or their entry in datasets.yaml"
     if way != "folder":
-        todo = "Check the network (HTTPS_PROXY is honored), or name one that this machine reaches as fetch.source"
-    raise StageError(
-        f"{dataset.title} could not be fetched; {'; '.join(reasons).rstrip('.')}. {todo}"
-    )
+        advice = (
+            "Check the network (HTTPS_PROXY is used if set), or copy the files here from another "
+            "machine and name their folder as a source in datasets.yaml (folder: PATH)"
+        )
+    if len(reasons) == 1:
+        raise StageError(
+            f"{dataset.title} could not be fetched; {reasons[0].rstrip('.')}. {advice}"
+        )
+    raise StageError(f"{dataset.title} could not be fetched from any source", *reasons, advice)
