@@ -333,9 +333,8 @@ def name_faults(tree: Tree) -> list[str]:
     modules = {name.rpartition(".")[2] for name in tree.modules} | {
         path.stem for path in (ROOT / "tools").rglob("*.py")
     }
-    allowed = {
-        f"test_{name}" for name in modules | {"pipeline", "project", "end_to_end", "benchmarks"}
-    }
+    others = {"benchmarks", "end_to_end", "layouts", "pipeline", "project", "template"}
+    allowed = {f"test_{name}" for name in modules | others}
     return differences(
         "tests", {f"test_{name}" for name in STAGES} | (tree.tests & allowed), tree.tests
     )

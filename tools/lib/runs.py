@@ -115,7 +115,7 @@ def git(*arguments: str) -> str:
 
 
 def open_commit(commit: str) -> DirFileSystem:
-    """The project's files at a commit, from Git and from the DVC cache, by their paths in the project.
+    """The project's files at a commit, from Git and the DVC cache, by their paths in the project.
 
     The project may be a subfolder of its Git repository; DVC then treats it as a subrepo.
     """

@@ -1,0 +1,116 @@
+"""The tools in a subfolder of a Git repository, in a worktree, and in clones without the data."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Clone, new_clone, read_yaml, write_yaml
+
+EXPERIMENT = "mnist-pca_knn-0"
+COMPARE = ["python", "-m", "tools.compare"]
+SUBFOLDER = "projects/digits"
+
+
+def commit(clone: Clone, message: str) -> None:
+    clone.call("git", "add", "-A", ".")
+    clone.call("git", "commit", "-qm", message)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A project two folders below the root of its Git repository, with one experiment of the grid.
+
+    It is run on the tiny dataset under the name of MNIST, with the model that trains fastest.
+    """
+    folder = tmp_path_factory.mktemp("layouts")
+    (folder / "tools").mkdir()
+    (folder / "mono" / SUBFOLDER).mkdir(parents=True)
+    clone = new_clone(folder / "mono" / SUBFOLDER, folder / "tools")
+    shutil.rmtree(clone.path / ".git")
+    datasets = read_yaml(clone.path / "datasets.yaml")
+    write_yaml(clone.path / "datasets.yaml", datasets | {"mnist": datasets["tiny"]})
+    knn = {"components": 4, "neighbors": 3}
+    clone.edit({"dataset": "mnist", "model.kind": "pca_knn", "model.pca_knn": knn, "train.seed": 9})
+    Clone(folder / "mono", clone.env).call("git", "init", "-q")
+    clone.call("dvc", "repro", "--quiet")
+    commit(clone, "Run")
+    output = clone.call("python", "-m", "tools.experiments", "--serial", "--only", EXPERIMENT)
+    assert f"1/1  {EXPERIMENT}  accuracy" in output
+    return clone
+
+
+@pytest.fixture
+def clone(original: Clone, tmp_path: Path) -> Clone:
+    """A copy of it, with the data and the experiment."""
+    shutil.copytree(original.path.parents[1], tmp_path / "copy")
+    return Clone(tmp_path / "copy" / SUBFOLDER, original.env)
+
+
+def restore(clone: Clone) -> str:
+    """Compares without the predictions of the experiment, and runs the commands that are printed."""
+    output = clone.call(*COMPARE, code=1)
+    assert f"skipped, predictions not in the DVC cache: {EXPERIMENT}\n" in output
+    commands = [line.strip() for line in output.splitlines() if line.startswith("    ")]
+    for command in commands:
+        clone.call("sh", "-c", command)
+    assert EXPERIMENT in clone.call(*COMPARE)
+    return "; ".join(commands)
+
+
+def test_tools_work_in_a_subfolder(clone: Clone) -> None:
+    assert EXPERIMENT in clone.call(*COMPARE)
+    assert EXPERIMENT in clone.call(*COMPARE, EXPERIMENT, "HEAD")
+    assert "match dvc.lock" in clone.call("python", "-m", "tools.verify")
+    assert "fold 2 of 2" in clone.call("python", "-m", "tools.label_errors", "--folds", "2")
+    assert clone.changed() == set()
+
+
+def test_uncommitted_file_in_a_subfolder_is_named_as_git_finds_it_there(clone: Clone) -> None:
+    clone.edit({"train.seed": 3})
+    output = clone.call("python", "-m", "tools.experiments", "--only", EXPERIMENT, code=1)
+    assert "experiments: params.yaml has uncommitted changes" in output
+    clone.call("sh", "-c", output.split("`")[1])
+    assert clone.changed() == set()
+
+
+def test_worktree_gets_the_cache_of_the_main_one(clone: Clone, tmp_path: Path) -> None:
+    clone.call("git", "worktree", "add", "-q", str(tmp_path / "tree"))
+    tree = Clone(tmp_path / "tree" / SUBFOLDER, clone.env)
+    assert restore(tree) == f"dvc cache dir --local {clone.path}/.dvc/cache"
+    tree.call("dvc", "checkout", "-q")
+    assert "match dvc.lock" in tree.call("python", "-m", "tools.verify")
+
+
+def test_clone_without_data_gets_it_from_the_remote(clone: Clone, tmp_path: Path) -> None:
+    clone.call("git", "init", "-q", "--bare", str(tmp_path / "origin"))
+    clone.call("dvc", "remote", "add", "-q", "-d", "store", str(tmp_path / "store"))
+    commit(clone, "Remote")
+    clone.call("python", "-m", "tools.experiments", "--serial", "--only", EXPERIMENT)
+    clone.call("git", "remote", "add", "origin", str(tmp_path / "origin"))
+    clone.call("git", "push", "-q", "origin", "HEAD")
+    clone.call("dvc", "exp", "push", "-q", "origin", EXPERIMENT)
+    clone.call("git", "clone", "-q", str(tmp_path / "origin"), str(tmp_path / "other"))
+    other = Clone(tmp_path / "other" / SUBFOLDER, clone.env)
+    other.call("dvc", "exp", "pull", "-q", "--no-cache", "origin", EXPERIMENT)
+    assert restore(other) == f"dvc exp pull origin {EXPERIMENT}"
+
+
+def test_garbage_collected_experiment_is_run_again_without_a_remote(clone: Clone) -> None:
+    clone.call("dvc", "gc", "-q", "-w", "-f")
+    assert restore(clone) == (
+        f"dvc exp remove {EXPERIMENT} && dvc exp run --temp --name {EXPERIMENT} -S train.seed=0"
+    )
+    assert clone.changed() == set()
+
+
+def test_temporary_experiment_needs_a_tracked_data_folder(clone: Clone) -> None:
+    clone.call("git", "rm", "-rq", "--cached", "tiny")
+    (clone.path / ".gitignore").open("a").write("/tiny\n")
+    commit(clone, "Untracked")
+    run = ["dvc", "exp", "run", "--temp", "-f", "-n", "again"]
+    output = clone.call(*run, code=255)
+    assert "tiny does not exist here: experiments run with --temp or --queue see only" in output
+    clone.call("dvc", "add", "-q", "tiny")
+    commit(clone, "Tracked by DVC")
+    clone.call(*run)
