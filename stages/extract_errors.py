@@ -123,13 +123,15 @@ def draw(title: str, table: pd.DataFrame) -> Figure:
     Returns:
         The figure.
     """
-    images = read_array(RAW / "test_images.npy")[table["index"]]
+    dataset = read_json(RAW / "dataset.json")
     return figures.errors(
         title,
-        images,
+        read_array(RAW / "test_images.npy")[table["index"]],
         [*table["label_name"]],
         [*table["predicted_name"]],
         table["confidence"].to_numpy(),
+        levels=dataset["levels"],
+        background=dataset["background"],
     )
 
 

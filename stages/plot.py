@@ -43,10 +43,15 @@ def draw_samples(title: str, raw: Path, count: int, seed: int) -> Figure:
         The figure.
     """
     labels = np.load(raw / "train_labels.npy")
-    names = read_json(raw / "dataset.json")["classes"]
+    dataset = read_json(raw / "dataset.json")
+    names = dataset["classes"]
     chosen = np.random.default_rng(seed).choice(len(labels), min(count, len(labels)), replace=False)
     return figures.samples(
-        title, read_array(raw / "train_images.npy")[chosen], [names[i] for i in labels[chosen]]
+        title,
+        read_array(raw / "train_images.npy")[chosen],
+        [names[i] for i in labels[chosen]],
+        levels=dataset["levels"],
+        background=dataset["background"],
     )
 
 

@@ -74,14 +74,23 @@ def bins() -> pd.DataFrame:
     return table.assign(accuracy=high - 0.1, accuracy_low=high - 0.2, accuracy_high=high - 0.05)
 
 
-def samples(names: Sequence[str], count: int = 16) -> Figure:
-    return figures.samples("Samples", images(count), [names[i % len(names)] for i in range(count)])
-
-
-def errors(names: Sequence[str], count: int = 16) -> Figure:
+def samples(names: Sequence[str], count: int = 10) -> Figure:
     labels = [names[i % len(names)] for i in range(count)]
-    guesses = [names[(i + 1) % len(names)] for i in range(count)]
-    return figures.errors("Errors", images(count), labels, guesses, np.linspace(0.4, 1, count))
+    return figures.samples("Samples", images(count), labels, levels=(0, 255), background=0)
+
+
+def errors(names: Sequence[str], count: int = 10) -> Figure:
+    labels = [names[i % len(names)] for i in range(count)]
+    return draw_errors("Errors", images(count), labels, [*labels[1:], names[0]][:count])
+
+
+def draw_errors(
+    title: str, drawn: np.ndarray, labels: Sequence[str], predicted: Sequence[str]
+) -> Figure:
+    confidence = np.linspace(0.4, 1, len(drawn))
+    return figures.errors(
+        title, drawn, labels, predicted, confidence, levels=(0, 255), background=0
+    )
 
 
 def confusion(names: Sequence[str]) -> Figure:
@@ -218,7 +227,7 @@ def test_the_slanted_names_below_a_confusion_matrix_are_a_lines_height_apart(
 
 
 @pytest.mark.parametrize("draw", [samples, errors])
-@pytest.mark.parametrize("count", [1, 2, 5, 16])
+@pytest.mark.parametrize("count", [1, 2, 5])
 def test_every_image_is_drawn_once_whatever_their_number(
     draw: Callable[[Sequence[str], int], Figure], count: int
 ) -> None:
@@ -229,21 +238,23 @@ def test_every_image_is_drawn_once_whatever_their_number(
     assert all(axes.images or not axes.axison for axes in figure.axes)
 
 
-@pytest.mark.parametrize("shape", [(8, 28), (28, 28), (28, 8)])
-def test_the_lines_above_an_error_are_apart_for_wide_and_tall_images(
-    shape: tuple[int, int],
+@pytest.mark.parametrize("shape", [(8, 80), (80, 8), (300, 400, 3)], ids=["wide", "tall", "large"])
+def test_images_of_any_shape_fill_their_cells_and_text_does_not_overlap(
+    shape: tuple[int, ...],
 ) -> None:
-    names = FASHION[:9]
-    assert_apart_and_inside(
-        figures.errors("E", np.zeros((9, *shape), np.uint8), names, names[::-1], np.ones(9))
-    )
+    names = FASHION[:4]
+    figure = draw_errors("E", np.zeros((4, *shape), np.uint8), names, names[::-1])
+    assert_apart_and_inside(figure)
+    box = figure.axes[0].get_window_extent()
+    assert box.width / box.height == pytest.approx(shape[1] / shape[0])
+    assert max(box.width, box.height) > 0.7 * 1.75 * figure.dpi
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_the_title_of_a_grid_of_few_images_is_not_cut_off(count: int) -> None:
-    title = "Fashion-MNIST: 4 of 1,020 wrong test images"
+    title = "Fashion-MNIST: 4 of 1,020 misclassified test images drawn at random"
     names = FASHION[:count]
-    assert_apart_and_inside(figures.errors(title, images(count), names, names, np.ones(count)))
+    assert_apart_and_inside(draw_errors(title, images(count), names, names))
 
 
 @pytest.mark.parametrize("draw", [samples, errors])
@@ -281,23 +292,57 @@ def test_epochs_and_images_are_counted_in_whole_numbers(figure: Figure) -> None:
         assert all(tick == round(tick) for tick in ticks)
 
 
-def test_ink_is_dark_on_light_paper() -> None:
-    image = np.zeros((1, 28, 28), np.uint8)
-    image[0, :14] = 255
-    figure = figures.samples("S", image, ["half"])
-    pixels = render(figure)
+def drawn_halves(image: np.ndarray, levels: tuple[int, int], background: int) -> np.ndarray:
+    """RGB of the upper and the lower half of an image as drawn, shape (2, 3)."""
+    figure = figures.samples("S", image[None], ["half"], levels=levels, background=background)
+    pixels = render(figure)[::-1].astype(int)  # from below, like the coordinates
     box = figure.axes[0].get_window_extent()
-    column = pixels[::-1, int((box.x0 + box.x1) / 2), 0]  # from below
-    assert column[int(box.y0 + box.height * 0.75)] < 10
-    assert column[int(box.y0 + box.height * 0.25)] > 245
+    middle = int((box.x0 + box.x1) / 2)
+    return np.stack([pixels[int(box.y0 + box.height * up), middle] for up in (0.75, 0.25)])
+
+
+@pytest.mark.parametrize(
+    ("upper", "background", "drawn"),
+    [
+        pytest.param(255, 0, [0, 255], id="light on dark is inverted"),
+        pytest.param(0, 255, [0, 255], id="dark on light is not"),
+        pytest.param(255, 255, [255, 0], id="whatever the image"),
+    ],
+)
+def test_ink_is_dark_on_light_paper(upper: int, background: int, drawn: list[int]) -> None:
+    image = np.full((28, 28), 255 - upper, np.uint8)
+    image[:14] = upper
+    halves = drawn_halves(image, (0, 255), background)
+    np.testing.assert_array_equal(halves, np.repeat(drawn, 3).reshape(2, 3))
+
+
+@pytest.mark.parametrize(("levels", "background"), [((0, 16), 0), ((100, 116), 116), ((0, 1), 0)])
+def test_gray_levels_are_drawn_from_white_to_black(
+    levels: tuple[int, int], background: int
+) -> None:
+    image = np.full((28, 28), background, np.uint8)
+    image[:14] = sum(levels) - background
+    halves = drawn_halves(image, levels, background)
+    np.testing.assert_array_equal(halves, [[0, 0, 0], [255, 255, 255]])
+
+
+def test_colors_are_drawn_as_published_and_stretched_by_the_levels() -> None:
+    image = np.zeros((28, 28, 3), np.uint8)
+    image[:14], image[14:] = [255, 0, 51], [30, 60, 70]
+    np.testing.assert_array_equal(drawn_halves(image, (0, 255), 0), image[[0, -1], 0])
+    halves = drawn_halves(image, (20, 70), 20)
+    np.testing.assert_array_equal(halves, [[255, 0, 158], [51, 204, 255]])
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 3)], ids=["gray", "color"])
+def test_images_of_a_single_level_are_drawn(shape: tuple[int, ...]) -> None:
+    assert drawn_halves(np.full(shape, 9, np.uint8), (9, 9), 9).shape == (2, 3)
 
 
 def test_an_error_says_what_it_is_what_it_was_taken_for_and_how_surely() -> None:
-    figure = figures.errors(
-        "E", images(2), ["Coat", "Bag"], ["Shirt", "Dress"], np.array([0.874, 1.0])
-    )
+    figure = draw_errors("E", images(2), ["Coat", "Bag"], ["Shirt", "Dress"])
     shown = [[text.get_text() for text in axes.texts] for axes in figure.axes]
-    assert shown == [["Coat", "Shirt 87%"], ["Bag", "Dress 100%"]]
+    assert shown == [["Coat", "Shirt 40%"], ["Bag", "Dress 100%"]]
 
 
 def test_a_picture_of_no_errors_says_none() -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from stages.lib.files import replacing, write_csv, write_figure
-from stages.lib.results.figures import BLUE, GRAY, INK, ORANGE
+from stages.lib.results.figures import BLUE, GRAY, INK, ORANGE, draw_image
 from stages.lib.stage import StageError, run
 from tools.lib.runs import Run, read_runs
 from tools.lib.significance import BETTER, Verdict, interval, single, verdicts
@@ -219,10 +219,8 @@ def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
         A row for each: index (in the test split), label, and what each of the two predicts; and a
         picture of eight at most of each.
     """
-    images, names = (
-        first.read("data/raw/test_images.npy"),
-        np.array(first.read("data/raw/dataset.json")["classes"]),
-    )
+    images, dataset = first.read("data/raw/test_images.npy"), first.read("data/raw/dataset.json")
+    names = np.array(dataset["classes"])
     labels = first.read("data/predictions.npz")["test_labels"]
     runs = (first, second)
     guesses = [
@@ -244,7 +242,12 @@ def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
         for axes, shown in zip_longest(row.subplots(1, 8), only[:8].to_dict("records")):
             axes.set_axis_off()
             if shown:
-                axes.imshow(images[shown["index"]], cmap="gray_r", vmin=0, vmax=255)
+                draw_image(
+                    axes,
+                    images[shown["index"]],
+                    levels=dataset["levels"],
+                    background=dataset["background"],
+                )
                 words = f"no. {shown['index']}\nlabel {shown['label']}\npredicted {shown[f'predicted by {each.name}']}"
                 axes.set_title(words, loc="center", fontweight="normal", fontsize=9)
     return table, figure

@@ -110,7 +110,13 @@ def main() -> None:
     title = f"{dataset['title']}: the {len(shown)} training labels that are contradicted most"
     sure = predicted[shown["index"], shown["suggested"]]
     figure = figures.errors(
-        title, raw[shown["index"]], [*shown["label_name"]], [*shown["suggested_name"]], sure
+        title,
+        raw[shown["index"]],
+        [*shown["label_name"]],
+        [*shown["suggested_name"]],
+        sure,
+        levels=dataset["levels"],
+        background=dataset["background"],
     )
     write_csv(args.out / "train_suspects.csv", table)
     write_figure(args.out / "train_suspects.png", figure)

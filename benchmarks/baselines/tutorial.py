@@ -57,13 +57,21 @@ def draw(
     table.insert(0, "epoch", np.arange(1, len(table) + 1))
     label_names, guess_names = ([names[i] for i in array[wrong]] for array in (labels, predicted))
     pictures = {
-        "samples": figures.samples(name, train[0][:16], [names[i] for i in train[1][:16]]),
+        "samples": figures.samples(
+            name, train[0][:16], [names[i] for i in train[1][:16]], levels=(0, 255), background=0
+        ),
         "history": figures.history(name, table, "test"),
         "confusion": figures.confusion(name, counts, names),
         "classes": figures.classes(name, metrics.per_class(labels, predicted, names)),
         "pairs": figures.pairs(name, confused),
         "errors": figures.errors(
-            name, test[0][wrong], label_names, guess_names, probabilities.max(axis=1)[wrong]
+            name,
+            test[0][wrong],
+            label_names,
+            guess_names,
+            probabilities.max(axis=1)[wrong],
+            levels=(0, 255),
+            background=0,
         ),
     }
     for stem, figure in pictures.items():

@@ -40,8 +40,22 @@ mpl.rcParams.update(
 )
 
 
-def _image(axes: Axes, image: np.ndarray) -> None:
-    axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+def draw_image(axes: Axes, image: np.ndarray, *, levels: tuple[int, int], background: int) -> None:
+    """Draw an image as published, except that light on dark becomes dark on light.
+
+    Args:
+        axes: Where to draw.
+        image: Shape (height, width) or (height, width, 3), uint8.
+        levels: Lowest and highest level of the dataset's training images.
+        background: Median level of their border pixels.
+    """
+    low, high = levels
+    if image.ndim == 3:
+        stretch = np.interp(np.arange(256), [low, max(high, low + 1)], [0, 255])
+        axes.imshow(stretch.round().astype(np.uint8)[image])
+    else:
+        color_map = "gray_r" if background < (low + high) / 2 else "gray"
+        axes.imshow(image, cmap=color_map, vmin=low, vmax=high)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(True)
     axes.grid(False)
@@ -51,31 +65,44 @@ def _short(name: str, letters: int = 18) -> str:
     return name if len(name) <= letters else f"{name[: letters - 1]}…"
 
 
-def _grid(count: int, title: str, row_height: float) -> tuple[Figure, list[Axes]]:
+def _set_title(figure: Figure, title: str) -> None:
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12, wrap=True)
+
+
+def _grid(images: np.ndarray, title: str, text_height: float) -> tuple[Figure, list[Axes]]:
+    """One axes per image, as high as an image of this shape and its text (in inches) need."""
+    count, height, width = images.shape[:3]
     columns = max(1, math.ceil(math.sqrt(count)))
     rows = max(1, math.ceil(count / columns))
+    row_height = 1.75 * min(height / width, 2) + text_height
     figure = Figure((max(1.75 * columns, 5), row_height * rows + 0.5), layout="constrained")
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    _set_title(figure, title)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for empty in axes[count:]:
         empty.set_axis_off()
     return figure, axes
 
 
-def samples(title: str, images: np.ndarray, labels: Sequence[str]) -> Figure:
-    """A grid of images with the name of their class.
+def samples(
+    title: str,
+    images: np.ndarray,
+    labels: Sequence[str],
+    *,
+    levels: tuple[int, int],
+    background: int,
+) -> Figure:
+    """Draw a grid of images with their class names.
 
     Args:
-        title: Above all.
-        images: Gray levels, shape (n, height, width), uint8.
-        labels: Names, n of them.
-
-    Returns:
-        The figure.
+        title: Title of the figure.
+        images: Shape (n, height, width) or (n, height, width, 3), uint8.
+        labels: n class names.
+        levels: See `draw_image`.
+        background: See `draw_image`.
     """
-    figure, grid = _grid(len(images), title, row_height=1.95)
+    figure, grid = _grid(images, title, text_height=0.2)
     for axes, image, label in zip(grid, images, labels, strict=False):
-        _image(axes, image)
+        draw_image(axes, image, levels=levels, background=background)
         axes.set_title(_short(label), loc="center", fontweight="normal", fontsize=10, pad=4)
     return figure
 
@@ -86,24 +113,26 @@ def errors(
     labels: Sequence[str],
     predicted: Sequence[str],
     confidence: np.ndarray,
+    *,
+    levels: tuple[int, int],
+    background: int,
 ) -> Figure:
-    """A grid of wrongly classified images: what each is, what it was taken for, and how surely.
+    """Draw a grid of misclassified images with label, predicted class and confidence.
 
     Args:
-        title: Above all.
-        images: Gray levels, shape (n, height, width), uint8; n may be 0.
-        labels: Names of the labels, n of them.
-        predicted: Names of the predicted classes, n of them.
+        title: Title of the figure.
+        images: Shape (n, height, width) or (n, height, width, 3), uint8; n may be 0.
+        labels: n class names.
+        predicted: Names of the n predicted classes.
         confidence: Probabilities of the predicted classes, shape (n,), in [0, 1].
-
-    Returns:
-        The figure.
+        levels: See `draw_image`.
+        background: See `draw_image`.
     """
-    figure, grid = _grid(len(images), title, row_height=2.25)
+    figure, grid = _grid(images, title, text_height=0.5)
     for axes, image, label, guess, sure in zip(
         grid, images, labels, predicted, confidence, strict=False
     ):
-        _image(axes, image)
+        draw_image(axes, image, levels=levels, background=background)
         for text, up, color in (
             (_short(label), 17, BLUE),
             (f"{_short(guess, 14)} {sure:.0%}", 4, ORANGE),
@@ -137,7 +166,7 @@ def history(title: str, epochs: pd.DataFrame, held_out: str) -> Figure:
         The figure.
     """
     figure = Figure((9, 3.8), layout="constrained")
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    _set_title(figure, title)
     for axes, name, unit in zip(
         figure.subplots(1, 2), ("loss", "accuracy"), (" (nats)", ""), strict=True
     ):
@@ -203,7 +232,7 @@ def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
         "predicted\n\nblue: right    orange: wrong; darker for a larger share of the label's images"
     )
     axes.set_ylabel("label")
-    axes.set_title(title)
+    axes.set_title(title, wrap=True)
     axes.grid(False)
     axes.spines[:].set_visible(False)
     return figure
@@ -252,7 +281,7 @@ def classes(title: str, table: pd.DataFrame) -> Figure:
     axes.set_xlabel(
         "share of the class's test images (recall), of its predictions (precision); F1 lies between"
     )
-    axes.set_title(title)
+    axes.set_title(title, wrap=True)
     figure.legend(loc="outside lower center", ncols=4)
     axes.grid(axis="y", visible=False)
     return figure
@@ -269,7 +298,7 @@ def calibration(title: str, table: pd.DataFrame) -> Figure:
         The figure.
     """
     figure = Figure((9, 4.2), layout="constrained")
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    _set_title(figure, title)
     reliability, histogram = figure.subplots(1, 2)
     reliability.plot([0, 1], [0, 1], color=GRAY, linestyle="--", label="as often as sure")
     around = (table["accuracy"] - table["accuracy_low"], table["accuracy_high"] - table["accuracy"])
@@ -326,6 +355,6 @@ def pairs(title: str, confused: Sequence[tuple[str, str, int]]) -> Figure:
         axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center")
     axes.invert_yaxis()
     axes.set_xlabel("test images")
-    axes.set_title(title)
+    axes.set_title(title, wrap=True)
     axes.grid(axis="y", visible=False)
     return figure
