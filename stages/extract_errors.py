@@ -124,11 +124,12 @@ def draw(title: str, table: pd.DataFrame) -> Figure:
         The figure.
     """
     dataset = read_json(RAW / "dataset.json")
+    names = figures.drawable(dataset["classes"])
     return figures.errors(
         title,
         read_array(RAW / "test_images.npy")[table["index"]],
-        [*table["label_name"]],
-        [*table["predicted_name"]],
+        [names[label] for label in table["label"]],
+        [names[predicted] for predicted in table["predicted"]],
         table["confidence"].to_numpy(),
         levels=dataset["levels"],
         background=dataset["background"],

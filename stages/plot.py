@@ -44,7 +44,7 @@ def draw_samples(title: str, raw: Path, count: int, seed: int) -> Figure:
     """
     labels = np.load(raw / "train_labels.npy")
     dataset = read_json(raw / "dataset.json")
-    names = dataset["classes"]
+    names = figures.drawable(dataset["classes"])
     chosen = np.random.default_rng(seed).choice(len(labels), min(count, len(labels)), replace=False)
     return figures.samples(
         title,
@@ -58,7 +58,7 @@ def draw_samples(title: str, raw: Path, count: int, seed: int) -> Figure:
 def main() -> None:
     params = read_params().plot
     dataset = read_json(RAW / "dataset.json")
-    title, names = dataset["title"], dataset["classes"]
+    title, names = dataset["title"], figures.drawable(dataset["classes"])
     check_arrays(RAW / "dataset.json", "train_images", "train_labels")
     epochs, predictions = pd.read_csv(HISTORY), read_predictions(PREDICTIONS, dataset)
     labels, probabilities = predictions["test_labels"], predictions["test_probabilities"]

@@ -7,11 +7,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
+from shutil import copy
 from typing import cast
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -108,6 +111,32 @@ def pairs(names: Sequence[str]) -> Figure:
 
 
 DRAWN = pytest.mark.parametrize("draw", [samples, errors, confusion, classes, pairs])
+
+
+# DejaVu Sans lacks these letters; DejaVu Sans Mono and STIX, which come with matplotlib, have them.
+OTHER_SCRIPT = ["\U0001d670\U0001d671", "\U0001d672", "\U0001d673"]
+SHIPPED_FONTS = Path(mpl.get_data_path(), "fonts/ttf")
+InstallFont = Callable[[str, str], object]
+
+
+@pytest.fixture
+def install_font(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InstallFont]:
+    """Install a font of matplotlib's under another file name on a machine without any font."""
+    find = font_manager.findSystemFonts
+    monkeypatch.setattr(
+        font_manager, "findSystemFonts", lambda paths=None: find(paths or [str(tmp_path)])
+    )
+    known = font_manager.fontManager.ttflist
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [*known])
+
+    def forget() -> None:
+        for function in (figures._face, figures._add_family, figures._undrawable, figures._advise):
+            function.cache_clear()
+
+    forget()
+    with mpl.rc_context():
+        yield lambda name, font: copy(SHIPPED_FONTS / f"{font}.ttf", tmp_path / f"{name}.ttf")
+    forget()
 
 
 def render(figure: Figure) -> np.ndarray:
@@ -463,3 +492,60 @@ def test_a_single_epoch_is_seen_as_a_point() -> None:
     legend = 2 * 20 * 2  # two lines of some 20 by 2 pixels
     for color in (blue, orange):
         assert (np.abs(pixels - color).max(axis=1) < 8).sum() > legend
+
+
+def test_names_that_the_default_font_has_need_no_other(install_font: InstallFont) -> None:
+    install_font("NotoSans-Regular", "DejaVuSansMono")
+    assert figures.drawable([*FASHION, "Größe", "Ωμέγα"]) == [*FASHION, "Größe", "Ωμέγα"]
+    assert mpl.rcParams["font.family"] == ["DejaVu Sans"]
+
+
+def test_names_in_another_script_are_drawn_in_an_installed_font(install_font: InstallFont) -> None:
+    before = render(pairs(FASHION[:3]))
+    install_font("Some-Regular", "DejaVuSansMono")
+    assert figures.drawable(OTHER_SCRIPT) == OTHER_SCRIPT
+    first, second = (pairs(names) for names in (OTHER_SCRIPT, OTHER_SCRIPT[::-1]))
+    assert (render(first) != render(second)).any()  # letters, not boxes
+    np.testing.assert_array_equal(render(pairs(FASHION[:3])), before)
+
+
+@pytest.mark.parametrize("names", [("NotoSans-Regular", "Alpha"), ("Alpha", "NotoSans-Regular")])
+def test_preferred_fonts_come_first(install_font: InstallFont, names: tuple[str, str]) -> None:
+    for name in names:
+        preferred = name.startswith("Noto")
+        install_font(name, "DejaVuSansMono" if preferred else "STIXGeneral")
+    figures.drawable(OTHER_SCRIPT)
+    assert mpl.rcParams["font.family"] == ["DejaVu Sans", "DejaVu Sans Mono"]
+
+
+def test_without_a_font_class_numbers_are_drawn_and_the_package_is_printed_once(
+    install_font: InstallFont, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_font("LastResort", "LastResortHE-Regular")
+    (tmp_path / "NotoSans-Regular.ttf").write_bytes(b"damaged")
+    assert figures.drawable(["바지", "코트", "Bag"]) == ["0", "1", "2"]
+    assert figures.drawable(["바지", "코트", "Bag"]) == ["0", "1", "2"]
+    printed = capsys.readouterr().err
+    assert printed.startswith("no installed font has U+BC14 HANGUL SYLLABLE BA, so figures show")
+    assert "install fonts-noto-cjk (apt) or font-noto-sans-cjk (brew)" in printed
+    assert printed.count("\n") == 1
+    assert printed.isascii()
+    assert figures.drawable(["ಒಂದು", "two"]) == ["0", "1"]
+    printed = capsys.readouterr().err
+    assert "install fonts-noto-core (apt) or font-noto-sans-kannada (brew)" in printed
+
+
+def test_a_title_loses_characters_without_a_font(install_font: InstallFont) -> None:
+    figure = figures.pairs("패션: most confused", [("a", "b", 1)])
+    assert figure.axes[0].get_title(loc="left") == "most confused"
+    install_font("Some-Regular", "DejaVuSansMono")
+    title = f"{OTHER_SCRIPT[0]}: most confused"
+    assert figures.pairs(title, [("a", "b", 1)]).axes[0].get_title(loc="left") == title
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [("a name of 20 letters", "a name of 20 lett…"), ("이름이아주긴클래스", "이름이아주긴클…")],
+)
+def test_long_names_are_cut_to_the_columns_they_take(name: str, drawn: str) -> None:
+    assert figures._short(name, columns=18 if name.isascii() else 15) == drawn

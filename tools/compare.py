@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from stages.lib.files import replacing, write_csv, write_figure
-from stages.lib.results.figures import BLUE, GRAY, INK, ORANGE, draw_image
+from stages.lib.results.figures import BLUE, GRAY, INK, ORANGE, draw_image, drawable
 from stages.lib.stage import StageError, run
 from tools.lib.runs import Run, read_runs
 from tools.lib.significance import BETTER, Verdict, interval, single, verdicts
@@ -221,6 +221,7 @@ def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
     """
     images, dataset = first.read("data/raw/test_images.npy"), first.read("data/raw/dataset.json")
     names = np.array(dataset["classes"])
+    drawn = dict(zip(names, drawable(dataset["classes"]), strict=True))
     labels = first.read("data/predictions.npz")["test_labels"]
     runs = (first, second)
     guesses = [
@@ -248,7 +249,10 @@ def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
                     levels=dataset["levels"],
                     background=dataset["background"],
                 )
-                words = f"no. {shown['index']}\nlabel {shown['label']}\npredicted {shown[f'predicted by {each.name}']}"
+                label, predicted = (
+                    drawn[shown[column]] for column in ("label", f"predicted by {each.name}")
+                )
+                words = f"no. {shown['index']}\nlabel {label}\npredicted {predicted}"
                 axes.set_title(words, loc="center", fontweight="normal", fontsize=9)
     return table, figure
 

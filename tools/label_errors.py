@@ -109,11 +109,12 @@ def main() -> None:
     shown = table.head(params.extract_errors.examples)
     title = f"{dataset['title']}: the {len(shown)} training labels that are contradicted most"
     sure = predicted[shown["index"], shown["suggested"]]
+    names = figures.drawable(dataset["classes"])
     figure = figures.errors(
         title,
         raw[shown["index"]],
-        [*shown["label_name"]],
-        [*shown["suggested_name"]],
+        [names[label] for label in shown["label"]],
+        [names[suggested] for suggested in shown["suggested"]],
         sure,
         levels=dataset["levels"],
         background=dataset["background"],

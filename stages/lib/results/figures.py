@@ -1,14 +1,20 @@
 """Arrays in, matplotlib figures out, unsaved."""
 
 import math
+import sys
+import unicodedata
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GRAY, INK = "#1f6f9f", "#d9622b", "#b8c0c8", "#22292f"
@@ -40,6 +46,85 @@ mpl.rcParams.update(
 )
 
 
+# For text that DejaVu Sans lacks characters of: how the names of preferred font files start. Other
+# fonts follow in alphabetical order.
+FONTS = ("NotoSansCJK", "NotoSansKR", "NotoSansJP", "NanumGothic", "NotoSans", "AppleSDGothicNeo")
+
+
+def _preference(path: str) -> tuple[int, bool, str, str]:
+    name = Path(path).stem
+    preferred = next((i for i, start in enumerate(FONTS) if name.startswith(start)), len(FONTS))
+    return preferred, "Regular" not in name, name, path
+
+
+@cache
+def _face(path: str) -> tuple[str, frozenset[int]]:
+    """Family of a font file and its code points; neither if the font is of no use."""
+    try:
+        font = FT2Font(path)
+    except RuntimeError:  # damaged
+        return "", frozenset()
+    placeholder = font.family_name.replace(" ", "").startswith(("LastResort", ".LastResort"))
+    if placeholder or not font.scalable:
+        return "", frozenset()
+    return font.family_name, frozenset(font.get_charmap())
+
+
+@cache
+def _add_family(path: str) -> None:
+    """Draw characters that the fonts before it lack in this font, which includes its bold file."""
+    family, _ = _face(path)
+    for sibling in sorted(font_manager.findSystemFonts([str(Path(path).parent)])):
+        if _face(sibling)[0] == family:
+            font_manager.fontManager.addfont(sibling)
+    mpl.rcParams["font.family"] = [*mpl.rcParams["font.family"], family]
+
+
+@cache
+def _undrawable(text: str) -> str:
+    """Characters that cannot be drawn, after adding an installed font that has all of them.
+
+    DejaVu Sans stays first, so a font that is added does not change any other text. Fonts are read
+    from disk because matplotlib's own list misses those installed after its first use.
+    """
+    missing = {ord(character) for character in text}
+    missing -= _face(font_manager.findfont("DejaVu Sans"))[1]
+    if not missing:
+        return ""
+    for path in sorted(font_manager.findSystemFonts(), key=_preference):
+        if missing <= _face(path)[1]:
+            _add_family(path)
+            return ""
+    return "".join(map(chr, sorted(missing)))
+
+
+@cache
+def _advise(missing: str) -> None:
+    """Print once which package has a font for a character."""
+    name = unicodedata.name(missing, "UNKNOWN")
+    script = name.split()[0]
+    if script in ("HANGUL", "CJK", "HIRAGANA", "KATAKANA"):
+        debian, homebrew = "fonts-noto-cjk", "font-noto-sans-cjk"
+    else:
+        debian, homebrew = "fonts-noto-core", f"font-noto-sans-{script.lower()}"
+    print(
+        f"no installed font has U+{ord(missing):04X} {name}, so figures show class numbers instead "
+        f"of names; install {debian} (apt) or {homebrew} (brew), then run "
+        "dvc repro --force --single-item plot extract_errors",
+        file=sys.stderr,
+    )
+
+
+def drawable(names: Sequence[str]) -> list[str]:
+    """Return the class names, or the class numbers if no installed font can draw all names."""
+    if _undrawable("".join(names)):  # by one font; else by one font per name
+        missing = "".join(map(_undrawable, names))
+        if missing:
+            _advise(missing[0])
+            return [str(number) for number in range(len(names))]
+    return [*names]
+
+
 def draw_image(axes: Axes, image: np.ndarray, *, levels: tuple[int, int], background: int) -> None:
     """Draw an image as published, except that light on dark becomes dark on light.
 
@@ -61,11 +146,27 @@ def draw_image(axes: Axes, image: np.ndarray, *, levels: tuple[int, int], backgr
     axes.grid(False)
 
 
-def _short(name: str, letters: int = 18) -> str:
-    return name if len(name) <= letters else f"{name[: letters - 1]}…"
+def _width(text: str) -> int:
+    """Number of columns, of which an East Asian character takes two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def _short(name: str, columns: int = 18) -> str:
+    if _width(name) <= columns:
+        return name
+    while _width(name) > columns - 1:
+        name = name[:-1]
+    return f"{name}…"
+
+
+def _drawable_title(title: str) -> str:
+    """Remove characters that no installed font has."""
+    missing = _undrawable(title)
+    return "".join(character for character in title if character not in missing).strip(" :")
 
 
 def _set_title(figure: Figure, title: str) -> None:
+    title = _drawable_title(title)
     figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12, wrap=True)
 
 
@@ -223,7 +324,7 @@ def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
         color = "white" if dark and count else INK if count else GRAY
         axes.text(column, row, f"{count:,}", ha="center", va="center", color=color, fontsize=9)
     axes.set_xticks(range(len(names)), names)
-    if max(map(len, names)) > 6:
+    if max(map(_width, names)) > 6:
         axes.tick_params("x", labelrotation=40)
         for text in axes.get_xticklabels():
             text.set(ha="right", rotation_mode="anchor")
@@ -232,7 +333,7 @@ def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
         "predicted\n\nblue: right    orange: wrong; darker for a larger share of the label's images"
     )
     axes.set_ylabel("label")
-    axes.set_title(title, wrap=True)
+    axes.set_title(_drawable_title(title), wrap=True)
     axes.grid(False)
     axes.spines[:].set_visible(False)
     return figure
@@ -281,7 +382,7 @@ def classes(title: str, table: pd.DataFrame) -> Figure:
     axes.set_xlabel(
         "share of the class's test images (recall), of its predictions (precision); F1 lies between"
     )
-    axes.set_title(title, wrap=True)
+    axes.set_title(_drawable_title(title), wrap=True)
     figure.legend(loc="outside lower center", ncols=4)
     axes.grid(axis="y", visible=False)
     return figure
@@ -355,6 +456,6 @@ def pairs(title: str, confused: Sequence[tuple[str, str, int]]) -> Figure:
         axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center")
     axes.invert_yaxis()
     axes.set_xlabel("test images")
-    axes.set_title(title, wrap=True)
+    axes.set_title(_drawable_title(title), wrap=True)
     axes.grid(axis="y", visible=False)
     return figure
