@@ -229,6 +229,35 @@ def test_a_figure_shows_something_and_every_name(
 
 
 @DRAWN
+def test_dollar_signs_in_names_are_drawn_literally(
+    draw: Callable[[Sequence[str]], Figure],
+) -> None:
+    names = ["$$", "$1", "$a$"]
+    figure = draw(names)
+    render(figure)  # would fail on $$
+    with_names = [text for text in drawn_texts(figure) if "$" in text.get_text()]
+    assert all(name in words(figure) for name in names)
+    assert not any(text.get_parse_math() for text in with_names)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda title: figures.samples(title, images(1), ["a"], levels=(0, 255), background=0),
+        lambda title: figures.history(title, EPOCHS, "test"),
+        lambda title: figures.confusion(title, counts(2), ["a", "b"]),
+        lambda title: figures.classes(title, table(["a", "b"])),
+        lambda title: figures.calibration(title, bins()),
+        lambda title: figures.pairs(title, [("a", "b", 1)]),
+    ],
+    ids=["samples", "history", "confusion", "classes", "calibration", "pairs"],
+)
+def test_dollar_signs_in_titles_are_drawn_literally(draw: Callable[[str], Figure]) -> None:
+    (title,) = (text for text in drawn_texts(draw("$$ $1")) if text.get_text() == "$$ $1")
+    assert not title.get_parse_math()
+
+
+@DRAWN
 @pytest.mark.parametrize("names", [FASHION, DIGITS], ids=["fashion", "digits"])
 def test_no_text_is_cut_off_or_on_another_one(
     draw: Callable[[Sequence[str]], Figure], names: list[str]

@@ -195,10 +195,10 @@ def picture(table: pd.DataFrame) -> Figure:
                 ha="center",
                 fontsize=9,
             )
-        axes.set_yticks(rows, part["model"])
+        axes.set_yticks(rows, part["model"], parse_math=False)
         axes.set_ylim(len(part) - 0.4, -0.8)
         axes.margins(x=0.12)
-        axes.set_title(dataset)
+        axes.set_title(dataset, parse_math=False)
         axes.grid(axis="y", visible=False)
     figure.supxlabel(
         "accuracy on test, with its 95 % interval: over seeds; of a single model (hollow), over images",
@@ -253,7 +253,9 @@ def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
                     drawn[shown[column]] for column in ("label", f"predicted by {each.name}")
                 )
                 words = f"no. {shown['index']}\nlabel {label}\npredicted {predicted}"
-                axes.set_title(words, loc="center", fontweight="normal", fontsize=9)
+                axes.set_title(
+                    words, loc="center", fontweight="normal", fontsize=9, parse_math=False
+                )
     return table, figure
 
 

@@ -166,8 +166,12 @@ def _drawable_title(title: str) -> str:
 
 
 def _set_title(figure: Figure, title: str) -> None:
-    title = _drawable_title(title)
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12, wrap=True)
+    style = {"fontweight": "bold", "fontsize": 12, "wrap": True, "parse_math": False}
+    figure.suptitle(_drawable_title(title), x=0.02, ha="left", **style)
+
+
+def _set_axes_title(axes: Axes, title: str) -> None:
+    axes.set_title(_drawable_title(title), wrap=True, parse_math=False)
 
 
 def _grid(images: np.ndarray, title: str, text_height: float) -> tuple[Figure, list[Axes]]:
@@ -204,7 +208,14 @@ def samples(
     figure, grid = _grid(images, title, text_height=0.2)
     for axes, image, label in zip(grid, images, labels, strict=False):
         draw_image(axes, image, levels=levels, background=background)
-        axes.set_title(_short(label), loc="center", fontweight="normal", fontsize=10, pad=4)
+        axes.set_title(
+            _short(label),
+            loc="center",
+            fontweight="normal",
+            fontsize=10,
+            pad=4,
+            parse_math=False,
+        )
     return figure
 
 
@@ -245,6 +256,7 @@ def errors(
                 xytext=(0, up),
                 textcoords="offset points",
                 color=color,
+                parse_math=False,
             )
     if len(images):
         figure.supxlabel(
@@ -323,17 +335,17 @@ def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
         dark = shares[row, column] > (0.5 if row == column else 0.6 * most)
         color = "white" if dark and count else INK if count else GRAY
         axes.text(column, row, f"{count:,}", ha="center", va="center", color=color, fontsize=9)
-    axes.set_xticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), names, parse_math=False)
     if max(map(_width, names)) > 6:
         axes.tick_params("x", labelrotation=40)
         for text in axes.get_xticklabels():
             text.set(ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_xlabel(
         "predicted\n\nblue: right    orange: wrong; darker for a larger share of the label's images"
     )
     axes.set_ylabel("label")
-    axes.set_title(_drawable_title(title), wrap=True)
+    _set_axes_title(axes, title)
     axes.grid(False)
     axes.spines[:].set_visible(False)
     return figure
@@ -376,13 +388,13 @@ def classes(title: str, table: pd.DataFrame) -> Figure:
         zorder=3,
     )
     axes.scatter(table["f1"], rows, color=INK, s=120, marker="|", label="F1", zorder=2)
-    axes.set_yticks(rows, table["class"])
+    axes.set_yticks(rows, table["class"], parse_math=False)
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.set_xlim(right=min(axes.get_xlim()[1], 1.002))
     axes.set_xlabel(
         "share of the class's test images (recall), of its predictions (precision); F1 lies between"
     )
-    axes.set_title(_drawable_title(title), wrap=True)
+    _set_axes_title(axes, title)
     figure.legend(loc="outside lower center", ncols=4)
     axes.grid(axis="y", visible=False)
     return figure
@@ -448,7 +460,9 @@ def pairs(title: str, confused: Sequence[tuple[str, str, int]]) -> Figure:
     bars = axes.barh(rows, [count for _, _, count in confused], color=ORANGE, height=0.62)
     axes.bar_label(bars, padding=4)
     axes.set_yticks(
-        rows, [f"{_short(label)} taken for {_short(guess)}" for label, guess, _ in confused]
+        rows,
+        [f"{_short(label)} taken for {_short(guess)}" for label, guess, _ in confused],
+        parse_math=False,
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if not confused:
@@ -456,6 +470,6 @@ def pairs(title: str, confused: Sequence[tuple[str, str, int]]) -> Figure:
         axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center")
     axes.invert_yaxis()
     axes.set_xlabel("test images")
-    axes.set_title(_drawable_title(title), wrap=True)
+    _set_axes_title(axes, title)
     axes.grid(axis="y", visible=False)
     return figure
