@@ -417,6 +417,34 @@ def test_a_confusion_matrix_shows_every_count_in_its_cell() -> None:
     assert figure.axes[0].get_ylabel() == "label"
 
 
+@pytest.mark.parametrize(("classes", "with_counts"), [(20, True), (21, False)])
+def test_a_confusion_matrix_shows_counts_only_if_they_fit(classes: int, with_counts: bool) -> None:
+    figure = figures.confusion("C", counts(classes), [str(i) for i in range(classes)])
+    assert bool(figure.axes[0].texts) == with_counts
+
+
+@pytest.mark.parametrize("classes", [62, 100])
+def test_all_of_up_to_100_classes_are_labeled(classes: int) -> None:
+    names = [f"no. {i}" for i in range(classes)]
+    figure = figures.confusion("C", counts(classes), names)
+    assert_apart_and_inside(figure)
+    for labels in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
+        assert [label.get_text() for label in labels] == names
+
+
+def test_the_most_confused_of_256_classes_are_labeled() -> None:
+    matrix = counts(256)
+    matrix[100, 200] = matrix[202, 30] = 5_000  # 202 is too close to 200 for a label
+    figure = figures.confusion("C", matrix, [f"class no. {i}" for i in range(256)])
+    labeled = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert {"class no. 30", "class no. 100", "class no. 200"} <= {*labeled}
+    assert "class no. 202" not in labeled
+    assert f"{len(labeled)} of 256 classes are labeled" in words(figure)
+    assert 50 < len(labeled) < 100
+    assert_apart_and_inside(figure)
+    assert max(figure.bbox.size) < 3_000
+
+
 def cell_color(figure: Figure, row: int, column: int) -> np.ndarray:
     """The color near a cell's corner, away from its count."""
     pixels = render(figure)
@@ -457,6 +485,36 @@ def test_classes_has_a_dot_of_each_kind_on_the_line_of_each_class() -> None:
     assert all(word in words(figure) for word in ("recall", "precision", "F1"))
     lines = np.asarray(cast(LineCollection, axes.collections[1]).get_segments())
     np.testing.assert_allclose(lines[:, :, 0], table(FASHION)[["recall_low", "recall_high"]])
+
+
+def test_all_of_62_classes_have_a_line() -> None:
+    figure = classes([f"no. {i}" for i in range(62)])
+    assert len(figure.axes[0].get_yticklabels()) == 62
+    assert_apart_and_inside(figure)
+    assert max(figure.bbox.size) < 3_000
+
+
+def test_of_256_classes_those_with_the_lowest_recall_have_a_line() -> None:
+    scores = table([f"no. {i}" for i in range(256)]).iloc[::-1]  # the lowest recall is last
+    figure = figures.classes("Classes", scores)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == [f"no. {i}" for i in range(64)]
+    assert "64 of 256 with the lowest recall" in words(figure)
+    assert_apart_and_inside(figure)
+    assert max(figure.bbox.size) < 3_000
+
+
+def test_a_class_without_images_has_a_name_and_no_dot() -> None:
+    scores = table(FASHION)
+    scores.loc[3, ["recall", "recall_low", "recall_high", "precision", "f1"]] = np.nan
+    scores.loc[5, ["recall", "recall_low", "recall_high"]] = np.nan
+    figure = figures.classes("Classes", scores)
+    assert_apart_and_inside(figure)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == FASHION
+    drawn = figure.axes[0].collections[2:]
+    seen = [np.isfinite(np.ma.filled(dots.get_offsets(), np.nan)).all(axis=1) for dots in drawn]
+    np.testing.assert_array_equal(np.flatnonzero(~seen[0]), [3, 5])
+    np.testing.assert_array_equal(np.flatnonzero(~seen[1]), [3])
 
 
 def test_calibration_has_a_dot_with_its_interval_and_a_bar_for_each_bin_beside_the_diagonal() -> (

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
 
+MAX_COUNTS = 20  # classes in a confusion matrix whose cells have room for their counts
+MAX_ROWS = 64  # classes in a column that fits a page
 BLUE, ORANGE, GRAY, INK = "#1f6f9f", "#d9622b", "#b8c0c8", "#22292f"
 
 mpl.rcdefaults()  # a person's own matplotlibrc would change the bytes
@@ -302,48 +304,73 @@ def history(title: str, epochs: pd.DataFrame, held_out: str) -> Figure:
     return figure
 
 
+def _ticks(counts: np.ndarray, spacing: int) -> list[int]:
+    """Select classes to label, those with the most errors first, `spacing` classes apart."""
+    errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
+    chosen: list[int] = []
+    for number in np.argsort(-errors, kind="stable").tolist():
+        if all(abs(number - other) >= spacing for other in chosen):
+            chosen.append(number)
+    return sorted(chosen)
+
+
 def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
-    """A confusion matrix with counts; the color is the share of the label's images, right and wrong apart.
+    """Draw a confusion matrix; the color is the share of the label's images.
+
+    Correct and misclassified images have a color scale each. Counts are written into the cells of
+    up to MAX_COUNTS classes. The labels of more than 100 classes do not fit: the classes with the
+    most errors are labeled.
 
     Args:
-        title: Above all.
+        title: Title of the figure.
         counts: Rows are labels, columns predicted classes, shape (classes, classes).
         names: Names of the classes.
-
-    Returns:
-        The figure.
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    right = np.eye(len(names), dtype=bool)
-    side = max(2.6 + 0.56 * len(names), 5.5)
+    correct = np.eye(len(names), dtype=bool)
+    few = len(names) <= MAX_COUNTS
+    side = max(2.6 + 0.56 * min(len(names), MAX_COUNTS), 5.5)
     figure = Figure((side, side), layout="constrained")
     axes = figure.subplots()
-    # One scale for both would leave all errors white: they are some thousandths of the diagonal.
-    most = max(shares[~right].max(initial=0), 1e-9)
+    # On one scale all errors would be white: they are some thousandths of the diagonal.
+    most = max(shares[~correct].max(initial=0), 1e-9)
     axes.imshow(
-        np.where(right, np.nan, shares),
+        np.where(correct, np.nan, shares),
         cmap=LinearSegmentedColormap.from_list("", ["white", ORANGE]),
         vmax=most,
     )
     axes.imshow(
-        np.where(right, shares, np.nan),
+        np.where(correct, shares, np.nan),
         cmap=LinearSegmentedColormap.from_list("", ["white", BLUE]),
         vmin=0,
         vmax=1,
     )
-    for (row, column), count in np.ndenumerate(counts):
-        dark = shares[row, column] > (0.5 if row == column else 0.6 * most)
-        color = "white" if dark and count else INK if count else GRAY
-        axes.text(column, row, f"{count:,}", ha="center", va="center", color=color, fontsize=9)
-    axes.set_xticks(range(len(names)), names, parse_math=False)
-    if max(map(_width, names)) > 6:
+    if few:
+        for (row, column), count in np.ndenumerate(counts):
+            dark = shares[row, column] > (0.5 if row == column else 0.6 * most)
+            color = "white" if dark and count else INK if count else GRAY
+            axes.text(column, row, f"{count:,}", ha="center", va="center", color=color, fontsize=9)
+    pitch = 72 * 0.56 * MAX_COUNTS / len(names)  # points per class
+    size = 10 if few else min(max(pitch / 1.2, 7), 10)
+    ticks = _ticks(counts, spacing=math.ceil(1.15 * size / pitch))
+    labels = [_short(names[tick], 24) for tick in ticks]
+    axes.set_xticks(ticks, labels, fontsize=size, parse_math=False)
+    widest = max(map(_width, names))
+    if few and widest > 6:
         axes.tick_params("x", labelrotation=40)
         for text in axes.get_xticklabels():
             text.set(ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), names, parse_math=False)
-    axes.set_xlabel(
+    elif not few and widest > 1:
+        axes.tick_params("x", labelrotation=90)
+    axes.set_yticks(ticks, labels, fontsize=size, parse_math=False)
+    note = (
         "predicted\n\nblue: right    orange: wrong; darker for a larger share of the label's images"
     )
+    if len(ticks) < len(names):
+        note += (
+            f"\n{len(ticks)} of {len(names)} classes are labeled, those with the most errors first"
+        )
+    axes.set_xlabel(note)
     axes.set_ylabel("label")
     _set_axes_title(axes, title)
     axes.grid(False)
@@ -352,17 +379,18 @@ def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
 
 
 def classes(title: str, table: pd.DataFrame) -> Figure:
-    """Recall, with its interval, precision and F1 of each class as dots on one line.
+    """Draw recall with its interval, precision and F1 of each class as dots on one line.
 
     Args:
-        title: Above all.
+        title: Title of the figure.
         table: Columns class, recall, recall_low, recall_high, precision, f1, in [0, 1]; a row per
-            class.
-
-    Returns:
-        The figure.
+            class. NaN draws nothing. Of more than MAX_ROWS classes those with the lowest recall
+            are drawn.
     """
-    figure = Figure((8, 1.5 + 0.36 * len(table)), layout="constrained")
+    if len(table) > MAX_ROWS:
+        title += f" ({MAX_ROWS} of {len(table)} with the lowest recall)"
+        table = table.sort_values("recall", kind="stable").head(MAX_ROWS)
+    figure = Figure((8, 1.5 + min(0.36 * len(table), 16)), layout="constrained")
     axes = figure.subplots()
     rows = np.arange(len(table))
     scores = table[["recall", "precision", "f1"]]
@@ -388,7 +416,7 @@ def classes(title: str, table: pd.DataFrame) -> Figure:
         zorder=3,
     )
     axes.scatter(table["f1"], rows, color=INK, s=120, marker="|", label="F1", zorder=2)
-    axes.set_yticks(rows, table["class"], parse_math=False)
+    axes.set_yticks(rows, [_short(name, 24) for name in table["class"]], parse_math=False)
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.set_xlim(right=min(axes.get_xlim()[1], 1.002))
     axes.set_xlabel(
