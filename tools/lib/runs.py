@@ -212,6 +212,13 @@ def restore_commands(runs: Sequence[Run]) -> list[str]:
     return commands + [shlex.join(["dvc", "exp", "pull", *pulled])] * (len(pulled) > 1)
 
 
+def read_params_of(commit: str) -> dict[str, object]:
+    """The values of a commit's params.yaml by their dotted keys."""
+    text = open_commit(commit).read_text("params.yaml", encoding="utf-8")
+    content: Any = parse_yaml(text, "params.yaml")
+    return flat(content)
+
+
 def rerun_command(name: str, commit: str, base: str) -> str:
     """A command that runs an experiment again with the parameters that it changed.
 
@@ -220,10 +227,7 @@ def rerun_command(name: str, commit: str, base: str) -> str:
         commit: Its commit, a hash.
         base: The commit that it is based on, a hash.
     """
-    old, new = (
-        flat(YAML(typ="safe").load(open_commit(rev).read_text("params.yaml", encoding="utf-8")))
-        for rev in (base, commit)
-    )
+    old, new = (read_params_of(rev) for rev in (base, commit))
     changes = [f"{key}={value}" for key, value in new.items() if old.get(key) != value]
     words = ["dvc", "exp", "run", "--temp", "--name", name]
     for change in changes:
