@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+from collections import Counter
 from pathlib import Path
 
 import keras
@@ -51,8 +52,10 @@ def draw(
 
     names, labels, predicted = NAMES[name], test[1], probabilities.argmax(axis=1)
     counts = metrics.confusion(labels, predicted, 10)
-    confused = [(names[i], names[j], count) for i, j, count in metrics.confused_pairs(counts)[:10]]
-    wrong = np.flatnonzero(predicted != labels)[:16]
+    wrong = np.flatnonzero(predicted != labels)
+    pairs = Counter(zip(labels[wrong], predicted[wrong], strict=True)).most_common(10)
+    confused = [(names[i], names[j], count) for (i, j), count in pairs]
+    wrong = wrong[:16]
     table = pd.DataFrame(history)
     table.insert(0, "epoch", np.arange(1, len(table) + 1))
     label_names, guess_names = ([names[i] for i in array[wrong]] for array in (labels, predicted))
