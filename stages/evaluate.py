@@ -1,157 +1,206 @@
-"""Measures the predictions."""
+"""Evaluates the predictions: accuracy, loss, calibration, confusion matrix, scores by class."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import wcwidth
 
 from stages.lib.files import read_json, read_predictions, write_csv, write_json
 from stages.lib.params import read_params
 from stages.lib.results import calibration, metrics
-from stages.lib.stage import run
+from stages.lib.stage import StageError, run
 
 DATASET = Path("data/raw/dataset.json")
 PREDICTIONS = Path("data/predictions.npz")
 METRICS = Path("reports/metrics.json")
+SCORES = Path("reports/scores.json")
 CONFUSION = Path("reports/confusion.csv")
 CLASSES = Path("reports/classes.csv")
 VALIDATION_CLASSES = Path("reports/validation_classes.csv")
 CALIBRATION = Path("reports/calibration.csv")
 
+# The numbers by which experiments are compared: `dvc metrics diff` should fit on a screen.
+MAIN = ("accuracy", "accuracy_low", "accuracy_high", "errors", "loss", "ece", "macro_f1")
+MAIN_VALIDATION = ("accuracy", "loss")
 
-def quality(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """How good the probabilities are.
+
+def probability_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Scores of the probabilities, beyond the predicted classes.
 
     Args:
-        labels: Shape (n,), whole numbers in [0, classes).
-        probabilities: Shape (n, classes), rows add up to 1.
+        labels: Shape (n,), integers in [0, classes).
+        probabilities: Shape (n, classes), rows sum to 1.
 
     Returns:
-        loss (nats), brier, and the expected calibration error over bins of equal width and of equal
-        mass, each beside what a perfectly calibrated model with these confidences would get by
-        chance.
+        loss (cross-entropy in nats), brier, and the expected calibration error with bins of equal
+        width (ece) and of equal mass, each with its mean and 95% quantile (q95) for a perfectly
+        calibrated model.
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
-    right = probabilities.argmax(axis=1) == labels
+    correct = probabilities.argmax(axis=1) == labels
     scores = {
         "loss": metrics.cross_entropy(labels, probabilities),
         "brier": metrics.brier(labels, probabilities),
     }
-    for name, bins_of in (
-        ("ece", calibration.bins_of_equal_width),
-        ("ece_equal_mass", calibration.bins_of_equal_mass),
-    ):
-        bins = bins_of(confidence)
-        scores[name] = calibration.expected_error(confidence, right, bins)
-        scores[f"{name}_if_perfect"] = calibration.error_of_perfect(confidence, bins)
+    binnings = {
+        "ece": calibration.bins_of_equal_width(confidence),
+        "ece_equal_mass": calibration.bins_of_equal_mass(confidence),
+    }
+    for name, bins in binnings.items():
+        mean, q95 = calibration.error_if_calibrated(confidence, bins)
+        scores[name] = calibration.expected_error(confidence, correct, bins)
+        scores |= {f"{name}_if_calibrated": mean, f"{name}_if_calibrated_q95": q95}
     return scores
 
 
-def summary(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """All numbers of one split.
+def all_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """All scores of a split.
 
     Args:
-        labels: Shape (n,), whole numbers in [0, classes).
-        probabilities: Shape (n, classes), rows add up to 1.
+        labels: Shape (n,), integers in [0, classes).
+        probabilities: Shape (n, classes), rows sum to 1.
 
     Returns:
-        accuracy, errors (images), top2_accuracy, macro_f1 (mean over the classes), and those of
-        `quality`.
+        accuracy with its 95% confidence interval (accuracy_low, accuracy_high), errors
+        (misclassified images), top2_accuracy, balanced_accuracy (mean recall of the classes with
+        images), macro_f1 (mean F1 score of the classes that occur among labels or predictions),
+        and `probability_scores`.
     """
     ranks = metrics.ranks(labels, probabilities)
-    classes = [str(i) for i in range(probabilities.shape[1])]
+    correct = int((ranks == 1).sum())
+    low, high = metrics.accuracy_interval(correct, len(labels))
+    numbers = [str(i) for i in range(probabilities.shape[1])]
+    classes = metrics.per_class(labels, probabilities.argmax(axis=1), numbers)
     return {
-        "accuracy": float((ranks == 1).mean()),
-        "errors": int((ranks > 1).sum()),
+        "accuracy": correct / len(labels),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "errors": len(labels) - correct,
         "top2_accuracy": float((ranks <= 2).mean()),
-        "macro_f1": float(
-            metrics.per_class(labels, probabilities.argmax(axis=1), classes)["f1"].mean()
-        ),
-        **quality(labels, probabilities),
+        "balanced_accuracy": float(classes["recall"].mean()),
+        "macro_f1": float(classes["f1"].mean()),
+        **probability_scores(labels, probabilities),
     }
 
 
-def with_temperature(predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Quality on test after one temperature, chosen on validation, has made the probabilities more or less confident.
+def scores_with_temperature(predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Test scores after temperature scaling, with T fitted on the validation split.
 
     Args:
-        predictions: As from `read_predictions`.
+        predictions: As returned by `read_predictions`.
 
     Returns:
-        temperature, and those of `quality`; the predicted classes, and so the accuracy, are the
-        same.
+        temperature, and `probability_scores` of the test split. Predicted classes do not change.
     """
-    temperature = calibration.best_temperature(
-        predictions["validation_labels"], predictions["validation_probabilities"]
-    )
-    tempered = calibration.tempered(predictions["test_probabilities"], temperature)
-    return {"temperature": temperature, **quality(predictions["test_labels"], tempered)}
+    labels = predictions["validation_labels"]
+    if not len(labels):
+        raise StageError(
+            "evaluate.temperature: temperature scaling needs a validation split; "
+            "set normalize.validation above 0, or evaluate.temperature to false"
+        )
+    temperature = calibration.best_temperature(labels, predictions["validation_probabilities"])
+    scaled = calibration.scale_temperature(predictions["test_probabilities"], temperature)
+    return {"temperature": temperature, **probability_scores(predictions["test_labels"], scaled)}
 
 
-def long_table(counts: np.ndarray, names: list[str]) -> pd.DataFrame:
-    """A confusion matrix as a long table.
+def score(predictions: Mapping[str, np.ndarray], *, temperature: bool) -> dict[str, Any]:
+    """All scores of the test split, with sections for validation and temperature scaling.
+
+    Args:
+        predictions: As returned by `read_predictions`.
+        temperature: Whether to add the scores after temperature scaling.
+    """
+    labels, held_out = predictions["test_labels"], predictions["validation_labels"]
+    scores: dict[str, Any] = {"test_examples": len(labels)}
+    scores |= all_scores(labels, predictions["test_probabilities"])
+    scores |= {name: int(predictions[name]) for name in ("parameters", "multiply_adds")}
+    if len(held_out):
+        scores["validation"] = all_scores(held_out, predictions["validation_probabilities"])
+    if temperature:
+        scores["temperature_scaling"] = scores_with_temperature(predictions)
+    return scores
+
+
+def split(scores: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split scores into those with the given names, in their order, and all others."""
+    main = {name: scores[name] for name in names}
+    return main, {name: value for name, value in scores.items() if name not in main}
+
+
+def class_table(labels: np.ndarray, probabilities: np.ndarray, names: list[str]) -> pd.DataFrame:
+    """Table of `metrics.per_class`; without rows if the split has no images."""
+    table = metrics.per_class(labels, probabilities.argmax(axis=1), names)
+    return table if len(labels) else table[:0]
+
+
+def confusion_table(counts: np.ndarray, names: list[str]) -> pd.DataFrame:
+    """Confusion matrix as a long table, the format of `dvc plots`.
 
     Args:
         counts: Rows are labels, columns predicted classes, shape (classes, classes).
         names: Names of the classes.
 
     Returns:
-        A row per cell, label by label: label, predicted (names), count (images), share (of the
-        label's images).
+        A row per cell, label by label: label and predicted (names), count (images), share (of the
+        images with this label; NaN if there are none).
     """
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        shares = counts / counts.sum(axis=1, keepdims=True)
     label, predicted = np.divmod(np.arange(counts.size), len(names))
-    named = np.array(names)
-    return pd.DataFrame(
-        {
-            "label": named[label],
-            "predicted": named[predicted],
-            "count": counts.ravel(),
-            "share": shares.ravel(),
-        }
-    )
+    named = {"label": np.take(names, label), "predicted": np.take(names, predicted)}
+    return pd.DataFrame({**named, "count": counts.ravel(), "share": shares.ravel()})
 
 
-def report(
-    title: str,
-    names: list[str],
-    scores: Mapping[str, float],
-    labels: np.ndarray,
-    predicted: np.ndarray,
-) -> str:
-    """What a person wants to see at once: the result, the first ten test images, the most confused pairs.
+def probability_lines(scores: Mapping[str, float]) -> list[str]:
+    """Loss, and ECE next to that of a perfectly calibrated model, as lines of text."""
+    mean, q95 = scores["ece_if_calibrated"], scores["ece_if_calibrated_q95"]
+    return [
+        f"  loss {scores['loss']:.4f}",
+        f"  ECE {scores['ece']:.4f} (if calibrated: mean {mean:.4f}, 95% quantile {q95:.4f})",
+    ]
+
+
+def main_lines(title: str, scores: Mapping[str, Any]) -> list[str]:
+    """The main scores as lines of text.
 
     Args:
-        title: Of the dataset.
-        names: Names of the classes.
-        scores: accuracy, accuracy_low, accuracy_high, loss, ece, ece_if_perfect, errors of the test
-            split.
-        labels: Shape (n,), whole numbers in [0, classes).
-        predicted: The same.
-
-    Returns:
-        Some lines of text.
+        title: Title of the dataset.
+        scores: As returned by `score`.
     """
-    width = max(map(len, (*names, "predicted")))
+    low, high = scores["accuracy_low"], scores["accuracy_high"]
     lines = [
-        f"{title}: {len(labels) - scores['errors']:,} of {len(labels):,} test images right, "
-        f"accuracy {scores['accuracy']:.4f} (95 % interval {scores['accuracy_low']:.4f} to "
-        f"{scores['accuracy_high']:.4f}), loss {scores['loss']:.4f}",
-        f"calibration error {scores['ece']:.4f}, by chance {scores['ece_if_perfect']:.4f}",
-        "first ten:",
-        f"  {'label':{width}}  {'predicted':{width}}",
+        f"{title}: {scores['errors']:,} of {scores['test_examples']:,} test images misclassified",
+        f"  accuracy {scores['accuracy']:.4f} (95% confidence interval {low:.4f} to {high:.4f})",
+        *probability_lines(scores),
     ]
+    if scaled := scores.get("temperature_scaling"):
+        temperature, errors = scaled["temperature"], scores["validation"]["errors"]
+        lines.append(f"temperature scaling, T = {temperature:.3f} (validation errors: {errors:,}):")
+        lines += probability_lines(scaled)
+    return lines
+
+
+def first_images(names: list[str], labels: np.ndarray, predicted: np.ndarray) -> list[str]:
+    """Label and prediction of the first ten images as lines of text."""
+    width = max(wcwidth.width(name) for name in (*names, "predicted"))  # CJK letters take two
+    rows = [("label", "predicted", "")]
     for label, guess in zip(labels[:10], predicted[:10], strict=True):
-        lines.append(
-            f"  {names[label]:{width}}  {names[guess]:{width}}  {'' if label == guess else 'wrong'}".rstrip()
-        )
-    pairs = metrics.confused_pairs(metrics.confusion(labels, predicted, len(names)))[:5]
-    lines += [
-        "most confused:",
-        *(f"  {count:4} times {names[i]} taken for {names[j]}" for i, j, count in pairs),
-    ]
-    return "\n".join(lines)
+        rows.append((names[label], names[guess], "" if label == guess else "misclassified"))
+    columns = ((wcwidth.ljust(a, width), wcwidth.ljust(b, width), c) for a, b, c in rows)
+    return ["first test images:", *("  ".join(("", *row)).rstrip() for row in columns)]
+
+
+def most_confused(table: pd.DataFrame) -> list[str]:
+    """The five most confused pairs of classes as lines of text, from a `confusion_table`."""
+    errors = table[(table["label"] != table["predicted"]) & (table["count"] > 0)]
+    if errors.empty:
+        return ["no misclassified test images"]
+    pairs = errors.nlargest(5, "count")[["count", "label", "predicted"]].itertuples(index=False)
+    lines = (f"{count:6,}  {label} predicted as {guess}" for count, label, guess in pairs)
+    return ["most confused classes:", *lines]
 
 
 def main() -> None:
@@ -160,27 +209,23 @@ def main() -> None:
     names = dataset["classes"]
     predictions = read_predictions(PREDICTIONS, dataset)
     labels, probabilities = predictions["test_labels"], predictions["test_probabilities"]
+    held_out = predictions["validation_labels"], predictions["validation_probabilities"]
     predicted = probabilities.argmax(axis=1)
-    scores = summary(labels, probabilities)
-    low, high = metrics.accuracy_interval(len(labels) - int(scores["errors"]), len(labels))
-    scores |= {"accuracy_low": low, "accuracy_high": high, "test_examples": len(labels)}
-    scores |= {name: int(predictions[name]) for name in ("parameters", "multiply_adds")}
-    parts = {}
-    if params.temperature:
-        parts["tempered"] = with_temperature(predictions)
-    held_out, of_held_out = (
-        predictions["validation_labels"],
-        predictions["validation_probabilities"],
-    )
-    if len(held_out):
-        parts["validation"] = summary(held_out, of_held_out)
-    recalls = metrics.per_class(held_out, of_held_out.argmax(axis=1), names)
-    write_csv(VALIDATION_CLASSES, recalls if len(held_out) else recalls[:0])
-    write_csv(CONFUSION, long_table(metrics.confusion(labels, predicted, len(names)), names))
-    write_csv(CLASSES, metrics.per_class(labels, predicted, names))
+    confusion = confusion_table(metrics.confusion(labels, predicted, len(names)), names)
+    scores = score(predictions, temperature=params.temperature)
+    main_scores, others = split(scores, MAIN)
+    if "validation" in others:
+        validation, others["validation"] = split(others["validation"], MAIN_VALIDATION)
+        main_scores["validation"] = validation
+
+    write_csv(CONFUSION, confusion)
+    write_csv(CLASSES, class_table(labels, probabilities, names))
+    write_csv(VALIDATION_CLASSES, class_table(*held_out, names))
     write_csv(CALIBRATION, calibration.reliability(labels, probabilities))
-    write_json(METRICS, {**scores, **parts})  # last: where it stands, the rest does
-    print(report(dataset["title"], names, scores, labels, predicted))
+    write_json(SCORES, others)
+    write_json(METRICS, main_scores)  # last: it exists only if all other outputs do
+    lines = [*main_lines(dataset["title"], scores), *first_images(names, labels, predicted)]
+    print("\n".join([*lines, *most_confused(confusion)]))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 
 from stages.lib.results import calibration
+from stages.lib.results.metrics import cross_entropy
 
 
 def test_bins_of_equal_width_cut_0_to_1_and_hold_their_upper_ends() -> None:
@@ -71,23 +73,35 @@ def test_the_zero_line_is_what_a_calibrated_model_gets_and_far_below_an_overconf
     rng = np.random.default_rng(2)
     confidence = rng.uniform(0.2, 1, 5_000)
     bins = calibration.bins_of_equal_width(confidence)
-    line = calibration.error_of_perfect(confidence, bins)
+    line, high = calibration.error_if_calibrated(confidence, bins)
     # Sum of Bernoulli variances in each bin; the mean of |x| under a normal distribution is sqrt(2
     # / pi) deviations.
     deviations = np.sqrt(np.bincount(bins, confidence * (1 - confidence)))
     assert line == pytest.approx(math.sqrt(2 / math.pi) * deviations.sum() / 5_000, rel=0.05)
-    calibrated, over = rng.random(5_000) < confidence, rng.random(5_000) < confidence - 0.1
-    assert calibration.expected_error(confidence, calibrated, bins) < 2 * line
-    assert calibration.expected_error(confidence, over, bins) > 4 * line
+    overconfident = rng.random(5_000) < confidence - 0.1
+    assert calibration.expected_error(confidence, overconfident, bins) > 4 * line > 2 * high
+
+
+def test_a_calibrated_model_exceeds_the_95_percent_quantile_in_5_percent_of_samples() -> None:
+    rng = np.random.default_rng(8)
+    confidence = rng.uniform(0.2, 1, 500)
+    bins = calibration.bins_of_equal_width(confidence)
+    mean, high = calibration.error_if_calibrated(confidence, bins)
+    drawn = [
+        calibration.expected_error(confidence, rng.random(500) < confidence, bins)
+        for _ in range(2_000)
+    ]
+    assert np.mean(drawn) == pytest.approx(mean, rel=0.05)
+    assert 0.03 < np.mean(np.array(drawn) > high) < 0.07
 
 
 def test_the_zero_line_is_the_same_at_every_call_and_0_for_certainty() -> None:
     confidence = np.random.default_rng(3).random(100)
     bins = calibration.bins_of_equal_width(confidence)
-    assert calibration.error_of_perfect(confidence, bins) == calibration.error_of_perfect(
+    assert calibration.error_if_calibrated(confidence, bins) == calibration.error_if_calibrated(
         confidence, bins
     )
-    assert calibration.error_of_perfect(np.ones(100), np.zeros(100, int)) == 0
+    assert calibration.error_if_calibrated(np.ones(100), np.zeros(100, int)) == (0, 0)
 
 
 def test_the_calibration_table_has_a_row_per_bin_with_images_and_adds_up_to_the_error() -> None:
@@ -117,7 +131,7 @@ def test_a_temperature_is_softmax_of_the_logits_over_it_and_keeps_every_predicti
         scaled = np.exp(logits / temperature) / np.exp(logits / temperature).sum(
             axis=1, keepdims=True
         )
-        found = calibration.tempered(probabilities, temperature)
+        found = calibration.scale_temperature(probabilities, temperature)
         np.testing.assert_allclose(found, scaled, atol=1e-9)
         np.testing.assert_array_equal(found.argmax(axis=1), probabilities.argmax(axis=1))
 
@@ -128,11 +142,63 @@ def test_the_best_temperature_undoes_a_wrong_one_and_leaves_right_ones() -> None
     labels = (probabilities.cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
     assert calibration.best_temperature(labels, probabilities) == pytest.approx(1, abs=0.03)
     assert calibration.best_temperature(
-        labels, calibration.tempered(probabilities, 0.4)
+        labels, calibration.scale_temperature(probabilities, 0.4)
     ) == pytest.approx(2.5, rel=0.03)
 
 
 def test_a_probability_of_0_has_a_temperature_too() -> None:
-    found = calibration.tempered(np.array([[0, 1]], np.float32), 2)
+    found = calibration.scale_temperature(np.array([[0, 1]], np.float32), 2)
     assert np.isfinite(found).all()
     assert found.argmax() == 1
+
+
+def test_temperature_without_validation_errors_stays_moderate() -> None:
+    """The likelihood alone gives T = 0.04, and one error among as many new images raises the loss."""
+    labels, probabilities = np.zeros(300, int), np.tile([0.9, 0.1], (300, 1))
+    temperature = calibration.best_temperature(labels, probabilities)
+    assert 0.25 < temperature < 0.5
+    labels[0] = 1
+    scaled = calibration.scale_temperature(probabilities, temperature)
+    assert cross_entropy(labels, scaled) < cross_entropy(labels, probabilities)
+
+
+def test_temperature_of_a_single_confident_error_stays_moderate() -> None:
+    found = calibration.best_temperature(np.array([1]), np.array([[0.99, 0.01]]))
+    assert 1 < found < 3
+
+
+@pytest.mark.parametrize("count", [10, 30, 100, 300])
+@pytest.mark.parametrize("factor", [1, 1.5])
+def test_temperature_from_few_images_does_not_raise_the_loss_on_average(
+    count: int, factor: float
+) -> None:
+    """Few validation errors, a calibrated model and one whose logits are 1.5 times too large."""
+    rng = np.random.default_rng(9)
+    logits = rng.normal(0, 2, (20 * count + 5_000, 10))
+    logits[np.arange(len(logits)), rng.integers(0, 10, len(logits))] += 12
+    probabilities = softmax(logits, axis=1)
+    labels = (probabilities.cumsum(axis=1) > rng.random((len(logits), 1))).argmax(axis=1)
+    probabilities = softmax(logits * factor, axis=1)
+    labels, test_labels = labels[:-5_000], labels[-5_000:]
+    probabilities, test_probabilities = probabilities[:-5_000], probabilities[-5_000:]
+    before = cross_entropy(test_labels, test_probabilities)
+    losses = []
+    for chosen in np.arange(20 * count).reshape(20, count):
+        found = calibration.best_temperature(labels[chosen], probabilities[chosen])
+        scaled = calibration.scale_temperature(test_probabilities, found)
+        losses.append(cross_entropy(test_labels, scaled))
+    assert np.mean(losses) < before + 0.002
+
+
+@pytest.mark.parametrize(("images", "tolerance"), [(5_000, 0.01), (200, 0.1)])
+def test_the_prior_of_the_temperature_fades_with_the_number_of_images(
+    images: int, tolerance: float
+) -> None:
+    rng = np.random.default_rng(10)
+    probabilities = rng.dirichlet(np.ones(5), images)
+    labels = (probabilities.cumsum(axis=1) > rng.random((images, 1))).argmax(axis=1)
+    overconfident = calibration.scale_temperature(probabilities, 0.5)
+    found = calibration.best_temperature(labels, overconfident)
+    grid = np.linspace(1, 4, 601)
+    losses = [cross_entropy(labels, calibration.scale_temperature(overconfident, t)) for t in grid]
+    assert found == pytest.approx(grid[np.argmin(losses)], rel=tolerance)

@@ -4,11 +4,13 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import f1_score, top_k_accuracy_score
+import wcwidth
+from sklearn.metrics import balanced_accuracy_score, f1_score, top_k_accuracy_score
 
 from stages import evaluate, fetch
 from stages.lib.files import read_json, write_json
@@ -30,113 +32,139 @@ def probabilities_of(predicted: np.ndarray) -> np.ndarray:
     return rows
 
 
-def save(validation: int) -> None:
-    """Predictions of the 12 test images, which the dataset is now of; the validation split is the first of them."""
+def save(validation: int, labels: np.ndarray = LABELS, predicted: np.ndarray = PREDICTED) -> None:
+    """Save predictions of a test split, and use the first of its images as validation split."""
     dataset = read_json(Path("data/raw/dataset.json"))
-    dataset["arrays"]["test_labels"]["sha256"] = digest(LABELS)
+    dataset["arrays"]["test_labels"]["sha256"] = digest(labels)
     write_json(Path("data/raw/dataset.json"), dataset)
     np.savez(
         "data/predictions.npz",
         allow_pickle=False,
         parameters=np.array(275),
         multiply_adds=np.array(264),
-        validation_labels=LABELS[:validation],
-        validation_probabilities=probabilities_of(PREDICTED)[:validation],
-        test_labels=LABELS,
-        test_probabilities=probabilities_of(PREDICTED),
+        validation_labels=labels[:validation],
+        validation_probabilities=probabilities_of(predicted)[:validation],
+        test_labels=labels,
+        test_probabilities=probabilities_of(predicted),
     )
 
 
+def read_scores() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The contents of metrics.json and scores.json."""
+    main, others = (
+        json.loads(Path(f"reports/{name}.json").read_text()) for name in ("metrics", "scores")
+    )
+    return main, others
+
+
 @pytest.fixture
-def measured(project: Path) -> dict[str, object]:
-    """What the stage wrote into metrics.json."""
+def measured(project: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The contents of metrics.json and scores.json after a run of the stage."""
     fetch.main()
     save(validation=6)
     evaluate.main()
-    content: dict[str, object] = json.loads(Path("reports/metrics.json").read_text())
-    return content
+    return read_scores()
 
 
 def expected_of(count: int, errors: int) -> dict[str, object]:
-    """What the first `count` images give; all confidences are 0.8, so that all bins but one are empty."""
+    """Scores of the first `count` images; all confidences are 0.8, so that one bin has all images."""
     right = count - errors
+    low, high = accuracy_interval(right, count)
+    chance = pytest.approx(0.1, abs=0.05)
     return {
         "accuracy": pytest.approx(right / count),
+        "accuracy_low": pytest.approx(low),
+        "accuracy_high": pytest.approx(high),
         "errors": errors,
-        "top2_accuracy": pytest.approx(
-            (right + 1) / count
-        ),  # of equal probabilities the first class counts first
+        "top2_accuracy": pytest.approx((right + 1) / count),  # the first of equals ranks first
+        "balanced_accuracy": pytest.approx(
+            balanced_accuracy_score(LABELS[:count], PREDICTED[:count])
+        ),
         "macro_f1": pytest.approx(f1_score(LABELS[:count], PREDICTED[:count], average="macro")),
         "loss": pytest.approx(-(right * math.log(0.8) + errors * math.log(0.1)) / count, rel=1e-6),
         "brier": pytest.approx((right * 0.06 + errors * (0.64 + 0.81 + 0.01)) / count, rel=1e-6),
         "ece": pytest.approx(abs(right / count - 0.8), abs=1e-6),
-        "ece_if_perfect": pytest.approx(0.1, abs=0.05),
+        "ece_if_calibrated": chance,
+        "ece_if_calibrated_q95": pytest.approx(0.25, abs=0.1),
         "ece_equal_mass": pytest.approx(abs(right / count - 0.8), abs=1e-6),
-        "ece_equal_mass_if_perfect": pytest.approx(0.1, abs=0.05),
+        "ece_equal_mass_if_calibrated": chance,
+        "ece_equal_mass_if_calibrated_q95": pytest.approx(0.25, abs=0.1),
     }
 
 
-def test_metrics_are_those_of_the_test_split_and_apart_those_of_validation(
-    measured: dict[str, object],
+def test_metrics_json_has_the_main_scores_and_scores_json_all_others(
+    measured: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
-    low, high = accuracy_interval(8, 12)
-    assert measured == expected_of(12, 4) | {
-        "accuracy_low": pytest.approx(low),
-        "accuracy_high": pytest.approx(high),
-        "test_examples": 12,
-        "parameters": 275,
-        "multiply_adds": 264,
-        "validation": expected_of(6, 2),
-    }
+    main, others = measured
+    test, validation = expected_of(12, 4), expected_of(6, 2)
+    names = ["accuracy", "accuracy_low", "accuracy_high", "errors", "loss", "ece", "macro_f1"]
+    expected = {name: test.pop(name) for name in names}
+    expected["validation"] = {name: validation.pop(name) for name in ("accuracy", "loss")}
+    assert main == expected
+    assert [*main] == [*expected]
+    counts = {"test_examples": 12, "parameters": 275, "multiply_adds": 264}
+    assert others == test | counts | {"validation": validation}
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_top_2_accuracy_and_macro_f1_are_those_of_scikit_learn(seed: int) -> None:
+def test_scores_of_the_predicted_classes_are_those_of_scikit_learn(seed: int) -> None:
     rng = np.random.default_rng(seed)
     probabilities = rng.dirichlet(np.ones(5), 200).astype(np.float32)
-    labels = np.where(rng.random(200) < 0.4, probabilities.argmax(axis=1), rng.integers(0, 5, 200))
-    found = evaluate.summary(labels, probabilities)
+    predicted = probabilities.argmax(axis=1)
+    labels = np.where(rng.random(200) < 0.4, predicted, rng.integers(0, 5, 200))
+    found = evaluate.all_scores(labels, probabilities)
     assert found["top2_accuracy"] == pytest.approx(top_k_accuracy_score(labels, probabilities, k=2))
-    assert found["macro_f1"] == pytest.approx(
-        f1_score(labels, probabilities.argmax(axis=1), average="macro")
-    )
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted))
 
 
-def test_a_temperature_chosen_on_validation_changes_the_confidence_and_not_the_accuracy(
-    project: Path, edit: Edit
+def test_temperature_scaling_changes_the_confidence_and_not_the_accuracy(
+    project: Path, edit: Edit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit("evaluate.temperature", True)
     fetch.main()
     save(validation=6)
     evaluate.main()
-    measured = json.loads(Path("reports/metrics.json").read_text())
-    # On validation 4 of 6 are right: the best confidence is 2/3, and T makes 0.8 to 0.1 into 2/3 to
-    # 1/6.
-    assert measured["tempered"]["temperature"] == pytest.approx(math.log(8) / math.log(4), rel=1e-4)
-    assert measured["tempered"]["loss"] == pytest.approx(
-        -(8 * math.log(2 / 3) + 4 * math.log(1 / 6)) / 12, rel=1e-4
-    )
-    assert measured["tempered"]["ece"] == pytest.approx(0, abs=1e-3)
-    assert measured["accuracy"] == pytest.approx(8 / 12)
-    assert "accuracy" not in measured["tempered"]
+    main, others = read_scores()
+    scaled = others["temperature_scaling"]
+    # On validation 4 of 6 are correct. The likelihood alone would turn 0.8 into 2/3.
+    assert 1 < scaled["temperature"] < math.log(8) / math.log(4)
+    assert scaled["loss"] < main["loss"]
+    assert main["accuracy"] == pytest.approx(8 / 12)
+    assert "accuracy" not in scaled
+    lines = capsys.readouterr().out.splitlines()
+    line = f"temperature scaling, T = {scaled['temperature']:.3f} (validation errors: 2):"
+    assert lines[lines.index(line) + 1] == f"  loss {scaled['loss']:.4f}"
 
 
-def test_counts_are_whole_numbers(measured: dict[str, object]) -> None:
-    assert [type(measured[name]) for name in ("errors", "test_examples", "parameters")] == [int] * 3
+def test_temperature_scaling_without_a_validation_split_is_refused(
+    project: Path, edit: Edit
+) -> None:
+    edit("evaluate.temperature", True)
+    fetch.main()
+    save(validation=0)
+    with pytest.raises(StageError, match=r"needs a validation split; set normalize\.validation"):
+        evaluate.main()
+    assert not Path("reports").exists()
+
+
+def test_counts_are_whole_numbers(measured: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    scores = measured[0] | measured[1]
+    assert [type(scores[name]) for name in ("errors", "test_examples", "parameters")] == [int] * 3
 
 
 def test_there_is_no_validation_section_without_a_validation_split(project: Path) -> None:
     fetch.main()
     save(validation=0)
     evaluate.main()
-    measured = json.loads(Path("reports/metrics.json").read_text())
-    assert "validation" not in measured
+    main, others = read_scores()
+    assert "validation" not in {*main, *others}
     assert pd.read_csv("reports/validation_classes.csv").empty
-    assert measured["errors"] == 4
+    assert main["errors"] == 4
 
 
 def test_confusion_has_a_named_row_per_cell_whose_shares_add_up_to_1_for_each_label(
-    measured: dict[str, object],
+    measured: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
     table = pd.read_csv("reports/confusion.csv")
     assert [*table] == ["label", "predicted", "count", "share"]
@@ -148,12 +176,14 @@ def test_confusion_has_a_named_row_per_cell_whose_shares_add_up_to_1_for_each_la
     assert [*table.groupby("label")["share"].sum()] == [1, 1, 1]
 
 
-def test_a_label_that_no_image_has_gets_shares_of_0() -> None:
-    table = evaluate.long_table(np.array([[2, 2], [0, 0]]), ["a", "b"])
-    assert [*table["share"]] == [0.5, 0.5, 0, 0]
+def test_shares_of_a_label_without_images_are_empty() -> None:
+    table = evaluate.confusion_table(np.array([[2, 2], [0, 0]]), ["a", "b"])
+    np.testing.assert_array_equal(table["share"], [0.5, 0.5, np.nan, np.nan])
 
 
-def test_calibration_has_a_row_per_bin_with_images(measured: dict[str, object]) -> None:
+def test_calibration_has_a_row_per_bin_with_images(
+    measured: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
     low, high = accuracy_interval(8, 12)
     assert Path("reports/calibration.csv").read_text() == (
         "low,high,images,confidence,accuracy,accuracy_low,accuracy_high\n"
@@ -162,7 +192,7 @@ def test_calibration_has_a_row_per_bin_with_images(measured: dict[str, object]) 
 
 
 def test_classes_has_a_row_per_class_in_the_order_of_the_catalog(
-    measured: dict[str, object],
+    measured: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
     assert Path("reports/classes.csv").read_text() == (
         "class,recall,recall_low,recall_high,precision,f1,images\n"
@@ -172,7 +202,9 @@ def test_classes_has_a_row_per_class_in_the_order_of_the_catalog(
     )
 
 
-def test_classes_of_validation_are_in_a_table_of_their_own(measured: dict[str, object]) -> None:
+def test_classes_of_validation_are_in_a_table_of_their_own(
+    measured: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
     table = pd.read_csv("reports/validation_classes.csv")
     assert [*table] == [*pd.read_csv("reports/classes.csv")]
     assert [*zip(table["class"], table["recall"].round(6), table["images"], strict=True)] == [
@@ -182,42 +214,73 @@ def test_classes_of_validation_are_in_a_table_of_their_own(measured: dict[str, o
     ]
 
 
-def test_a_person_reads_the_result_the_first_ten_and_the_most_confused_by_name(
-    measured: dict[str, object], capsys: pytest.CaptureFixture[str]
+def test_the_report_has_scores_first_images_and_most_confused_classes(
+    measured: tuple[dict[str, Any], dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    main, others = measured
     evaluate.main()
     low, high = accuracy_interval(8, 12)
-    result, *lines = capsys.readouterr().out.splitlines()
-    assert result.startswith("Tiny: 8 of 12 test images right, accuracy 0.6667 ")
-    assert f"{low:.4f} to {high:.4f}" in result
-    assert result.endswith(f"loss {measured['loss']:.4f}")
-    assert (
-        lines.pop(0)
-        == f"calibration error {measured['ece']:.4f}, by chance {measured['ece_if_perfect']:.4f}"
-    )
-    rows = [line.split() for line in lines]
-    start = rows.index(["label", "predicted"]) + 1
-    assert rows[start : start + 10] == [
-        [CLASSES[label], CLASSES[guess], *(["wrong"] if label != guess else [])]
-        for label, guess in zip(LABELS[:10], PREDICTED[:10], strict=True)
+    mean, q95 = others["ece_if_calibrated"], others["ece_if_calibrated_q95"]
+    assert capsys.readouterr().out.splitlines() == [
+        "Tiny: 4 of 12 test images misclassified",
+        f"  accuracy 0.6667 (95% confidence interval {low:.4f} to {high:.4f})",
+        f"  loss {main['loss']:.4f}",
+        f"  ECE {main['ece']:.4f} (if calibrated: mean {mean:.4f}, 95% quantile {q95:.4f})",
+        "first test images:",
+        "  label      predicted",
+        "  bar        bar",
+        "  blot       blot",
+        "  frame      frame",
+        "  bar        blot       misclassified",
+        "  bar        bar",
+        *["  blot       frame      misclassified"] * 3,
+        *["  frame      frame"] * 2,
+        "most confused classes:",
+        "     3  blot predicted as frame",
+        "     1  bar predicted as blot",
     ]
-    assert [line.strip() for line in lines[start + 10 :]] == [
-        "most confused:",
-        "3 times blot taken for frame",
-        "1 times bar taken for blot",
+
+
+def test_the_report_of_a_perfect_model_with_one_test_image_is_complete() -> None:
+    labels, names = np.array([1]), ["a", "b"]
+    table = evaluate.confusion_table(np.array([[0, 0], [0, 1]]), names)
+    scores = evaluate.all_scores(labels, np.array([[0.1, 0.9]])) | {"test_examples": 1}
+    first, *_ = evaluate.main_lines("T", scores)
+    assert first == "T: 0 of 1 test images misclassified"
+    assert evaluate.first_images(names, labels, labels) == [
+        "first test images:",
+        "  label      predicted",
+        "  b          b",
+    ]
+    assert evaluate.most_confused(table) == ["no misclassified test images"]
+
+
+def test_columns_of_wide_letters_are_aligned() -> None:
+    names = ["티셔츠/탑", "바지", "ಅಂಗಿ"]
+    lines = evaluate.first_images(names, np.array([0, 1, 2]), np.array([1, 1, 0]))
+    assert lines[2:] == [
+        "  티셔츠/탑  바지       misclassified",
+        "  바지       바지",
+        f"  ಅಂಗಿ{' ' * (11 - wcwidth.width('ಅಂಗಿ'))}티셔츠/탑  misclassified",
     ]
 
 
-def test_the_first_ten_are_all_where_there_are_fewer(capsys: pytest.CaptureFixture[str]) -> None:
-    scores = {"accuracy": 1.0, "accuracy_low": 0.2, "accuracy_high": 1.0, "loss": 0.1, "errors": 0}
-    scores |= {"ece": 0.1, "ece_if_perfect": 0.1}
-    lines = evaluate.report("T", ["a", "b"], scores, np.array([1]), np.array([1])).splitlines()
-    assert [line.split() for line in lines].count(["b", "b"]) == 1
-    assert "wrong" not in "".join(lines)
-    assert "taken for" not in "".join(lines)
+def test_a_class_without_test_images_has_empty_cells_and_does_not_lower_the_means(
+    project: Path,
+) -> None:
+    fetch.main()
+    labels = np.array([0, 2, 2, 0], np.uint8)
+    save(validation=0, labels=labels, predicted=labels)
+    evaluate.main()
+    main, others = read_scores()
+    assert main["macro_f1"] == others["balanced_accuracy"] == 1
+    assert "blot,,,,,,0" in Path("reports/classes.csv").read_text().splitlines()
+    assert "blot,bar,0," in Path("reports/confusion.csv").read_text().splitlines()
 
 
-def test_a_second_run_writes_the_same_bytes(measured: dict[str, object]) -> None:
+def test_a_second_run_writes_the_same_bytes(
+    measured: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
     def content() -> list[bytes]:
         return [path.read_bytes() for path in sorted(Path("reports").iterdir())]
 

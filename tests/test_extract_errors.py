@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from cleanlab.rank import get_label_quality_scores
 from matplotlib.image import imread
 
 from stages import extract_errors, fetch
@@ -23,8 +22,9 @@ COLUMNS = [
     "confidence",
     "margin",
     "label_probability",
+    "label_rank",
+    "label_quality",
 ]
-COLUMNS.append("label_rank")
 LABELS = tiny_arrays()["test_labels"]
 
 
@@ -66,6 +66,7 @@ def test_the_wrong_images_and_no_others_are_listed_most_confident_first_and_ties
     assert [*table["label_probability"]] == [0.125, 0.25, 0.25, 0.25, 0.375, 0.4375]
     assert [*table["margin"]] == [0.75, 0.5, 0.5, 0.5, 0.25, 0.125]
     assert [*table["label_rank"]] == [2] * 6
+    assert [*table["label_quality"]] == [0.125, 0.25, 0.25, 0.25, 0.375, 0.4375]
     labels = LABELS[table["index"]]
     assert [*table["label"]] == [*labels]
     assert [*table["predicted"]] == [*(labels + 1) % 3]
@@ -94,6 +95,7 @@ def test_the_label_probability_is_the_labels_and_not_the_second_best() -> None:
             "margin": 0.125,
             "label_probability": 0.125,
             "label_rank": 3,
+            "label_quality": 0.3125,
         }
     ]
 
@@ -105,7 +107,7 @@ def test_a_model_that_is_never_wrong_gives_a_header_and_a_picture_that_says_so(
     save({})
     extract_errors.main()
     assert Path("reports/errors.csv").read_text() == ",".join(COLUMNS) + "\n"
-    assert "0 wrong test images" in capsys.readouterr().out
+    assert "misclassified test images: 0, in" in capsys.readouterr().out
     save(WRONG)
     none = Path("reports/figures/errors.png").read_bytes()
     extract_errors.main()
@@ -138,7 +140,7 @@ def test_as_many_are_drawn_as_asked_and_all_where_there_are_fewer(
     for examples in (1, 4, 100):
         edit("extract_errors.examples", examples)
         picture()
-        assert "6 wrong test images in reports/errors.csv" in capsys.readouterr().out
+        assert "misclassified test images: 6, in reports/errors.csv" in capsys.readouterr().out
         sizes.append(
             [imread(f"reports/figures/{name}.png").shape for name in ("errors", "errors_confident")]
         )
@@ -162,42 +164,6 @@ def test_one_of_each_pair_is_its_most_confident_the_most_confused_pair_first() -
         (1, 0),
         (0, 2),
     ]
-
-
-def test_labels_are_suspected_by_how_far_another_class_is_ahead_right_or_wrong() -> None:
-    labels = np.array([0, 1, 2, 2])
-    rows = np.array([[0.75, 0.25, 0], [0.625, 0.25, 0.125], [0.125, 0.375, 0.5], [0, 1, 0]])
-    table = extract_errors.suspects(labels, rows, ["a", "b", "c"], 3)
-    assert table.to_dict("list") == {
-        "index": [3, 1, 2],
-        "label": [2, 1, 2],
-        "suggested": [1, 0, 1],
-        "label_name": ["c", "b", "c"],
-        "suggested_name": ["b", "a", "b"],
-        "quality": [0, 0.3125, 0.5625],
-    }
-
-
-@pytest.mark.parametrize("classes", [2, 10])
-def test_suspects_come_in_the_order_of_cleanlabs_normalized_margin(classes: int) -> None:
-    rng = np.random.default_rng(classes)
-    labels, rows = rng.integers(0, classes, 300), rng.dirichlet(np.ones(classes), 300)
-    table = extract_errors.suspects(labels, rows, [*"abcdefghij"][:classes], 300)
-    quality = get_label_quality_scores(
-        labels, rows, method="normalized_margin", adjust_pred_probs=False
-    )
-    np.testing.assert_allclose(table["quality"], quality[table["index"]], atol=1e-9)
-    np.testing.assert_array_equal(table["index"], np.argsort(quality, kind="stable"))
-
-
-def test_as_many_suspects_are_listed_as_asked_for(project: Path, edit: Edit) -> None:
-    edit("extract_errors.suspects", 4)
-    fetch.main()
-    save(WRONG)
-    extract_errors.main()
-    table = pd.read_csv("reports/suspects.csv")
-    assert [*table["index"]] == [9, 2, 11, 29]
-    assert table["quality"].is_monotonic_increasing
 
 
 @pytest.mark.parametrize("path", ["data/raw/test_images.npy", "data/predictions.npz"])

@@ -1,22 +1,26 @@
 """Every measure against a case worked out by hand and against another way to compute it."""
 
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
+from cleanlab.rank import get_label_quality_scores
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import binomtest
-from sklearn.metrics import brier_score_loss, confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    brier_score_loss,
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+)
 
 from stages.lib.models.networks import import_keras
 from stages.lib.results import metrics
-from stages.lib.results.metrics import (
-    accuracy_interval,
-    confused_pairs,
-    confusion,
-    cross_entropy,
-    per_class,
-)
+from stages.lib.results.metrics import accuracy_interval, confusion, cross_entropy, per_class
 
 LABELS = np.array([0, 0, 0, 1, 1, 2], np.uint8)
 PREDICTED = np.array([0, 1, 1, 1, 0, 1])
@@ -61,7 +65,7 @@ def test_confusion_recall_precision_and_f1_are_scikit_learns(classes: int) -> No
     np.testing.assert_array_equal(confusion(labels, predicted, classes), counts)
     names = [str(i) for i in range(classes)]
     precision, recall, f1, images = precision_recall_fscore_support(
-        labels, predicted, labels=range(classes), zero_division=0
+        labels, predicted, labels=range(classes), zero_division=np.nan
     )
     table = per_class(labels, predicted, names)
     for name, expected in (
@@ -137,26 +141,25 @@ def test_confusion_has_a_row_and_a_column_for_a_class_that_never_occurs() -> Non
 
 
 def test_recall_precision_and_f1_of_a_case_worked_out_by_hand() -> None:
-    # "c" is never predicted; "d" is neither a label nor predicted: their quotients by zero are 0,
-    # without a warning.
+    # "c" is never predicted; "d" is neither a label nor predicted.
     expected = pd.DataFrame(
         {
             "class": ["a", "b", "c", "d"],
-            "recall": [1 / 3, 1 / 2, 0, 0],
+            "recall": [1 / 3, 1 / 2, 0, math.nan],
             "recall_low": [
                 accuracy_interval(1, 3)[0],
                 accuracy_interval(1, 2)[0],
                 accuracy_interval(0, 1)[0],
-                0,
+                math.nan,
             ],
             "recall_high": [
                 accuracy_interval(1, 3)[1],
                 accuracy_interval(1, 2)[1],
                 accuracy_interval(0, 1)[1],
-                1,
+                math.nan,
             ],
-            "precision": [1 / 2, 1 / 4, 0, 0],
-            "f1": [2 / 5, 1 / 3, 0, 0],
+            "precision": [1 / 2, 1 / 4, math.nan, math.nan],
+            "f1": [2 / 5, 1 / 3, 0, math.nan],
             "images": [3, 2, 1, 0],
         }
     )
@@ -178,25 +181,28 @@ def test_recall_precision_and_f1_follow_from_the_confusion_matrix() -> None:
     np.testing.assert_array_equal(table["images"], counts.sum(axis=1))
 
 
-def test_pairs_come_most_often_first_and_in_the_order_of_the_classes_where_equal() -> None:
-    counts = np.array([[90, 2, 0], [5, 80, 2], [2, 0, 70]])
-    assert confused_pairs(counts) == [(1, 0, 5), (0, 1, 2), (1, 2, 2), (2, 0, 2)]
-
-
-def test_no_pair_is_confused_where_all_is_right() -> None:
-    assert confused_pairs(np.diag([3, 4])) == []
-
-
-def test_pairs_hold_every_error_once() -> None:
-    labels, probabilities = random_case(10, seed=3)
-    counts = confusion(labels, probabilities.argmax(axis=1), 10)
-    pairs = confused_pairs(counts)
-    assert sum(count for _, _, count in pairs) == (probabilities.argmax(axis=1) != labels).sum()
-    assert len({pair[:2] for pair in pairs}) == len(pairs)
-    assert all(
-        label != predicted and counts[label, predicted] == count
-        for label, predicted, count in pairs
+@settings(deadline=None, derandomize=True)
+@given(st.integers(2, 8), st.data())
+def test_means_over_classes_are_scikit_learns_macro_f1_and_balanced_accuracy(
+    classes: int, data: st.DataObject
+) -> None:
+    labels = data.draw(st.lists(st.integers(0, classes - 1), min_size=1, max_size=12))
+    predicted = data.draw(
+        st.lists(st.integers(0, classes - 1), min_size=len(labels), max_size=len(labels))
     )
+    table = per_class(np.array(labels), np.array(predicted), [str(i) for i in range(classes)])
+    assert table["f1"].mean() == pytest.approx(f1_score(labels, predicted, average="macro"))
+    with warnings.catch_warnings():  # scikit-learn warns of predictions outside the labels
+        warnings.simplefilter("ignore")
+        expected = balanced_accuracy_score(labels, predicted)
+    assert table["recall"].mean() == pytest.approx(expected)
+
+
+def test_perfect_predictions_have_macro_f1_of_1_if_a_class_has_no_images() -> None:
+    labels = np.delete(np.arange(25), 9)  # as in Sign Language MNIST
+    table = per_class(labels, labels, [str(i) for i in range(25)])
+    assert table["f1"].mean() == table["recall"].mean() == 1
+    assert table.drop(columns=["class", "images"]).loc[9].isna().all()
 
 
 def test_the_brier_score_is_the_mean_squared_distance_from_the_truth() -> None:
@@ -236,3 +242,19 @@ def test_rank_1_is_what_argmax_predicts(classes: int) -> None:
     labels, probabilities = random_case(classes, seed=4)
     tied = np.round(probabilities, 1)
     np.testing.assert_array_equal(metrics.ranks(labels, tied) == 1, tied.argmax(axis=1) == labels)
+
+
+def test_label_quality_is_low_if_another_class_is_far_more_probable() -> None:
+    labels = np.array([0, 1, 2, 2])
+    rows = np.array([[0.75, 0.25, 0], [0.625, 0.25, 0.125], [0.125, 0.375, 0.5], [0, 1, 0]])
+    assert metrics.label_quality(labels, rows).tolist() == [0.75, 0.3125, 0.5625, 0]
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_label_quality_is_cleanlabs_normalized_margin(classes: int) -> None:
+    labels, rows = random_case(classes, seed=5)
+    rows = rows.astype(float)
+    expected = get_label_quality_scores(
+        labels, rows, method="normalized_margin", adjust_pred_probs=False
+    )
+    np.testing.assert_allclose(metrics.label_quality(labels, rows), expected, atol=1e-9)

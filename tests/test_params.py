@@ -52,7 +52,6 @@ RANGES: dict[
     "plot.pairs": COUNT,
     "extract_errors.seed": SEED,
     "extract_errors.examples": COUNT,
-    "extract_errors.suspects": ([1, 10**6], [0]),
 }
 CHOICES = {
     "normalize.method": ["min_max", "standardize"],

@@ -417,8 +417,8 @@ def test_finds_a_section_too_few_and_too_many(tree: Tree) -> None:
         "train: model.kind is missing",
         "train: model is too many",
         "evaluate: all of params.yaml is missing",
-        "plot: all of params.yaml is missing",
         "plot: train is missing",
+        "extract_errors: all of params.yaml is missing",
     ]
 
 
@@ -485,7 +485,7 @@ def test_metrics_and_plots_are_outs_and_templates_are_files(tree: Tree) -> None:
 
 
 def test_finds_a_plot_of_nothing(tree: Tree) -> None:
-    tree.dvc["metrics"] = ["reports/scores.json"]
+    tree.dvc["metrics"] = ["reports/numbers.json"]
     tree.dvc["plots"] += [
         "reports/figures/new.png",
         {"new": {"template": "pie", "y": {"reports/new.csv": "count"}}},
@@ -493,7 +493,7 @@ def test_finds_a_plot_of_nothing(tree: Tree) -> None:
     assert report_faults(tree) == [
         "dvc.yaml: reports/figures/new.png is no out",
         "dvc.yaml: reports/new.csv is no out",
-        "dvc.yaml: reports/scores.json is no out",
+        "dvc.yaml: reports/numbers.json is no out",
         "dvc.yaml: template pie is no file",
     ]
 

@@ -1,4 +1,4 @@
-"""The stage plot, on predictions and a history made by hand."""
+"""The stage plot, on a history made by hand and the tables of the stage evaluate."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from stages import fetch, plot
+from stages import evaluate, fetch, plot
+from stages.lib.files import write_csv
+from stages.lib.results import figures, metrics
 from stages.lib.stage import StageError
 from tests.conftest import CLASSES, tiny_arrays
 
@@ -33,12 +35,15 @@ def predicted(project: Path) -> Path:
 
 
 def save(validation: int, wrong: list[int]) -> None:
+    """Save predictions with the given errors, evaluate them, and save a history."""
     labels = tiny_arrays()["test_labels"]
     guess = labels.copy()
     guess[wrong] = (labels[wrong] + 1) % 3
     probabilities = np.eye(3, dtype=np.float32)[guess]
     np.savez(
         "data/predictions.npz",
+        parameters=np.array(275),
+        multiply_adds=np.array(264),
         validation_labels=labels[:validation],
         validation_probabilities=probabilities[:validation],
         test_labels=labels,
@@ -47,6 +52,7 @@ def save(validation: int, wrong: list[int]) -> None:
     Path("data/history.csv").write_text(
         "epoch,loss,accuracy,val_loss,val_accuracy\n1,0.900000,0.500000,1.000000,0.400000\n2,0.500000,0.7,0.8,0.6\n"
     )
+    evaluate.main()
 
 
 def pictures() -> dict[str, bytes]:
@@ -70,7 +76,6 @@ def test_all_seven_outs_are_written_and_the_same_bytes_at_every_run(predicted: P
     pd.testing.assert_frame_equal(
         pd.read_csv("reports/history.csv"), pd.read_csv("data/history.csv")
     )
-    assert sorted(path.name for path in Path("reports").iterdir()) == ["figures", "history.csv"]
     assert pictures() == first
 
 
@@ -123,9 +128,7 @@ def test_more_samples_than_images_are_all_of_them(predicted: Path) -> None:
     assert "Tiny" in texts(figure)
 
 
-@pytest.mark.parametrize(
-    "path", ["data/raw/train_images.npy", "data/raw/train_labels.npy", "data/predictions.npz"]
-)
+@pytest.mark.parametrize("path", ["data/raw/train_images.npy", "data/raw/train_labels.npy"])
 def test_arrays_that_were_not_written_by_their_stage_are_refused_and_nothing_is_drawn(
     predicted: Path, path: str
 ) -> None:
@@ -136,4 +139,50 @@ def test_arrays_that_were_not_written_by_their_stage_are_refused_and_nothing_is_
         StageError, match=rf"^{path}: expected .*; dvc repro --force makes all anew$"
     ):
         plot.main()
-    assert not (predicted / "reports").exists()
+    assert not (predicted / "reports/figures").exists()
+
+
+@pytest.mark.parametrize("path", ["reports/classes.csv", "reports/confusion.csv"])
+def test_tables_of_another_dataset_are_refused_and_nothing_is_drawn(
+    predicted: Path, path: str
+) -> None:
+    table = predicted / path
+    table.write_text(table.read_text().replace("blot", "dot"))
+    with pytest.raises(
+        StageError, match=rf"^{path}: the classes are not those of data/raw; run dvc repro$"
+    ):
+        plot.main()
+    assert not (predicted / "reports/figures").exists()
+
+
+def test_names_like_numbers_and_missing_values_stay_text(tmp_path: Path) -> None:
+    names = ["1", "NA", "", "1.0"]
+    labels = np.array([0, 1, 2])
+    write_csv(tmp_path / "classes.csv", metrics.per_class(labels, labels, names))
+    table = plot.read_table(tmp_path / "classes.csv", names)
+    assert [*table["class"]] == names
+    np.testing.assert_array_equal(table["recall"], [1, 1, 1, np.nan])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_most_confused_pairs_come_first_and_in_the_order_of_the_classes_if_equal(
+    seed: int,
+) -> None:
+    counts = np.random.default_rng(seed).integers(0, 4, (5, 5))
+    table = evaluate.confusion_table(counts, [*"abcde"])
+    pairs = [(i, j, n) for i, j, n, _ in table.itertuples(index=False) if i != j and n]
+    expected = sorted(pairs, key=lambda pair: -pair[2])
+    assert plot.most_confused(table, 100) == expected
+    assert plot.most_confused(table, 3) == expected[:3]
+
+
+def test_no_pair_is_confused_by_a_perfect_model() -> None:
+    assert plot.most_confused(evaluate.confusion_table(np.diag([3, 4]), ["a", "b"]), 10) == []
+
+
+def test_a_class_without_test_images_is_drawn_without_dots() -> None:
+    labels = np.array([0, 0, 2])
+    table = metrics.per_class(labels, labels, ["a", "b", "c"])
+    figure = figures.classes("Classes", table)
+    figure.draw_without_rendering()
+    assert {"a", "b", "c"} <= {*texts(figure)}

@@ -1,4 +1,4 @@
-"""Ranks the training images whose labels may be wrong, by models that were not trained on them (k-fold)."""
+"""Ranks likely label errors of the training split by out-of-fold predictions."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.extract_errors import suspects
+from stages.extract_errors import errors
 from stages.lib.files import (
     check_arrays,
     read_array,
@@ -29,15 +29,15 @@ SCALING = Path("data/normalized/scaling.json")
 
 
 def fold_numbers(count: int, folds: int, seed: int) -> np.ndarray:
-    """Deals images into folds at random.
+    """Assign images to folds at random.
 
     Args:
         count: Number of images.
         folds: Number of folds.
-        seed: Seed of the choice.
+        seed: Seed of the assignment.
 
     Returns:
-        The fold of each image, shape (count,), in [0, folds); folds differ by one image at most.
+        Fold of each image, shape (count,), in [0, folds). Sizes differ by one image at most.
     """
     return np.random.default_rng(seed).permutation(count) % folds
 
@@ -58,10 +58,10 @@ def predict_fold(
         scaling: The content of scaling.json.
         images: Gray levels, shape (n, height, width), uint8.
         labels: Shape (n,), uint8.
-        held: True for each image held out, shape (n,), bool.
+        held: True for the images of the fold, shape (n,), bool.
 
     Returns:
-        Probabilities of the images held out, shape (held, classes), float32.
+        Probabilities of the images of the fold, shape (held, classes), float32.
     """
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -76,56 +76,72 @@ def predict_fold(
         return read_model(path)(images[held])
 
 
+def out_of_fold(
+    params: Params,
+    dataset: dict[str, Any],
+    scaling: dict[str, Any],
+    images: np.ndarray,
+    labels: np.ndarray,
+    folds: int,
+) -> np.ndarray:
+    """Predict every training image with a model that was not trained on it.
+
+    Args:
+        params: Model and training parameters; `train.seed` also assigns the folds.
+        dataset: The content of dataset.json.
+        scaling: The content of scaling.json.
+        images: Training images as published, shape (n, height, width), uint8.
+        labels: Shape (n,), uint8.
+        folds: Number of folds.
+
+    Returns:
+        Out-of-fold probabilities, shape (n, classes), float32.
+    """
+    numbers = fold_numbers(len(labels), folds, params.train.seed)
+    predicted = np.empty((len(labels), len(dataset["classes"])), np.float32)
+    for fold in range(folds):
+        print(f"fold {fold + 1} of {folds}", flush=True)
+        held = numbers == fold
+        predicted[held] = predict_fold(params, dataset, scaling, images, labels, held)
+    return predicted
+
+
+def check_data(params: Params, dataset: dict[str, Any], scaling: dict[str, Any]) -> None:
+    """Refuse data that the stages made with other parameters, or damaged."""
+    expected = f"{params.dataset} and {params.normalize.method}"
+    found = f"{dataset['name']} and {scaling['method']}"
+    if found != expected:
+        raise StageError(f"data: expected {expected}, found {found}; run dvc repro")
+    check_arrays(RAW / "dataset.json", "train_images", "train_labels")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.label_errors", description=__doc__)
-    parser.add_argument(
-        "--folds", type=int, default=5, help="models to train, each on all folds but one (5)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("reports"), help="where train_suspects.* goes (reports)"
-    )
+    parser.add_argument("--folds", type=int, default=5, help="cross-validation folds (5)")
+    parser.add_argument("--out", type=Path, default=Path("reports"), help="output folder (reports)")
     args = parser.parse_args()
     params, dataset, scaling = read_params(), read_json(RAW / "dataset.json"), read_json(SCALING)
-    found, expected = (
-        (dataset["name"], scaling["method"]),
-        (params.dataset, params.normalize.method),
-    )
-    if found != expected:
-        raise StageError(
-            f"data: expected {' and '.join(expected)}, found {' and '.join(found)}; dvc repro"
-        )
-    check_arrays(RAW / "dataset.json", "train_images", "train_labels")
+    check_data(params, dataset, scaling)
     raw, labels = (read_array(RAW / f"train_{kind}.npy") for kind in ("images", "labels"))
     if not 2 <= args.folds <= len(labels):
         raise StageError(f"--folds: expected 2 to {len(labels):,}, found {args.folds}")
-    folds = fold_numbers(len(labels), args.folds, params.train.seed)
-    predicted = np.empty((len(labels), len(dataset["classes"])), np.float32)
-    for fold in range(args.folds):
-        print(f"fold {fold + 1} of {args.folds}", flush=True)
-        predicted[folds == fold] = predict_fold(
-            params, dataset, scaling, raw, labels, folds == fold
-        )
-    table = suspects(labels, predicted, dataset["classes"], params.extract_errors.suspects)
-    shown = table.head(params.extract_errors.examples)
-    title = f"{dataset['title']}: the {len(shown)} training labels that are contradicted most"
-    sure = predicted[shown["index"], shown["suggested"]]
-    names = figures.drawable(dataset["classes"])
+    predicted = out_of_fold(params, dataset, scaling, raw, labels, args.folds)
+    table = errors(labels, predicted, dataset["classes"])
+    table = table.sort_values("label_quality", kind="stable")
+    shown, names = table.head(params.extract_errors.examples), figures.drawable(dataset["classes"])
     figure = figures.errors(
-        title,
+        f"{dataset['title']}: likely label errors of the training split",
         raw[shown["index"]],
         [names[label] for label in shown["label"]],
-        [names[suggested] for suggested in shown["suggested"]],
-        sure,
+        [names[label] for label in shown["predicted"]],
+        shown["confidence"].to_numpy(),
         levels=dataset["levels"],
         background=dataset["background"],
     )
-    write_csv(args.out / "train_suspects.csv", table)
-    write_figure(args.out / "train_suspects.png", figure)
-    accuracy = (predicted.argmax(axis=1) == labels).mean()
-    print(f"accuracy of the {args.folds} models on what they had not seen: {accuracy:.4f}")
-    print(
-        f"{len(table)} training labels in {args.out}/train_suspects.csv, some of them in train_suspects.png"
-    )
+    write_csv(args.out / "train_label_errors.csv", table)
+    write_figure(args.out / "train_label_errors.png", figure)
+    print(f"{args.folds}-fold cross-validation: accuracy {1 - len(table) / len(labels):.4f}")
+    print(f"{len(table):,} misclassified training images, likely label errors first, in {args.out}")
 
 
 if __name__ == "__main__":

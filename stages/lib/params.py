@@ -100,7 +100,6 @@ class PlotParams(Section):
 class ExtractErrorsParams(Section):
     seed: Seed
     examples: int = Field(ge=1, le=100)
-    suspects: int = Field(ge=1)
 
 
 class Params(Section):
