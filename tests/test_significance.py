@@ -1,275 +1,202 @@
-"""What is said of two settings, against scipy, formulas and simulations."""
+"""Intervals and tests against SciPy, statsmodels, published values and each other."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from fsspec.implementations.dirfs import DirFileSystem
-from fsspec.implementations.local import LocalFileSystem
 from scipy import stats
-from statsmodels.stats.power import TTestPower
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestIndPower
+from statsmodels.stats.proportion import proportion_confint
 
 from tools.lib import significance
-from tools.lib.runs import Run
-from tools.lib.significance import BETTER, NOTHING_SHOWN, TOO_FEW
+from tools.lib.significance import ALPHA, Estimate, Runs
 
-LABELS = np.zeros(400, np.uint8)
-
-
-class Bench:
-    """Makes runs in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def run(
-        self,
-        wrong: Sequence[int] | np.ndarray,
-        seed: int = 0,
-        kind: str = "mlp",
-        dataset: str = "tiny",
-    ) -> Run:
-        """A run of 400 test images of two classes that gets those of the given indexes wrong."""
-        mistaken = np.isin(np.arange(400), wrong)
-        path = self.folder / f"{len(list(self.folder.iterdir()))}/data/predictions.npz"
-        path.parent.mkdir(parents=True)
-        np.savez(
-            path,
-            test_labels=LABELS,
-            test_probabilities=np.stack([~mistaken, mistaken], axis=1).astype("f4"),
-        )
-        return Run(
-            name=f"{kind}-{seed}",
-            dataset=dataset,
-            images=dataset,
-            seed=seed,
-            params={"model.kind": kind},
-            scores={"accuracy": float(1 - mistaken.mean())},
-            predictions=str(sorted(np.flatnonzero(mistaken))),
-            files=DirFileSystem(str(path.parents[1]), LocalFileSystem()),
-        )
-
-    def group(self, counts: Sequence[int], kind: str = "mlp", dataset: str = "tiny") -> list[Run]:
-        """A run per seed with as many wrong as told."""
-        return [self.run(range(count), seed, kind, dataset) for seed, count in enumerate(counts)]
+N = 400
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def runs_with(counts: Sequence[int]) -> np.ndarray:
+    """Runs that misclassify so many images, the first ones."""
+    return np.arange(N) >= np.array(counts)[:, None]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_an_interval_is_students_as_scipy_has_it(seed: int) -> None:
-    values = np.random.default_rng(seed).normal(0.9, 0.01, 2 + seed)
-    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert significance.interval([*values]) == pytest.approx((expected.low, expected.high))
-
-
-def test_an_interval_of_equal_values_is_the_value() -> None:
-    assert significance.interval([0.75, 0.75]) == (0.75, 0.75)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_two_single_models_are_compared_by_mcnemars_exact_test(bench: Bench, seed: int) -> None:
+def random_runs(seed: int, count: int, n: int = N) -> np.ndarray:
+    """Runs that differ on images of different difficulty."""
     rng = np.random.default_rng(seed)
-    one, other = (rng.choice(400, rng.integers(10, 60), replace=False) for _ in range(2))
-    (verdict,) = significance.verdicts(
-        [[bench.run(one)], [bench.run(other, kind="linear")]]
-    ).values()
-    only_first, only_second = len({*one} - {*other}), len({*other} - {*one})
-    p = stats.binomtest(only_first, only_first + only_second, 0.5).pvalue
-    assert verdict.p == pytest.approx(p)
-    assert verdict.difference == pytest.approx((len(other) - len(one)) / 400)
-    share = stats.binomtest(only_second, only_first + only_second).proportion_ci(
-        0.95, method="exact"
+    return rng.random((count, n)) >= rng.beta(0.2, 1, n) * rng.uniform(0.7, 1.3, (count, 1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_components_are_those_of_a_two_way_analysis_of_variance(seed: int) -> None:
+    correct = random_runs(seed, 4, 30)
+    run, image = np.indices(correct.shape)
+    frame = pd.DataFrame(
+        {"y": correct.ravel().astype(float), "run": run.ravel(), "image": image.ravel()}
     )
-    ends = [(2 * end - 1) * (only_first + only_second) / 400 for end in (share.low, share.high)]
-    assert verdict.images == pytest.approx(tuple(ends))
-    assert verdict.images
-    assert (verdict.images[0] > 0 or verdict.images[1] < 0) == (p < 0.05)
-    assert verdict.seeds is None
-    assert verdict.single
-    needed = (
-        significance.images_needed(only_first, only_second, 400) if only_first != only_second else 0
+    table = anova_lm(ols("y ~ C(run) + C(image)", frame).fit())
+    squares = table["mean_sq"]
+    found = significance.estimate(correct)
+    assert found.runs[0].accuracy == pytest.approx(squares["C(run)"] / 30)
+    assert found.runs[0].interaction == pytest.approx(squares["Residual"])
+    assert found.per_image == pytest.approx(squares["C(image)"] / 4)
+    variance, _ = found.over_both()
+    combined = squares["C(run)"] + squares["C(image)"] - squares["Residual"]
+    assert variance == pytest.approx(max(combined, squares["C(image)"]) / 120)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_over_runs_alone_it_is_welchs_t_test(seed: int) -> None:
+    first, second = random_runs(seed, 4), random_runs(seed + 10, 6)
+    expected = stats.ttest_ind(first.mean(axis=1), second.mean(axis=1), equal_var=False)
+    _, df = significance.estimate(first, second).over_runs()
+    assert df == pytest.approx(expected.df)
+    assert significance.verdict(first, second, 0.005).p_here == pytest.approx(expected.pvalue)
+
+
+def test_fixed_models_have_the_paired_t_test_over_images() -> None:
+    first, second = random_runs(0, 2), random_runs(1, 1)
+    expected = stats.ttest_rel(first.mean(axis=0), second[0])
+    low, high, p = significance.difference_interval(first, second)
+    assert (low, high) == pytest.approx((*expected.confidence_interval(),))
+    assert p == pytest.approx(expected.pvalue)
+    assert np.isnan(significance.verdict(first, second, 0.005).p_here)
+
+
+def test_two_runs_are_not_a_sample_and_three_are() -> None:
+    assert [len(significance.estimate(random_runs(0, n)).runs) for n in (2, 3)] == [0, 1]
+
+
+def test_new_images_widen_an_interval_over_runs() -> None:
+    first, second = runs_with([20, 21, 20, 22, 20]), runs_with([22, 23, 22, 24, 23])
+    verdict = significance.verdict(first, second, 0.005)
+    assert verdict.p_here < 0.01
+    assert verdict.low < 0 < verdict.high
+    assert not verdict.better
+
+
+def test_equal_differences_are_no_less_evidence_than_unequal_ones() -> None:
+    first = runs_with([20, 21, 22])
+    equal, unequal = (
+        significance.difference_interval(first, runs_with(counts))
+        for counts in ([60, 61, 62], [60, 61, 64])
     )
-    told = float(verdict.needed.split()[1].replace(",", "")) if verdict.needed else 0
-    assert told == pytest.approx(needed, rel=0.05)
-    assert verdict.how == f"McNemar, {only_first} and {only_second} images that only one gets wrong"
-    assert verdict.words == (BETTER if p < 0.05 else NOTHING_SHOWN)
+    assert equal[2] < unequal[2] < 0.001
 
 
-def test_models_that_err_alike_are_not_told_apart(bench: Bench) -> None:
-    (verdict,) = significance.verdicts(
-        [[bench.run([1, 2])], [bench.run([1, 2], kind="linear")]]
-    ).values()
-    assert (verdict.words, verdict.difference, verdict.p, verdict.needed) == (
-        NOTHING_SHOWN,
-        0,
-        1,
-        "",
-    )
-    assert (verdict.how, verdict.images) == ("both get the same images wrong", None)
+@pytest.mark.parametrize("counts", [[20], [20, 20], [20, 20, 20]])
+def test_identical_models_do_not_differ(counts: list[int]) -> None:
+    verdict = significance.verdict(runs_with(counts), runs_with(counts), 0.005)
+    assert (verdict.difference, verdict.p, verdict.better) == (0, 1, False)
+    assert verdict.low <= 0 <= verdict.high
 
 
-def test_several_seeds_with_the_same_predictions_are_one_model(bench: Bench) -> None:
-    same, other = (
-        [bench.run([1, 2, 3], seed) for seed in range(5)],
-        [bench.run([3, 4], 0, "linear")],
-    )
-    (verdict,) = significance.verdicts([same, other]).values()
-    assert verdict.how.startswith("McNemar")
+@pytest.mark.parametrize("seed", range(3))
+def test_two_models_are_compared_by_mcnemars_exact_test(seed: int) -> None:
+    first, second = random_runs(seed, 1), random_runs(seed + 10, 1)
+    only_first, only_second = (int((a & ~b).sum()) for a, b in ((first, second), (second, first)))
+    expected = stats.binomtest(only_first, only_first + only_second).pvalue
+    assert significance.difference_interval(first, second)[2] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_seeds_are_compared_in_pairs_by_scipys_t_test(bench: Bench, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    one, other = rng.integers(20, 40, 6), rng.integers(20, 40, 6)
-    (verdict,) = significance.verdicts(
-        [bench.group([*one]), bench.group([*other], "linear")]
-    ).values()
-    expected = stats.ttest_rel(-one / 400, -other / 400)
-    assert verdict.p == pytest.approx(expected.pvalue)
-    assert verdict.difference == pytest.approx(np.mean(other - one) / 400)
-    assert verdict.seeds == pytest.approx((*expected.confidence_interval(0.95),))
-    of_images = [[(np.arange(400) < count) for count in counts] for counts in (one, other)]
-    over_images = stats.ttest_rel(np.mean(of_images[1], axis=0), np.mean(of_images[0], axis=0))
-    assert verdict.images == pytest.approx((*over_images.confidence_interval(0.95),))
-    assert verdict.how == "paired t over 6 seeds"
-    assert not verdict.single
+def test_newcombes_interval_is_that_of_his_paper() -> None:
+    """Newcombe 1998, table III: 36, 12, 2 and 0 images of each kind."""
+    first = np.repeat([True, True, False, False], [36, 12, 2, 0])
+    second = np.repeat([True, False, True, False], [36, 12, 2, 0])
+    assert significance.newcombe(first, second) == pytest.approx((0.0569, 0.3404), abs=5e-5)
 
 
-def test_a_difference_that_every_seed_shows_may_be_that_of_a_few_images(bench: Bench) -> None:
-    one, other = bench.group([20, 21, 20, 22, 20]), bench.group([22, 23, 22, 24, 23], "linear")
-    (verdict,) = significance.verdicts([one, other]).values()
-    assert verdict.words == BETTER
-    assert verdict.seeds
-    assert verdict.seeds[0] > 0
-    assert verdict.images
-    assert verdict.images[0] < 0 < verdict.images[1]
+def test_newcombes_interval_changes_sign_with_the_models() -> None:
+    (first,), (second,) = random_runs(0, 1), random_runs(1, 1)
+    low, high = significance.newcombe(first, second)
+    assert significance.newcombe(second, first) == pytest.approx((-high, -low))
 
 
-def test_only_seeds_that_both_have_are_paired(bench: Bench) -> None:
-    one, other = bench.group([20, 22, 21, 40]), bench.group([30, 33, 31], "linear")
-    (verdict,) = significance.verdicts([one, other]).values()
-    assert verdict.how == "paired t over 3 seeds"
-    assert verdict.difference == pytest.approx((10 + 11 + 10) / 3 / 400)
-    assert verdict.words == BETTER
+def test_newcombes_interval_covers_rare_disagreements_of_one_kind() -> None:
+    first = np.ones(10_000, bool)
+    second = first.copy()
+    second[:10] = False
+    low, high = significance.newcombe(first, second)
+    assert 0 < low < 0.001 < high < 0.002
 
 
-@pytest.mark.parametrize(("seeds", "words"), [(3, NOTHING_SHOWN), (5, NOTHING_SHOWN), (6, BETTER)])
-def test_differences_all_alike_are_compared_by_their_signs(
-    bench: Bench, seeds: int, words: str
-) -> None:
-    one, other = ([count + seed for seed in range(seeds)] for count in (20, 30))
-    (verdict,) = significance.verdicts([bench.group(one), bench.group(other, "linear")]).values()
-    assert verdict.p == stats.binomtest(seeds, seeds, 0.5).pvalue
-    assert (verdict.words, verdict.needed, verdict.seeds) == (
-        words,
-        "6 such seeds would show it",
-        None,
-    )
+@pytest.mark.parametrize("errors", [0, 1, 40, N])
+def test_accuracy_interval_of_one_model_is_wilsons(errors: int) -> None:
+    expected = proportion_confint(N - errors, N, method="wilson")
+    assert significance.accuracy_interval(runs_with([errors])) == pytest.approx(expected, abs=2e-4)
 
 
-def test_equal_accuracies_of_different_models_are_no_difference(bench: Bench) -> None:
-    one = [bench.run(range(10 + seed), seed) for seed in range(3)]
-    other = [bench.run(range(100, 110 + seed), seed, "linear") for seed in range(3)]
-    (verdict,) = significance.verdicts([one, other]).values()
-    assert (verdict.words, verdict.p, verdict.needed) == (NOTHING_SHOWN, 1, "")
+@pytest.mark.parametrize("counts", [[45, 65], [0, 0, 1], [0, 3, 30], [1, 1, 1]])
+def test_accuracy_intervals_stay_between_0_and_1(counts: list[int]) -> None:
+    low, high = significance.accuracy_interval(runs_with(counts))
+    assert 0 < low < 1 - np.mean(counts) / N < high <= 1
 
 
-@pytest.mark.parametrize("counts", [[20, 22], [20]])
-def test_two_seeds_are_too_few_whatever_the_difference(bench: Bench, counts: list[int]) -> None:
-    (verdict,) = significance.verdicts(
-        [bench.group([2, 1, 2]), bench.group(counts, "linear")]
-    ).values()
-    assert verdict.words == TOO_FEW
-    assert np.isnan(verdict.p)
-    assert verdict.needed == f"needs 3 that both have, found {len(counts)}"
-
-
-def test_nothing_is_said_between_data_sets(bench: Bench) -> None:
-    groups = [
-        bench.group([1, 2, 3], kind, dataset)
-        for dataset in ("a", "b")
-        for kind in ("mlp", "linear")
+def test_accuracy_interval_widens_with_the_runs_once_they_are_a_sample() -> None:
+    widths = [
+        np.ptp(significance.accuracy_interval(runs_with(counts)))
+        for counts in ([40, 40, 40], [20, 40, 60])
     ]
-    assert [*significance.verdicts(groups)] == [(0, 1), (2, 3)]
-    assert significance.verdicts([groups[0], groups[2]]) == {}
+    assert widths[1] > 2 * widths[0]
 
 
-def test_more_pairs_ask_for_smaller_probabilities_by_holms_steps(bench: Bench) -> None:
-    one, two = bench.group([20, 24, 22, 25, 21]), bench.group([24, 25, 25, 27, 26], "linear")
-    (alone,) = significance.verdicts([one, two]).values()
-    three = bench.group([23, 23, 26, 24, 25], "cnn")
-    found = [*significance.verdicts([one, two, three]).values()]
-    apart = [
-        significance.verdicts([a, b])[0, 1] for a, b in ((one, two), (one, three), (two, three))
+def test_holms_correction_is_that_of_statsmodels_for_all_pairs() -> None:
+    configurations = [runs_with(c) for c in ([20, 24, 22], [23, 28, 25], [44, 45, 43])]
+    found = significance.verdicts(configurations, 0.005)
+    plain = [
+        significance.difference_interval(configurations[i], configurations[j]) for i, j in found
     ]
-    plain = [verdict.p for verdict in apart]
-    order, running, expected = np.argsort(plain), 0.0, [0.0] * 3
-    for step, k in enumerate(order):
-        running = max(running, min(1, (3 - step) * plain[k]))
-        expected[k] = running
-    assert [v.p for v in found] == pytest.approx(expected)
-    needed = [[int(v.needed.split()[0]) for v in each] for each in (apart, found)]
-    assert (
-        needed[1][order[-1]] == needed[0][order[-1]]
-    )  # the last step is at the level of a single pair
-    assert needed[1][order[0]] > needed[0][order[0]]
-    assert alone.p < found[0].p
-    assert [v.pairs for v in found] == [3, 3, 3]
-    elsewhere = [bench.group([20, 24, 22], kind, "b") for kind in ("mlp", "linear")]
-    assert [*significance.verdicts([*elsewhere, one, two, three]).values()][
-        1:
-    ] == found  # a family for each dataset
+    expected = multipletests([p for _, _, p in plain], method="holm")[1]
+    assert [verdict.p for verdict in found.values()] == pytest.approx(expected)
+    assert [(v.low, v.high) for v in found.values()] == [ends[:2] for ends in plain]
 
 
-def test_other_seeds_are_no_pairs(bench: Bench) -> None:
-    others = [bench.run(range(9), seed, "linear") for seed in range(5, 10)]
-    (verdict,) = significance.verdicts([bench.group([2, 1, 2, 3, 1]), others]).values()
-    assert (verdict.words, verdict.needed) == (TOO_FEW, "needs 3 that both have, found 0")
+def test_weaker_statements_are_corrected_among_themselves() -> None:
+    configurations = [runs_with([20]), runs_with([30]), runs_with([40, 42, 43])]
+    found = [*significance.verdicts(configurations, 0.005).values()]
+    alone = significance.verdict(configurations[0], configurations[2], 0.005).p_here
+    assert np.isnan(found[0].p_here)
+    assert found[1].p_here == pytest.approx(2 * alone)
 
 
-def test_more_pairs_need_more_seeds_and_images() -> None:
-    assert significance.seeds_needed([1.0, 2.0, 0.0], 0.01) > significance.seeds_needed(
-        [1.0, 2.0, 0.0]
-    )
-    assert significance.images_needed(20, 40, 1_000, 0.01) > significance.images_needed(
-        20, 40, 1_000
-    )
+def only_runs(count: int, accuracy: float) -> Estimate:
+    """A difference that only the runs make uncertain, on endless images."""
+    return Estimate(0.0, 10**9, 0.0, 0.0, (Runs(count, accuracy, 0.0), Runs(count, accuracy, 0.0)))
 
 
-def test_the_seeds_needed_find_the_difference_four_times_in_five() -> None:
+def test_runs_needed_are_those_of_statsmodels_at_the_upper_bound_of_the_variance() -> None:
+    bound = 1e-4 * 9 / stats.chi2.ppf(0.2, 9)
+    needed, _ = significance.sizes_needed(only_runs(10, 1e-4), 0.01)
+    expected = TTestIndPower().solve_power(0.01 / bound**0.5, alpha=ALPHA, power=0.8)
+    assert needed == pytest.approx(expected, abs=1.5)
+
+
+def test_fewer_runs_bound_their_variance_less() -> None:
+    needed = [significance.sizes_needed(only_runs(n, 1e-4), 0.01)[0] or 0 for n in (3, 5, 20)]
+    assert needed == sorted(needed, reverse=True)
+
+
+def test_images_needed_by_two_models_find_the_difference_in_four_of_five_test_sets() -> None:
     rng = np.random.default_rng(0)
-    sample = [-1.0, 0.5, 1.0, 2.0, 1.5]
-    effect = np.mean(sample) / np.std(sample, ddof=1)
-    needed = significance.seeds_needed(sample)
-    found = [
-        (stats.ttest_1samp(rng.normal(effect, 1, (4_000, count)), 0, axis=1).pvalue < 0.05).mean()
-        for count in (needed - 1, needed)
-    ]
-    assert found[0] < 0.82
-    assert found[1] > 0.78
-    assert significance.seeds_needed([0.1, 0.1001]) == 3
+    first, second = np.ones((2, 1, 20_000), bool)
+    first[0, :400], second[0, 400:1000] = False, False
+    _, needed = significance.sizes_needed(significance.estimate(first, second), 0.01)
+    assert needed
+    draws = rng.multinomial(needed, [0.02, 0.03, 0.95], 1_000)[:, :2]
+    p = np.array([stats.binomtest(int(a), int(a + b)).pvalue for a, b in draws])
+    assert 0.75 < np.mean(p < ALPHA) < 0.9
 
 
-@pytest.mark.parametrize("level", [0.05, 0.005])
-@pytest.mark.parametrize("effect", np.random.default_rng(0).uniform(0.1, 1.5, 5))
-def test_the_seeds_needed_are_those_of_statsmodels_give_or_take_one(
-    effect: float, level: float
-) -> None:
-    differences = effect + np.array([-1.0, 1.0]) / 2**0.5
-    assert np.std(differences, ddof=1) == pytest.approx(1)
-    assert significance.seeds_needed(differences, level) == pytest.approx(
-        max(3, TTestPower().solve_power(effect, alpha=level, power=0.8)), abs=1.5
-    )
+def test_more_runs_alone_do_not_show_what_the_images_hide() -> None:
+    first, second = random_runs(0, 3), random_runs(1, 3)
+    runs, images = significance.sizes_needed(significance.estimate(first, second), 0.001)
+    assert runs is None
+    assert images is None or images > N
 
 
-def test_the_images_needed_find_the_difference_four_times_in_five() -> None:
-    rng = np.random.default_rng(0)
-    needed = significance.images_needed(20, 40, 1_000)
-    draws = rng.multinomial(needed, [0.02, 0.04, 0.94], 2_000)[:, :2]
-    p = [stats.binomtest(int(a), int(a + b), 0.5).pvalue for a, b in draws]
-    assert 0.74 < np.mean(np.array(p) < 0.05) < 0.86
+def test_a_stricter_level_needs_more() -> None:
+    found = significance.estimate(random_runs(0, 10, 4_000), random_runs(1, 10, 4_000))
+    loose, strict = (significance.sizes_needed(found, 0.1, alpha) for alpha in (0.05, 0.005))
+    assert [a < b for a, b in zip(loose, strict, strict=True) if a and b] == [True, True]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Clone, new_clone, read_yaml, write_yaml
-from tools.compare import disagreements
+from tools.lib.comparison import disagreements
 from tools.lib.runs import read_runs
 
 pytestmark = pytest.mark.slow
@@ -46,33 +46,47 @@ def restored(clone: Clone) -> set[str]:
     return clone.changed()
 
 
-def test_seeds_are_one_group_and_everything_that_differs_is_told(clone: Clone) -> None:
-    said = clone.call(*COMPARE, "linear-0", "linear-1", "linear-2", "HEAD", "few")
+def test_runs_are_grouped_and_every_difference_is_listed(clone: Clone) -> None:
+    output = clone.call(*COMPARE, "linear-0", "linear-1", "linear-2", "HEAD", "few")
     rows = table(clone)
-    assert sorted((row["model"], row["differs"], row["seeds"]) for row in rows) == [
+    assert sorted((row["configuration"], row["differing"], row["runs"]) for row in rows) == [
+        ("HEAD", "components=4", "1"),
+        ("few", "components=1", "1"),
         ("linear", "", "3"),
-        ("pca_knn 1", "components=4", "1"),
-        ("pca_knn 2", "components=1", "1"),
     ]
-    (linear,) = (row for row in rows if row["model"] == "linear")
+    (linear,) = (row for row in rows if row["configuration"] == "linear")
     shown = [
         clone.json("dvc", "metrics", "diff", "--all", "HEAD", f"linear-{seed}") for seed in range(3)
     ]
     accuracies = [float(each["reports/metrics.json"]["accuracy"]["new"]) for each in shown]
     assert float(linear["accuracy"]) == pytest.approx(sum(accuracies) / 3, abs=1e-6)
-    assert linear["runs"] == "linear-0, linear-1, linear-2"
-    assert "Of two settings" in said
-    assert "both get the same images wrong" in said
-    assert "too few seeds to say" in said  # one of neighbors against three of the linear model
-    assert (clone.path / "reports/comparison.md").read_text().count("\n| ") == 5
+    assert linear["names"] == "linear-0, linear-1, linear-2"
+    assert "train.seed 0 to 2; normalize.seed 0" in output
+    assert {row["holds for new"] for row in table(clone, "comparison_pairs.csv")} == {
+        "images, runs of linear",
+        "images",
+    }
+    assert (clone.path / "reports/comparison.md").read_text().count("\n| ") == 3 + 2 + 3 + 2
     assert (clone.path / "reports/comparison.png").read_bytes().startswith(b"\x89PNG")
     assert restored(clone) == set()
 
 
+def test_another_library_version_is_another_configuration(clone: Clone) -> None:
+    lock = clone.path / "requirements.lock"
+    lock.write_text(lock.read_text() + "# other\n")
+    clone.call("git", "commit", "-qam", "Other versions")
+    try:
+        clone.call(*COMPARE, "HEAD", "HEAD~1")
+        rows = table(clone)
+        assert [row["differing"].partition("=")[0] for row in rows] == ["lock", "lock"]
+    finally:
+        clone.call("git", "reset", "-q", "--hard", "HEAD~1")
+    assert restored(clone) == set()
+
+
 def test_two_single_runs_are_compared_image_by_image_listed_and_drawn(clone: Clone) -> None:
-    said = clone.call(*COMPARE, "linear-0", "few")
-    assert said.count("McNemar") == 1
-    assert "comparison_images.csv, .png" in said
+    output = clone.call(*COMPARE, "linear-0", "few")
+    assert "reports/comparison_images.png" in output
     assert (clone.path / "reports/comparison_images.png").read_bytes().startswith(b"\x89PNG")
     listed = table(clone, "comparison_images.csv")
     wrong = {
@@ -80,12 +94,12 @@ def test_two_single_runs_are_compared_image_by_image_listed_and_drawn(clone: Clo
         for name in ("linear-0", "few")
     }
     assert sum(wrong.values()) == len(listed) > 0
-    assert (
-        f"McNemar, {wrong['few']} and {wrong['linear-0']} images" in said
-    )  # the better one is the first
-    said = clone.call(*COMPARE, "HEAD")  # the picture of an earlier comparison goes
-    assert [*clone.path.glob("reports/comparison_images.*")] == []
-    assert "comparison_images" not in said
+    (pair,) = table(clone, "comparison_pairs.csv")
+    assert (pair["first"], pair["second"]) == ("linear-0", "few")
+    assert float(pair["difference"]) == pytest.approx((wrong["few"] - wrong["linear-0"]) / 30)
+    output = clone.call(*COMPARE, "HEAD")  # removes the files of an earlier comparison
+    assert [*clone.path.glob("reports/comparison_*")] == []
+    assert "comparison_images" not in output
     assert restored(clone) == set()
 
 
@@ -112,11 +126,9 @@ def test_the_pair_that_is_drawn_is_the_one_on_the_same_data_set(clone: Clone) ->
 
 def test_models_that_predict_the_same_are_no_different_and_nothing_is_drawn(clone: Clone) -> None:
     clone.call("dvc", "exp", "run", "--temp", "-n", "same", "-S", "model.pca_knn.neighbors=1")
-    said = clone.call(*COMPARE, "HEAD", "same")
-    assert (
-        "no difference shown: +0.0000, p = 1, both get the same images wrong; a single run says"
-        in said
-    )
+    clone.call(*COMPARE, "HEAD", "same")
+    (pair,) = table(clone, "comparison_pairs.csv")
+    assert (pair["verdict"], float(pair["p"])) == ("no difference shown", 1)
     assert [*clone.path.glob("reports/comparison_images.*")] == []
     clone.call("dvc", "exp", "remove", "same")
     assert restored(clone) == set()
@@ -140,7 +152,7 @@ def test_the_list_and_the_picture_show_what_only_one_of_two_gets_wrong(
         only = sorted(own - other)
         assert (
             row.get_suptitle()
-            == f"only {each.name} is wrong: the first {min(8, len(only))} of {len(only)}"
+            == f"misclassified by {each.name} only: first {min(8, len(only))} of {len(only)}"
         )
         shown = [axes.get_title().split("\n") for axes in row.axes if axes.images]
         assert [index for index, _, _ in shown] == [f"no. {i}" for i in only[:8]]
@@ -158,19 +170,17 @@ def test_the_list_and_the_picture_show_what_only_one_of_two_gets_wrong(
 
 
 def test_data_sets_stand_side_by_side_and_nothing_is_said_between_them(clone: Clone) -> None:
-    said = clone.call(*COMPARE, "HEAD", "other")
+    output = clone.call(*COMPARE, "HEAD", "other")
     assert {row["dataset"] for row in table(clone)} == {"tiny", "tiny2"}
-    assert "better" not in said
-    assert "no difference" not in said
-    assert "nothing to test: no two settings on one dataset" in said
-    assert "Of two settings" not in said
+    assert "No two configurations on one dataset" in output
+    assert not (clone.path / "reports/comparison_pairs.csv").exists()
     assert not (clone.path / "reports/comparison_images.png").exists()
     assert restored(clone) == set()
 
 
 def test_without_names_the_experiments_on_head_are_meant(clone: Clone) -> None:
     clone.call(*COMPARE)
-    assert sum(int(row["seeds"]) for row in table(clone)) == 5
+    assert sum(int(row["runs"]) for row in table(clone)) == 5
     assert restored(clone) == set()
 
 
@@ -204,7 +214,7 @@ def test_a_name_without_results_is_refused_in_one_line(
     assert restored(clone) == set()
 
 
-def test_a_lost_cache_is_told_where_predictions_are_needed_and_only_there(clone: Clone) -> None:
+def test_missing_predictions_are_reported(clone: Clone) -> None:
     cache = clone.path / ".dvc/cache"
     cache.rename(clone.path / ".dvc/away")
     try:
@@ -237,10 +247,10 @@ def test_no_experiments_are_told_in_words(clone: Clone) -> None:
         said = clone.call(*COMPARE, code=1)
         assert said.startswith("compare: no experiments on this commit; run `make experiments`")
         clone.call(*COMPARE, "--all")
-        assert sum(int(row["seeds"]) for row in table(clone)) == 5
+        assert sum(int(row["runs"]) for row in table(clone)) == 5
         clone.call("dvc", "exp", "run", "--temp", "-n", "few", "-S", "model.pca_knn.components=2")
         clone.call(*COMPARE, "--all")
-        runs = ", ".join(row["runs"] for row in table(clone)).split(", ")
+        runs = ", ".join(row["names"] for row in table(clone)).split(", ")
         bases = [clone.call("git", "rev-parse", rev)[:7] for rev in ("HEAD", "HEAD~1")]
         assert {name for name in runs if name.startswith("few")} == {
             f"few ({base})" for base in bases

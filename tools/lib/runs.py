@@ -24,33 +24,26 @@ from stages.lib.files import DAMAGED
 from stages.lib.params import parse_yaml
 from stages.lib.stage import StageError
 
-SCORES = (
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "errors",
-    "loss",
-    "ece",
-    "parameters",
-    "multiply_adds",
-)
-METRICS = "reports/metrics.json"
+SCORES = ("accuracy", "errors", "loss", "ece")
+ECE_QUANTILE = "ece_if_calibrated_q95"  # of a perfectly calibrated model; older runs lack it
+METRICS, MORE_SCORES = "reports/metrics.json", "reports/scores.json"
+LOCK = "requirements.lock"
 PREDICTIONS = "data/predictions.npz"
-MAKERS = ("normalize", "train", "predict")  # what they do decides the predictions
+MAKERS = ("normalize", "train", "predict")  # the stages that determine the predictions
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run, as dvc.lock and the reports of its commit tell it.
+    """One run of the pipeline, as recorded in dvc.lock and the reports of its commit.
 
     Attributes:
-        name: What the user calls it, or DVC: an experiment, a branch, a commit.
+        name: An experiment, a branch, a tag or a commit.
         dataset: Its key in datasets.yaml.
-        images: DVC's digest of data/raw, classes and all.
-        seed: `train.seed`.
-        params: What else decided the predictions, by dotted key; `code` stands for the stages'
-            source.
-        scores: `SCORES` of reports/metrics.json.
+        images: DVC's digest of data/raw.
+        replicate: `train.seed` and `normalize.seed`, which selects the training images.
+        params: Everything else that determines the predictions, by dotted key: parameters, `code`
+            (digest of the stages' source) and `lock` (digest of requirements.lock).
+        scores: `SCORES` of the test split, and `ECE_QUANTILE` if the run reports it.
         predictions: DVC's digest of data/predictions.npz.
         files: The project's files at its commit, as `open_commit` returns them.
     """
@@ -58,15 +51,15 @@ class Run:
     name: str
     dataset: str
     images: str
-    seed: int
+    replicate: tuple[int, int]
     params: Mapping[str, object]
     scores: Mapping[str, float]
     predictions: str
     files: DirFileSystem = field(repr=False, compare=False)
 
     @property
-    def setting(self) -> str:
-        """All that decided the predictions but the dataset and the seed, as one text."""
+    def configuration(self) -> str:
+        """What determined the predictions, except the dataset and the replicate."""
         return repr(sorted(self.params.items()))
 
     def read(self, path: str) -> Any:  # noqa: ANN401  # an array, several by name, or what JSON holds
@@ -137,11 +130,9 @@ def read_run(name: str, commit: str) -> Run:
     try:
         content: Any = parse_yaml(files.read_text("dvc.lock", encoding="utf-8"), "dvc.lock")
         lock = content["stages"]
-        reported = files.read_bytes(METRICS)
-        scores = json.loads(reported)
         params: dict[str, object] = {}
         for stage in ("fetch", *MAKERS):
-            params |= flat(lock[stage]["params"]["params.yaml"])
+            params |= flat(lock[stage].get("params", {}).get("params.yaml", {}))
         code = {
             (dep["path"], dep["md5"])
             for stage in MAKERS
@@ -154,25 +145,35 @@ def read_run(name: str, commit: str) -> Run:
             item["path"]: item["md5"]
             for item in lock["evaluate"]["deps"] + lock["evaluate"]["outs"]
         }
-        if measured[PREDICTIONS] != predictions or measured[METRICS] != md5(reported):
+        reports = {
+            path: files.read_bytes(path) for path in (METRICS, MORE_SCORES) if path in measured
+        }
+        if measured[PREDICTIONS] != predictions or any(
+            measured[path] != md5(content) for path, content in reports.items()
+        ):
             raise ValueError("reports of other predictions; dvc repro")
-        seed, dataset = params.pop("train.seed"), str(params.pop("dataset"))
-        params.pop("fetch.source")  # the images are the same wherever they came from
-        if params["model.kind"] == "pca_knn":  # looks at nothing of it
+        reported = json.loads(reports.get(MORE_SCORES, b"{}")) | json.loads(reports[METRICS])
+        dataset = str(params.pop("dataset"))
+        seed, split = params.pop("train.seed"), params.pop("normalize.seed")
+        params.pop("fetch.source")  # the images are the same from every source
+        if params["model.kind"] == "pca_knn":  # ignores the section train
             params = {key: value for key, value in params.items() if not key.startswith("train.")}
         params["code"] = hashlib.sha256(repr(sorted(code)).encode()).hexdigest()[:7]
-        scores = {name: float(scores[name]) for name in SCORES}
+        params["lock"] = md5(files.read_bytes(LOCK))[:7] if files.exists(LOCK) else "missing"
+        scores = {name: float(reported[name]) for name in SCORES}
+        scores |= {name: float(reported[name]) for name in (ECE_QUANTILE,) if name in reported}
     except (StageError, OSError, DvcException, LookupError, TypeError, ValueError) as error:
         words = " ".join(str(error).split())
         words = f"no {words}" if isinstance(error, LookupError) else words or type(error).__name__
         raise StageError(
             f"{name}: expected a finished run (dvc.lock, reports), found: {words}"
         ) from error
-    if not 0 <= scores["accuracy"] <= 1 or not isinstance(seed, int):
+    if not (0 <= scores["accuracy"] <= 1 and isinstance(seed, int) and isinstance(split, int)):
         raise StageError(
-            f"{name}: expected an accuracy from 0 to 1 and a whole seed, found {scores['accuracy']} and {seed!r}"
+            f"{name}: expected an accuracy from 0 to 1 and integer seeds, "
+            f"found {scores['accuracy']}, {seed!r} and {split!r}"
         )
-    return Run(name, dataset, images, seed, params, scores, predictions, files)
+    return Run(name, dataset, images, (seed, split), params, scores, predictions, files)
 
 
 def restore_commands(runs: Sequence[Run]) -> list[str]:

@@ -1,233 +1,322 @@
-"""What runs tell of the difference between two settings, and what they do not."""
+"""Intervals and tests of accuracies on a shared test set; docs/experiments.md explains the method.
 
-from collections.abc import Mapping, Sequence
+A configuration is a bool array of shape (runs, n): whether each run classifies each of the n test
+images correctly.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from math import ceil, log2, sqrt
+from math import sqrt
 from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import binomtest, ttest_1samp
+from scipy.stats import chi2
 from scipy.stats import t as student
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
-from tools.lib.runs import Run
+ALPHA = 0.05
+POWER = 0.8
+BOUND = 0.8  # confidence of the upper bounds of variances with which sample sizes are planned
+MIN_RUNS = 3  # of a sample: with fewer, the variance between runs is not estimated
+MAX_RUNS, MAX_IMAGES = 1_000, 10_000_000  # beyond these a sample size is not reported
 
-LEVEL, POWER, SEEDS = (
-    0.05,
-    0.8,
-    3,
-)  # of a test; of what it should find; the fewest that say something of a setting
-TINY = 1e-9  # accuracies are shares of some thousand images
-WOULD = "would show a difference as large four times in five"
-BETTER, NOTHING_SHOWN, TOO_FEW = "better", "no difference shown", "too few seeds to say"
+
+@dataclass(frozen=True)
+class Runs:
+    """Variance components of a configuration whose runs count as a sample.
+
+    Attributes:
+        count: Number of runs, at least `MIN_RUNS`.
+        accuracy: Variance of the runs' accuracies on these test images.
+        interaction: Variance of the interaction of run and image.
+    """
+
+    count: int
+    accuracy: float
+    interaction: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An accuracy, or the difference of two, under crossed random effects of runs and images.
+
+    Attributes:
+        mean: The accuracy, or that of the first configuration minus that of the second.
+        images: Number of test images.
+        per_image: Variance over the images of the mean over the runs.
+        per_image_bound: Its upper confidence bound, at level `BOUND`.
+        runs: Components of the configurations with enough runs; the others are fixed models.
+    """
+
+    mean: float
+    images: int
+    per_image: float
+    per_image_bound: float
+    runs: tuple[Runs, ...]
+
+    def over_runs(self) -> tuple[float, float]:
+        """Variance of the mean over new runs on the same images, with Welch's degrees of freedom.
+
+        Welch 1947, Biometrika 34:28.
+        """
+        parts = [(each.accuracy / each.count, each.count - 1) for each in self.runs]
+        variance = sum(part for part, _ in parts)
+        return variance, _degrees_of_freedom(variance, parts)
+
+    def over_both(self) -> tuple[float, float]:
+        """Variance of the mean over new runs and images, with Satterthwaite's degrees of freedom.
+
+        Both mean squares contain the interaction, which is subtracted once; the variance of runs
+        is at least 0 (Searle, Casella and McCulloch 1992, "Variance components", chapter 4).
+        """
+        over_runs, _ = self.over_runs()
+        over_images = self.per_image / self.images
+        twice = sum(each.interaction / each.count / self.images for each in self.runs)
+        variance = over_images + max(0.0, over_runs - twice)
+        parts = [(each.accuracy / each.count, each.count - 1) for each in self.runs]
+        parts.append((over_images, self.images - 1))
+        return variance, _degrees_of_freedom(variance, parts)
+
+    def can_show(
+        self, difference: float, alpha: float, runs: int | None = None, images: int | None = None
+    ) -> bool:
+        """Whether a test at level `alpha` would find a true difference with probability `POWER`.
+
+        Variances are taken at their upper bounds.
+
+        Args:
+            difference: Of two accuracies.
+            alpha: Level of the two-sided test.
+            runs: Of each configuration that has enough now; as many as now if not given.
+            images: Test images; as many as now if not given.
+        """
+        images = images or self.images
+        own = sum(each.interaction / each.count for each in self.runs)
+        parts = [(max(0.0, self.per_image_bound - own) / images, images - 1)]
+        for each in self.runs:
+            bound = each.accuracy * (each.count - 1) / chi2.ppf(1 - BOUND, each.count - 1)
+            of_runs = max(0.0, bound - each.interaction / self.images)
+            count = runs or each.count
+            parts.append(((of_runs + each.interaction / images) / count, count - 1))
+        variance = sum(part for part, _ in parts)
+        df = _degrees_of_freedom(variance, parts)
+        quantiles = student.ppf(1 - alpha / 2, df) + student.ppf(POWER, df)
+        return bool(quantiles**2 * variance <= difference**2)
+
+
+def _degrees_of_freedom(variance: float, parts: Sequence[tuple[float, int]]) -> float:
+    """Those of a sum of mean squares, from each one's size and its own degrees of freedom.
+
+    Satterthwaite 1946, Biometrics Bulletin 2:110.
+    """
+    squares = sum(part**2 / df for part, df in parts)
+    return variance**2 / squares if squares else float("inf")
+
+
+def estimate(first: np.ndarray, second: np.ndarray | None = None) -> Estimate:
+    """Estimates an accuracy, or the difference of two on the same images.
+
+    Runs of the two configurations count as independent. If they share seeds or training images,
+    the interval is wider than necessary, not narrower.
+    """
+    configurations = [first] if second is None else [first, second]
+    means = [correct.mean(axis=0) for correct in configurations]
+    per_image = means[0] - means[1] if len(means) > 1 else means[0]
+    squares = (per_image - per_image.mean()) ** 2
+    n = len(per_image)
+    error = squares.std(ddof=1) / sqrt(n)
+    runs = []
+    for correct in configurations:
+        if len(correct) >= MIN_RUNS:
+            by_run = correct.mean(axis=1, keepdims=True)
+            rest = correct - by_run - correct.mean(axis=0) + correct.mean()
+            interaction = float((rest**2).sum() / ((len(correct) - 1) * (n - 1)))
+            runs.append(Runs(len(correct), float(by_run.var(ddof=1)), interaction))
+    variance = float(squares.sum() / (n - 1))
+    bound = variance + NormalDist().inv_cdf(BOUND) * float(error)
+    return Estimate(float(per_image.mean()), n, variance, bound, tuple(runs))
+
+
+def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
+    """95% confidence interval of a configuration's accuracy, for new images and, if sampled, runs.
+
+    Wilson's interval at n divided by the design effect, with Student's quantile (Kish 1965,
+    "Survey sampling"; Kott and Carr 1997, Journal of Official Statistics 13:139). That of a single
+    model is Wilson's.
+    """
+    found = estimate(correct)
+    mean, n = found.mean, found.images
+    variance, df = found.over_both()
+    simple = mean * (1 - mean) / (n - 1)
+    effective = n * simple / variance if variance else float(n)
+    level = 2 * NormalDist().cdf(-float(student.ppf(1 - ALPHA / 2, df)))
+    low, high = proportion_confint(mean * effective, effective, level, method="wilson")
+    return float(low), float(high)
+
+
+def newcombe(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """95% confidence interval of the difference in accuracy of two models, for new images.
+
+    Newcombe 1998, Statistics in Medicine 17:2635, method 10.
+
+    Args:
+        first: Whether the first model classifies each image correctly, shape (n,), bool.
+        second: The same of the second model.
+    """
+    n = len(first)
+    both, neither = int((first & second).sum()), int((~first & ~second).sum())
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    counts = both + only_first, both + only_second
+    (low_1, high_1), (low_2, high_2) = (
+        proportion_confint(count, n, ALPHA, method="wilson") for count in counts
+    )
+    p_1, p_2 = counts[0] / n, counts[1] / n
+    product = float(both * neither - only_first * only_second)
+    if product > 0:
+        product = max(product - n / 2, 0.0)  # continuity correction of the correlation
+    scale = sqrt(counts[0] * (n - counts[0]) * counts[1] * (n - counts[1]))
+    phi = product / scale if scale else 0.0
+
+    def half(one: float, other: float) -> float:
+        return sqrt(max(0.0, one**2 - 2 * phi * one * other + other**2))
+
+    difference = p_1 - p_2
+    return difference - half(p_1 - low_1, high_2 - p_2), difference + half(
+        high_1 - p_1, p_2 - low_2
+    )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What can be said of two groups on one dataset.
+    """What runs show of the difference of two configurations on one dataset.
 
     Attributes:
-        difference: Accuracy of the first less that of the second.
-        words: One of the three, of the first against the second, or of the second where the
-            difference is negative.
-        p: Probability of as large a difference where there is none, after Holm's correction for all
-            pairs on the dataset.
-        how: Which test.
-        seeds: 95 % interval of the difference, for these test images and other seeds.
-        images: The same for these models and other test images.
-        needed: What would show a difference of this size; where seeds are too few, how many are
-            not.
-        pairs: How many the correction is for.
-        single: Whether one of the two is a single run.
+        difference: Accuracy of the first minus that of the second.
+        low: Lower end of its 95% confidence interval.
+        high: Upper end.
+        p: For no difference on new images and runs, after Holm's correction.
+        p_here: For no difference on these images and new runs, after Holm's correction; NaN if the
+            runs of neither are a sample.
+        runs_needed: Of each sampled configuration, to show the difference of interest on as many
+            images; None if no number is enough, or if none is sampled.
+        images_needed: To show it with as many runs; None if no number is enough.
     """
 
     difference: float
-    words: str = NOTHING_SHOWN
-    p: float = float("nan")
-    how: str = ""
-    seeds: tuple[float, float] | None = None
-    images: tuple[float, float] | None = None
-    needed: str = ""
-    pairs: int = 1
-    single: bool = False
+    low: float
+    high: float
+    p: float
+    p_here: float = float("nan")
+    runs_needed: int | None = None
+    images_needed: int | None = None
+
+    @property
+    def better(self) -> bool:
+        """Whether the difference is not 0, at level `ALPHA`."""
+        return self.p < ALPHA
 
 
-def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """95 % interval of a mean, by Student's t.
+def _p(mean: float, variance: float, df: float) -> float:
+    """Two-sided p of Student's t-test of a mean."""
+    if not variance:
+        return float(mean == 0)
+    return float(2 * student.sf(abs(mean) / sqrt(variance), df))
+
+
+def difference_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
+    """95% confidence interval of the difference in accuracy, and p of no difference.
+
+    Both are for new images, and for new runs of a configuration with at least `MIN_RUNS`. Of two
+    single models they are Newcombe's and McNemar's exact p (1947, Psychometrika 12:153).
 
     Args:
-        values: Two or more.
+        first: Shape (runs, n), bool.
+        second: The same on the same images; its runs may be more or fewer.
 
     Returns:
-        Its ends; both the mean where all values are equal.
+        Lower end, upper end, p.
     """
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / sqrt(len(values))
-    half = float(student.ppf(1 - LEVEL / 2, len(values) - 1)) * error
-    return mean - half, mean + half
+    if len(first) == len(second) == 1:
+        (a,), (b,) = first, second
+        only = int((a & ~b).sum()), int((b & ~a).sum())
+        p = mcnemar([[0, only[0]], [only[1], 0]], exact=True).pvalue if any(only) else 1.0
+        return *newcombe(a, b), float(p)
+    found = estimate(first, second)
+    variance, df = found.over_both()
+    half = float(student.ppf(1 - ALPHA / 2, df)) * sqrt(variance)
+    return found.mean - half, found.mean + half, _p(found.mean, variance, df)
 
 
-def quantiles(level: float) -> tuple[float, float]:
-    """Of the normal distribution, for a two-sided test at this level and for `POWER`."""
-    return NormalDist().inv_cdf(1 - level / 2), NormalDist().inv_cdf(POWER)
-
-
-def seeds_needed(differences: Sequence[float] | np.ndarray, level: float = LEVEL) -> int:
-    """Pairs of runs with which a paired t-test would find the mean difference four times in five.
-
-    Guenther 1981, The American Statistician 35:243: the normal approximation and half a squared
-    quantile. (The root finder of statsmodels does not converge where the difference is many
-    standard deviations.)
+def sizes_needed(
+    found: Estimate, interest: float, alpha: float = ALPHA
+) -> tuple[int | None, int | None]:
+    """Runs and test images that would show a difference of interest, each with the other as now.
 
     Args:
-        differences: Of pairs of runs, not all equal, with a mean that is not 0.
-        level: Of the test.
-    """
-    z, z_power = quantiles(level)
-    effect = abs(float(np.mean(differences))) / float(np.std(differences, ddof=1))
-    return max(SEEDS, ceil(((z + z_power) / effect) ** 2 + z**2 / 2))
-
-
-def images_needed(only_first: int, only_second: int, images: int, level: float = LEVEL) -> int:
-    """Test images with which McNemar's test would find this difference four times in five (Connor 1987, eq. 3).
-
-    Args:
-        only_first: Images that only the first model gets wrong.
-        only_second: Images that only the second one gets wrong; another number.
-        images: All test images.
-        level: Of the test.
-    """
-    z, z_power = quantiles(level)
-    disagreement, difference = (
-        (only_first + only_second) / images,
-        abs(only_first - only_second) / images,
-    )
-    return ceil(
-        (z * sqrt(disagreement) + z_power * sqrt(disagreement - difference**2)) ** 2 / difference**2
-    )
-
-
-def wrong(run: Run) -> np.ndarray:
-    """Whether the run gets each test image wrong, shape (n,), bool."""
-    predictions = run.read("data/predictions.npz")
-    mistaken: np.ndarray = (
-        predictions["test_probabilities"].argmax(axis=1) != predictions["test_labels"]
-    )
-    return mistaken
-
-
-def by_images(
-    first: Mapping[int, np.ndarray], second: Mapping[int, np.ndarray], level: float
-) -> Verdict:
-    """McNemar's exact test of two single models on the same test images (McNemar 1947, Psychometrika 12:153).
-
-    The interval is exact too, given how many images only one of them gets wrong.
-
-    Args:
-        first: Whether the first model gets each image wrong, shape (n,), bool, by seed; the same
-            for each.
-        second: The same of the second.
-        level: Of the test, for what is needed.
-    """
-    one, other = (next(iter(by_seed.values())) for by_seed in (first, second))
-    only_first, only_second = int((one & ~other).sum()), int((other & ~one).sum())
-    only_one = only_first + only_second
-    if not only_one:
-        return Verdict(0.0, p=1.0, how="both get the same images wrong")
-    how = f"McNemar, {only_first} and {only_second} images that only one gets wrong"
-    p = float(mcnemar([[0, only_first], [only_second, 0]], exact=True).pvalue)
-    share = binomtest(only_second, only_one).proportion_ci(1 - LEVEL, method="exact")
-    low, high = ((2 * end - 1) * only_one / len(one) for end in (share.low, share.high))
-    needed = ""
-    if only_first != only_second:
-        images = images_needed(only_first, only_second, len(one), level)
-        needed = f"some {float(f'{images:.2g}'):,.0f} images {WOULD}"
-    difference = (only_second - only_first) / len(one)
-    return Verdict(difference, p=p, how=how, images=(low, high), needed=needed)
-
-
-def by_seeds(
-    first: Mapping[int, np.ndarray], second: Mapping[int, np.ndarray], level: float
-) -> Verdict:
-    """A t-test of the differences between runs of the same seed; of their signs, where all are the same.
-
-    Args:
-        first: Whether the first setting gets each image wrong, shape (n,), bool, by seed; `SEEDS`
-            or more in common.
-        second: The same of the second.
-        level: Of the test, for what is needed.
-    """
-    seeds = sorted(first.keys() & second.keys())
-    differences = np.array([second[seed].mean() - first[seed].mean() for seed in seeds])
-    mean = float(differences.mean())
-    of_images = np.mean([second[seed].astype(int) - first[seed] for seed in seeds], axis=0)
-    verdict = Verdict(mean, p=1.0, images=interval(of_images))
-    if np.ptp(differences) < TINY:  # which no t-test can take
-        how = f"signs of {len(seeds)} equal differences"
-        if abs(mean) < TINY:
-            return replace(verdict, how=how)
-        return replace(
-            verdict,
-            p=2.0 ** (1 - len(seeds)),
-            how=how,
-            needed=f"{ceil(1 - log2(level))} such seeds would show it",
-        )
-    p, ends = float(ttest_1samp(differences, 0).pvalue), interval(differences)
-    needed = f"{seeds_needed(differences, level)} seeds {WOULD}" if abs(mean) > TINY else ""
-    return replace(verdict, p=p, how=f"paired t over {len(seeds)} seeds", seeds=ends, needed=needed)
-
-
-def single(group: Sequence[Run]) -> bool:
-    """Whether a group is one model: one run, or several that predict the same to the byte."""
-    return len({run.predictions for run in group}) == 1
-
-
-def common_seeds(first: Sequence[Run], second: Sequence[Run]) -> int:
-    """How many seeds both groups have."""
-    return len({run.seed for run in first} & {run.seed for run in second})
-
-
-def too_few(first: Sequence[Run], second: Sequence[Run]) -> Verdict:
-    """What can be said where less than `SEEDS` are in common: the difference of the mean accuracies."""
-    means = [float(np.mean([run.scores["accuracy"] for run in group])) for group in (first, second)]
-    needed = f"needs {SEEDS} that both have, found {common_seeds(first, second)}"
-    return Verdict(means[0] - means[1], TOO_FEW, needed=needed)
-
-
-def verdicts(groups: Sequence[Sequence[Run]]) -> dict[tuple[int, int], Verdict]:
-    """Compares every two groups on the same dataset.
-
-    Args:
-        groups: Runs that differ in the seed alone.
+        found: Of the difference of two configurations.
+        interest: A difference in accuracy.
+        alpha: Level at which it is to be shown.
 
     Returns:
-        A verdict for each pair, by the indices of the two; nothing between datasets.
+        Runs of each configuration that is sampled, and images; None if no number is enough, or if
+        no configuration is sampled.
     """
-    found: dict[tuple[int, int], Verdict] = {}
-    for dataset in dict.fromkeys(group[0].dataset for group in groups):
-        indices = [i for i, group in enumerate(groups) if group[0].dataset == dataset]
-        pairs = {(i, j): (groups[i], groups[j]) for i, j in combinations(indices, 2)}
-        alone = {pair for pair, both in pairs.items() if all(map(single, both))}
-        tested = [
-            pair for pair, both in pairs.items() if pair in alone or common_seeds(*both) >= SEEDS
-        ]
-        mistaken = {
-            i: {run.seed: wrong(run) for run in groups[i]}
-            for i in {i for pair in tested for i in pair}
-        }
-        found |= {pair: too_few(*both) for pair, both in pairs.items()}  # until it is tested, below
-        if tested:
-            test = {pair: by_images if pair in alone else by_seeds for pair in tested}
-            p = [test[i, j](mistaken[i], mistaken[j], LEVEL).p for i, j in tested]
-            corrected = multipletests(p, LEVEL, method="holm")[1]
-            for (i, j), plain, holm in zip(tested, p, corrected, strict=True):
-                level = LEVEL / sum(other >= plain for other in p)  # of this step of Holm's
-                found[i, j] = replace(
-                    test[i, j](mistaken[i], mistaken[j], level),
-                    words=BETTER if holm < LEVEL else NOTHING_SHOWN,
-                    p=float(holm),
-                    pairs=len(tested),
-                    single=(i, j) in alone and any(len(groups[k]) == 1 for k in (i, j)),
-                )
-    return found
+    runs, images = range(MIN_RUNS, MAX_RUNS + 1), range(2, MAX_IMAGES + 1)
+    more_runs = bisect_left(runs, True, key=lambda n: found.can_show(interest, alpha, runs=n))
+    more_images = bisect_left(images, True, key=lambda n: found.can_show(interest, alpha, images=n))
+    return (
+        runs[more_runs] if found.runs and more_runs < len(runs) else None,
+        images[more_images] if more_images < len(images) else None,
+    )
+
+
+def verdict(
+    first: np.ndarray, second: np.ndarray, interest: float, alpha: float = ALPHA
+) -> Verdict:
+    """Compares two configurations, without correction for other pairs."""
+    found = estimate(first, second)
+    over_runs, df = found.over_runs()
+    return Verdict(
+        found.mean,
+        *difference_interval(first, second),
+        _p(found.mean, over_runs, df) if over_runs else float("nan"),
+        *sizes_needed(found, interest, alpha),
+    )
+
+
+def verdicts(
+    configurations: Sequence[np.ndarray], interest: float
+) -> dict[tuple[int, int], Verdict]:
+    """Compares every two configurations on one dataset.
+
+    p is corrected for all pairs (Holm 1979, Scandinavian Journal of Statistics 6:65). Sample sizes
+    are for the strictest of Holm's levels, `ALPHA` over the number of pairs.
+
+    Args:
+        configurations: Shape (runs, n) each, bool.
+        interest: The smallest difference in accuracy of interest.
+    """
+    pairs = [*combinations(range(len(configurations)), 2)]
+    found = [
+        verdict(configurations[i], configurations[j], interest, ALPHA / len(pairs))
+        for i, j in pairs
+    ]
+    p, p_here = (_holm([getattr(each, name) for each in found]) for name in ("p", "p_here"))
+    corrected = (
+        replace(each, p=one, p_here=other)
+        for each, one, other in zip(found, p, p_here, strict=True)
+    )
+    return dict(zip(pairs, corrected, strict=True))
+
+
+def _holm(p: Sequence[float]) -> np.ndarray:
+    """Holm's adjusted p, NaN where there is none."""
+    adjusted = np.array(p, float)
+    tested = ~np.isnan(adjusted)
+    if tested.any():
+        adjusted[tested] = multipletests(adjusted[tested], ALPHA, method="holm")[1]
+    return adjusted
