@@ -24,8 +24,8 @@ def backward(layers: Sequence[int]) -> int:
     """Floating-point operations of one image's gradients.
 
     Each layer's weights take a product of its inputs and the gradient of its outputs, as large as
-    forward; each layer but the first takes one more for the gradient of its inputs: nobody asks for
-    the gradient of the pixels. For 784, 1000 and 10 units, 1,588,000 + 2 * 1000 * 10 = 1,608,000.
+    forward; each layer except the first takes one more for the gradient of its inputs. The pixels
+    need none. For 784, 1000 and 10 units, 1,588,000 + 2 * 1000 * 10 = 1,608,000.
 
     Args:
         layers: Units of each layer, from the pixels to the classes.
@@ -37,7 +37,7 @@ def backward(layers: Sequence[int]) -> int:
 
 
 def epoch(layers: Sequence[int], images: int, validated: int = 0) -> int:
-    """Floating-point operations of one pass over the training split, and one look at the validation split.
+    """Floating-point operations of an epoch: training split, then validation split.
 
     For 784, 1000 and 10 units and 60,000 images, 60,000 * (1,588,000 + 1,608,000) = 191.76e9;
     10,000 images to validate on add 15.88e9. Adam's update, some 12 operations for each of 795,010

@@ -1,56 +1,73 @@
-"""What a part of the benchmark found, as a table, as JSON, and as a picture."""
+"""Results of a part of the benchmark as a table, as JSON, and as a figure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.runner import Interval
 from stages.lib.results.figures import BLUE, GRAY, INK, ORANGE
 
 
 @dataclass(frozen=True)
 class Check:
-    """A figure to reach, and the one that was measured.
+    """A target and what was measured.
 
-    Args:
+    Attributes:
         what: What is compared.
-        measured: The figure.
+        measured: The measurement with its interval, or an exact number.
         target: The limit.
-        at_least: Whether the limit is the least or the most.
-        unit: What stands behind the figures.
+        at_least: Whether the limit is a minimum; otherwise it is a maximum.
+        unit: Of the numbers.
     """
 
     what: str
-    measured: float
+    measured: Interval | float
     target: float
     at_least: bool = True
     unit: str = " x"
 
     @property
-    def holds(self) -> bool:
-        """Whether the figure is on the right side of the limit."""
-        return self.measured >= self.target if self.at_least else self.measured <= self.target
+    def interval(self) -> Interval:
+        """The measurement; an exact number has no width."""
+        if isinstance(self.measured, Interval):
+            return self.measured
+        return Interval(self.measured, self.measured, self.measured)
+
+    @property
+    def verdict(self) -> str:
+        """`holds` or `missed` if the whole interval is on that side, else `not shown`."""
+        low, high = self.interval.low, self.interval.high
+        if low >= self.target if self.at_least else high <= self.target:
+            return "holds"
+        if high < self.target if self.at_least else low > self.target:
+            return "missed"
+        return "not shown"
 
     def __str__(self) -> str:
-        """One line: the verdict, what, the figure, the limit."""
         limit = f"{'at least' if self.at_least else 'at most'} {self.target:g}{self.unit}"
-        return f"{'holds ' if self.holds else 'MISSED'}  {self.what}: {self.measured:.4g}{self.unit}, {limit}"
+        found = self.interval
+        shown = f"{found.value:.4g}{self.unit}"
+        if found.low < found.high:
+            shown += f" ({found.low:.4g} to {found.high:.4g})"
+        return f"{self.verdict:9}  {self.what}: {shown}, {limit}"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part's results.
+    """Results of one part of the benchmark.
 
-    Args:
-        title: Above its table; above its bars, up to the first colon.
+    Attributes:
+        title: Above its table; up to the first colon, above its bars.
         header: Names of the columns.
-        rows: Cells, a row per contender.
+        rows: Cells, a row per command.
         checks: Its targets.
-        bars: Name and median in `unit` of each bar in the picture; ours first.
+        bars: Name and median in `unit` of each bar in the figure; ours first.
         unit: Of the bars.
-        results: Everything measured, for results.json.
+        results: All measurements, for results.json.
     """
 
     title: str
@@ -63,31 +80,29 @@ class Part:
 
 
 def table(part: Part) -> str:
-    """A part as text: its title, its columns in line, its targets."""
+    """A part as text: its title, aligned columns, and targets."""
     widths = [max(map(len, column)) for column in zip(part.header, *part.rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
         name, *numbers = cells
-        return "  ".join(
-            [
-                name.ljust(widths[0]),
-                *(cell.rjust(w) for cell, w in zip(numbers, widths[1:], strict=True)),
-            ]
-        )
+        aligned = (cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True))
+        return "  ".join([name.ljust(widths[0]), *aligned])
 
     return "\n".join([part.title, line(part.header), *map(line, part.rows), *map(str, part.checks)])
 
 
-def content(part: Part) -> dict[str, Any]:
-    """A part's results, to be written as JSON."""
+def content(part: Part, commit: str, rounds: int) -> dict[str, Any]:
+    """A part's results for JSON, with the commit that was measured."""
     return {
         "title": part.title,
+        "commit": commit,
+        "rounds": rounds,
         "checks": [
             {
                 "what": check.what,
-                "measured": check.measured,
+                **{key: _finite(value) for key, value in vars(check.interval).items()},
                 "target": check.target,
-                "holds": check.holds,
+                "verdict": check.verdict,
             }
             for check in part.checks
         ],
@@ -97,17 +112,16 @@ def content(part: Part) -> dict[str, Any]:
     }
 
 
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if isfinite(value) else None
+
+
 def _bars(axes: Axes, part: Mapping[str, Any]) -> None:
     names, values = [*part["bars"]], [*part["bars"].values()]
     alone = not any(name.startswith("ours") for name in names)
-    colors = [
-        BLUE
-        if alone or name.startswith("ours")
-        else ORANGE
-        if name.startswith("tutorial")
-        else GRAY
-        for name in names
-    ]
+    own = {name: ORANGE if name.startswith("transcription") else GRAY for name in names}
+    colors = [BLUE if alone or name.startswith("ours") else own[name] for name in names]
     bars = axes.barh(range(len(names)), values, color=colors, height=0.64)
     axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=4)
     axes.set_yticks(range(len(names)), names)
@@ -118,15 +132,16 @@ def _bars(axes: Axes, part: Mapping[str, Any]) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def picture(machine: Mapping[str, str], parts: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Bars of every part, as from `content`, one under the other; ours blue, the tutorial orange, others gray."""
+def results_figure(machine: Mapping[str, str], parts: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Bars of every part, as from `content`: ours blue, the transcription orange, others gray."""
     heights = [1.1 + 0.32 * len(part["bars"]) for part in parts.values()]
     figure = Figure((9, sum(heights) + 0.5), layout="constrained")
     all_axes = figure.subplots(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, part in zip(all_axes, parts.values(), strict=True):
         _bars(axes, part)
     figure.supxlabel(
-        f"{machine['CPU']}, cores {machine['cores']} ({machine['vectors']}); medians; lower is better",
+        f"{machine['CPU']}, cores {machine['cores']} ({machine['vectors']}); "
+        "medians; lower is better",
         fontsize=9.5,
         color=INK,
     )

@@ -1,15 +1,16 @@
-"""Runs the benchmark: prints a table for each part, writes results.json and results.png beside this file."""
+"""Run the benchmark: print a table per part, and write results.json and results.png."""
 
 import argparse
 import json
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from benchmarks import report
 from benchmarks.parts import accuracy, fit, overhead, pipeline, scaling
 from benchmarks.settings import Settings
-from benchmarks.workspace import fetch_data
+from benchmarks.workspace import commit, fetch_data, is_current
 from stages.lib.files import write_figure
 from tools.about import about
 
@@ -21,58 +22,75 @@ PARTS = {
     "accuracy": accuracy.measure,
     "pipeline": pipeline.measure,
     "overhead": overhead.measure,
-    "growth": scaling.measure,
+    "scaling": scaling.measure,
 }
 
 
 def peers() -> dict[str, str]:
-    """The versions of PyTorch and JAX, which have an environment of their own."""
-    code = "import json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in ('torch', 'jax')}))"
+    """Versions of PyTorch and JAX, which have an environment of their own."""
+    code = "import json, importlib.metadata as m; "
+    code += "print(json.dumps({n: m.version(n) for n in ('torch', 'jax')}))"
     versions: dict[str, str] = json.loads(subprocess.check_output([PEERS, "-c", code], text=True))
     return versions
 
 
-def main() -> None:
-    """Runs the parts that the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def current_parts(machine: dict[str, str]) -> dict[str, Any]:
+    """Earlier results of the same code on the same machine; others are dropped."""
+    if not RESULTS.exists():
+        return {}
+    stored = json.loads(RESULTS.read_text(encoding="utf-8"))
+    if stored["machine"] != machine:
+        return {}
+    return {
+        name: part
+        for name, part in stored["parts"].items()
+        if "commit" in part and is_current(part["commit"])
+    }
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument(
-        "--rounds", type=int, default=5, help="how often each counts; at most 3 for long ones"
+        "--rounds", type=int, default=10, help="of each part; at most 5 if a round takes minutes"
     )
     parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="one round of little work, to see that all runs; writes nothing",
+        "--quick", action="store_true", help="check that everything runs, and write nothing"
     )
     parser.add_argument(
         "--only",
         choices=PARTS,
         action="append",
-        help="this part, other results stay; may be repeated",
+        help="only this part, current results of others are kept; may be repeated",
     )
     args = parser.parse_args()
+    if args.rounds < 3:
+        parser.error("--rounds: at least 3, for an interval")
+    return args
+
+
+def main() -> None:
+    """Measure the parts that the command line names."""
+    args = parse_arguments()
     rounds = 1 if args.quick else args.rounds
-    described = about() | peers()
-    print(", ".join(f"{name} {value}" for name, value in described.items()))
-    parts = {}
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name).resolve()
+    measured = "" if args.quick else commit()
+    machine = about() | peers()
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    parts = current_parts(machine)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder).resolve()
         fetch_data(scratch / "fetch")
-        for part in args.only or PARTS:
-            print(f"\n{part}", flush=True)
-            parts[part] = PARTS[part](Settings(scratch, PEERS, rounds, args.quick))
-            print("\n" + report.table(parts[part]), flush=True)
+        for name in args.only or PARTS:
+            print(f"\n{name}", flush=True)
+            part = PARTS[name](Settings(scratch, PEERS, rounds, args.quick))
+            print("\n" + report.table(part), flush=True)
+            parts[name] = report.content(part, measured, rounds)
     if args.quick:
         return
-    # Parts that were not measured now stay, if the machine is the same.
-    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if args.only and RESULTS.exists() else {}
-    before = kept["parts"] if kept.get("machine") == described else {}
-    measured = before | {
-        name: report.content(part) | {"rounds": rounds} for name, part in parts.items()
-    }
-    measured = {name: measured[name] for name in PARTS if name in measured}
-    results = json.dumps({"machine": described, "parts": measured}, indent=1)
+    parts = {name: parts[name] for name in PARTS if name in parts}
+    results = json.dumps({"machine": machine, "parts": parts}, indent=1)
     RESULTS.write_text(results + "\n", encoding="utf-8")
-    write_figure(RESULTS.with_suffix(".png"), report.picture(described, measured))
+    write_figure(RESULTS.with_suffix(".png"), report.results_figure(machine, parts))
     print("\nbenchmarks/results.json, benchmarks/results.png")
 
 

@@ -1,4 +1,4 @@
-"""Runs contenders in turn, each as a process of its own, and compares their medians."""
+"""Runs commands in turn, each as a process of its own, and compares their measurements."""
 
 import json
 import subprocess
@@ -6,9 +6,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import exp, inf, sqrt
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
 
 from benchmarks.workspace import environment
 
@@ -16,14 +20,14 @@ MEASURED = Path(__file__).with_name("measured.py")
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A command to time.
+class Command:
+    """A command to measure.
 
-    Args:
-        name: What tables call it.
-        command: The command; `{round}` in it becomes the number of the round, from 0.
+    Attributes:
+        name: As in tables.
+        command: Its words; `{round}` becomes the number of the round, from 0.
         cwd: Where it runs.
-        before: Brings things into the state to start from; told the round; not timed.
+        before: Restores the initial state; gets the number of the round; not measured.
         variables: More environment variables.
     """
 
@@ -37,25 +41,34 @@ class Contender:
 Runs = dict[str, list[dict[str, Any]]]
 
 
-def run(contender: Contender, number: int) -> dict[str, Any]:
-    """Runs a contender once.
+@dataclass(frozen=True)
+class Interval:
+    """A measurement with its 95% confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def run(command: Command, number: int) -> dict[str, Any]:
+    """Runs a command once.
 
     Args:
-        contender: What to run.
+        command: What to run.
         number: The round.
 
     Returns:
-        `wall` (seconds from start to end of the process), `peak` (bytes resident at most), and what
-        a last line of JSON on its standard output says.
+        `wall` (seconds from start to end of the process), `peak` (maximum resident bytes), and the
+        contents of a last line of JSON on stdout.
     """
-    if contender.before:
-        contender.before(number)
-    command = [str(word).replace("{round}", str(number)) for word in contender.command]
+    if command.before:
+        command.before(number)
+    words = [str(word).replace("{round}", str(number)) for word in command.command]
     with tempfile.NamedTemporaryFile("r") as note:
         done = subprocess.run(
-            [sys.executable, "-S", MEASURED, note.name, *command],
-            cwd=contender.cwd,
-            env=environment(**contender.variables),
+            [sys.executable, "-S", MEASURED, note.name, *words],
+            cwd=command.cwd,
+            env=environment(**command.variables),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -63,42 +76,54 @@ def run(contender: Contender, number: int) -> dict[str, Any]:
         )
         if done.returncode:
             raise RuntimeError(
-                f"{contender.name}: {' '.join(command)}: exit code {done.returncode}\n{done.stdout}"
+                f"{command.name}: {' '.join(words)}: exit code {done.returncode}\n{done.stdout}"
             )
         result: dict[str, Any] = json.load(note)
     lines = done.stdout.splitlines()
     return result | (json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {})
 
 
-def in_turn(contenders: Sequence[Contender], rounds: int, *, warm_up: bool = True) -> Runs:
-    """Runs all contenders once for each round, A B C A B C, so that a slow minute of the machine falls on all.
+def in_turn(commands: Sequence[Command], rounds: int, *, warm_up: bool = True) -> Runs:
+    """Runs all commands once per round, A B C A B C: a slow minute of the machine affects all.
 
     Args:
-        contenders: In the order of their turns.
-        rounds: How often each is counted.
+        commands: In the order of their turns.
+        rounds: How often each counts.
         warm_up: Whether a round that does not count comes first.
 
     Returns:
-        Results of each contender by its name, a dictionary per round.
+        Results of each command by its name, a dictionary per round.
     """
-    runs: Runs = {contender.name: [] for contender in contenders}
+    runs: Runs = {command.name: [] for command in commands}
     for number in range(-1 if warm_up else 0, rounds):
-        for contender in contenders:
-            result = run(contender, max(number, 0))
-            print(
-                f"  {'warm-up' if number < 0 else number + 1}  {contender.name}: {result['wall']:.1f} s",
-                flush=True,
-            )
+        for command in commands:
+            result = run(command, max(number, 0))
+            label = "warm-up" if number < 0 else number + 1
+            print(f"  {label}  {command.name}: {result['wall']:.1f} s", flush=True)
             if number >= 0:
-                runs[contender.name].append(result)
+                runs[command.name].append(result)
     return runs
 
 
 def middle(runs: Runs, name: str, key: str = "wall") -> float:
-    """Median of one measurement of a contender over the rounds."""
+    """Median of a measurement over the rounds."""
     return float(median(result[key] for result in runs[name]))
 
 
-def ratio(runs: Runs, other: str, ours: str, key: str = "wall") -> float:
-    """How many times as much the other needs: the ratio of the medians."""
-    return middle(runs, other, key) / middle(runs, ours, key)
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Geometric mean of a positive value per round, with Student's interval of the logarithms.
+
+    With one value the interval is unbounded.
+    """
+    logs = np.log(values)
+    center = float(logs.mean())
+    if len(logs) == 1:
+        return Interval(exp(center), 0.0, inf)
+    half = float(student.ppf(0.975, len(logs) - 1) * logs.std(ddof=1)) / sqrt(len(logs))
+    return Interval(exp(center), exp(center - half), exp(center + half))
+
+
+def ratio(runs: Runs, other: str, ours: str, key: str = "wall") -> Interval:
+    """How many times as much the other command needs, compared within each round."""
+    pairs = zip(runs[other], runs[ours], strict=True)
+    return mean_interval([result[key] / own[key] for result, own in pairs])

@@ -8,12 +8,11 @@ from pathlib import Path
 class Settings:
     """What all parts share.
 
-    Args:
+    Attributes:
         scratch: A temporary folder.
         peers: The Python that has PyTorch and JAX.
-        rounds: How often short contenders run.
-        quick: Whether this is only to see that all runs: few epochs, few images, no figure means
-            anything.
+        rounds: Number of rounds of most parts.
+        quick: Whether to check only that everything runs, with few epochs and images.
     """
 
     scratch: Path
@@ -22,11 +21,11 @@ class Settings:
     quick: bool
 
     @property
-    def fit_rounds(self) -> int:
-        """How often long contenders run."""
-        return min(self.rounds, 3)
+    def long_rounds(self) -> int:
+        """Number of rounds of parts in which a round takes minutes."""
+        return min(self.rounds, 5)
 
     @property
     def epochs(self) -> int:
-        """The tutorial's number of epochs."""
+        """Number of epochs of the tutorial."""
         return 2 if self.quick else 10

@@ -16,6 +16,12 @@ from stages.lib.files import write_arrays, write_chunks, write_json
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "benchmarks" / ".data"
 DATASETS = ("mnist", "fashion_mnist")
+# What the results depend on, except the machine and the versions, which are recorded.
+MEASURED = ("benchmarks/*.py", "stages", "datasets.yaml", "dvc.yaml", "params.yaml")
+SETTINGS = (
+    *("JAX_", "KERAS_", "MKL_", "OMP_", "OPENBLAS_", "PYTORCH_", "TF_"),
+    *("TORCH", "TRITON_", "XLA_"),
+)  # prefixes of environment variables
 ARRAYS = {
     "x_train": "train_images",
     "y_train": "train_labels",
@@ -25,14 +31,41 @@ ARRAYS = {
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment, the project's programs first, without settings that hold a library back."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("OPENBLAS_", "OMP_", "MKL_"))
-    }
+    """This process's environment without settings of the measured libraries.
+
+    Each process pays for its own compilation: caches of compiled code are not shared.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
-    return kept | {"PATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"} | more
+    own = {
+        "PATH": path,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+    }
+    return kept | own | more
+
+
+def commit() -> str:
+    """The commit that is measured.
+
+    Raises:
+        RuntimeError: The working tree has other code.
+    """
+    if _git("status", "--porcelain", "--", *MEASURED):
+        raise RuntimeError("uncommitted changes: commit them first, or pass --quick")
+    return _git("rev-parse", "HEAD")
+
+
+def is_current(measured: str) -> bool:
+    """Whether the code that is measured is as it was at a commit."""
+    command = ["git", "diff", "--quiet", measured, "HEAD", "--", *MEASURED]
+    return not subprocess.run(command, cwd=ROOT, capture_output=True).returncode
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def call(*command: str, cwd: Path) -> None:
@@ -104,7 +137,7 @@ def fetch_data(scratch: Path) -> None:
 
 
 def write_synthetic(raw: Path, train: int, test: int, classes: list[str]) -> None:
-    """Writes images that a perceptron can tell apart, some thousands at a time, so that this process stays small.
+    """Writes images that an MLP can classify, in chunks, so that this process stays small.
 
     Each class is a random pattern under noise; 2 % of the labels are wrong, so that there are
     errors to extract.

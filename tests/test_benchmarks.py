@@ -1,12 +1,16 @@
-"""What the benchmark computes; what it times is no matter of tests."""
+"""What the benchmark computes; its timings are not tested."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from benchmarks import flop, report, runner, workspace
+from benchmarks import flop, report, run, runner, workspace
+from benchmarks.parts import accuracy
 from stages.lib.files import check_arrays
 
 
@@ -22,48 +26,138 @@ def test_softmax_regression_needs_no_gradient_of_its_pixels() -> None:
     assert flop.backward((784, 10)) == flop.forward((784, 10)) == 15_680
 
 
-def test_compares_medians_so_that_one_slow_round_counts_for_nothing() -> None:
-    runs = {"ours": [{"wall": seconds} for seconds in (1.0, 2.0, 99.0)], "other": [{"wall": 5.0}]}
-    assert runner.middle(runs, "ours") == 2.0
-    assert runner.ratio(runs, "other", "ours") == 2.5
+RUNS: runner.Runs = {
+    "ours": [{"wall": s} for s in (1.0, 2.0, 4.0)],
+    "other": [{"wall": s} for s in (3, 6, 12)],
+}
+
+
+def test_ratio_compares_within_rounds_so_that_slow_rounds_cancel() -> None:
+    found = runner.ratio(RUNS, "other", "ours")
+    assert (found.value, found.low, found.high) == pytest.approx((3, 3, 3))
+    assert runner.middle(RUNS, "ours") == 2.0
+
+
+def test_interval_is_students_of_the_logarithms() -> None:
+    values = [1.1, 0.9, 1.3, 1.0]
+    expected = stats.ttest_1samp(np.log(values), 0).confidence_interval(0.95)
+    found = runner.mean_interval(values)
+    assert (found.low, found.high) == pytest.approx((np.exp(expected.low), np.exp(expected.high)))
+    assert found.value == pytest.approx(stats.gmean(values))
+
+
+def test_one_round_has_no_interval() -> None:
+    found = runner.mean_interval([2.0])
+    assert (found.low, found.high) == (0, float("inf"))
+    check = report.Check("fit", found, 1)
+    assert check.verdict == "not shown"
+    part = report.Part("Fit", ["", "s"], [], [check], [], "s")
+    assert report.content(part, "abc", 1)["checks"][0]["high"] is None
 
 
 @pytest.mark.parametrize(
-    ("at_least", "measured", "holds"), [(True, 2.5, True), (True, 2.4, False), (False, 2.6, False)]
+    ("low", "high", "at_least", "verdict"),
+    [
+        (2.5, 2.7, True, "holds"),
+        (2.3, 2.4, True, "missed"),
+        (2.4, 2.6, True, "not shown"),
+        (2.3, 2.5, False, "holds"),
+        (2.6, 2.7, False, "missed"),
+    ],
 )
-def test_a_target_holds_on_its_own_side_of_the_limit(
-    at_least: bool, measured: float, holds: bool
+def test_a_target_holds_or_is_missed_by_the_whole_interval(
+    low: float, high: float, at_least: bool, verdict: str
 ) -> None:
-    check = report.Check("fit", measured, 2.5, at_least=at_least)
-    assert check.holds is holds
-    assert str(check).startswith("holds" if holds else "MISSED")
+    check = report.Check("fit", runner.Interval(2.5, low, high), 2.5, at_least=at_least)
+    assert check.verdict == verdict
+    assert str(check).startswith(verdict)
 
 
-def test_contenders_take_turns_after_a_warm_up_that_does_not_count(tmp_path: Path) -> None:
-    contenders = [
-        runner.Contender(
+def test_an_exact_number_needs_no_interval() -> None:
+    assert str(report.Check("imports", 0, 0, at_least=False, unit="")) == (
+        "holds      imports: 0, at most 0"
+    )
+
+
+def test_a_target_is_reached_at_the_end_of_the_first_epoch_that_is_as_accurate() -> None:
+    result = {"epochs": [2.0, 1.0, 1.0], "accuracies": [0.97, 0.981, 0.98], "seconds": 4.0}
+    assert accuracy.seconds_to(0.98, result) == 3.0
+    assert accuracy.seconds_to(0.99, result) is None
+
+
+def test_time_to_a_target_that_the_other_misses_is_a_lower_bound() -> None:
+    fast = {"epochs": [1.0], "accuracies": [0.99], "seconds": 1.0}
+    slow = {"epochs": [5.0], "accuracies": [0.9], "seconds": 5.0}
+    runs = {"ours": [fast] * 3, "other": [slow] * 3}
+    assert accuracy.time_ratio(runs, "other", "ours", 0.98).value == pytest.approx(5)
+    assert accuracy.time_ratio(runs, "ours", "other", 0.98).low == 0
+
+
+def test_settings_and_caches_of_the_measured_libraries_are_cleared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ["JAX_COMPILATION_CACHE_DIR", "JAX_PLATFORMS", "XLA_FLAGS", "TF_XLA_FLAGS"]
+    names += ["TORCHINDUCTOR_CACHE_DIR", "OMP_NUM_THREADS", "KERAS_BACKEND"]
+    for name in names:
+        monkeypatch.setenv(name, "theirs")
+    monkeypatch.setenv("LANG", "kept")
+    found = workspace.environment(MORE="more")
+    assert "theirs" not in found.values()
+    assert (found["LANG"], found["MORE"]) == ("kept", "more")
+
+
+def test_results_of_other_code_or_of_another_machine_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> str:
+        return subprocess.check_output(["git", *words], cwd=tmp_path, text=True).strip()
+
+    git("init", "-q")
+    git("config", "user.email", "test@example.org")
+    git("config", "user.name", "test")
+    monkeypatch.setattr(workspace, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results.json")
+    commits = []
+    for text in ("old", "new"):
+        (tmp_path / "params.yaml").write_text(text)
+        git("add", ".")
+        git("commit", "-qm", text)
+        commits.append(workspace.commit())
+    (tmp_path / "README.md").write_text("not measured")
+    git("add", ".")
+    git("commit", "-qm", "README")
+    parts = {"fit": {"commit": commits[0]}, "accuracy": {"commit": commits[1]}, "pipeline": {}}
+    run.RESULTS.write_text(json.dumps({"machine": {"CPU": "this"}, "parts": parts}))
+    assert run.current_parts({"CPU": "this"}) == {"accuracy": {"commit": commits[1]}}
+    assert run.current_parts({"CPU": "other"}) == {}
+    (tmp_path / "params.yaml").write_text("edited")
+    with pytest.raises(RuntimeError, match="uncommitted changes"):
+        workspace.commit()
+
+
+def test_commands_take_turns_after_a_warm_up_that_does_not_count(tmp_path: Path) -> None:
+    commands = [
+        runner.Command(
             name,
             ["sh", "-c", f"echo {name}{{round}} >> turns; echo '{{\"seconds\": 1}}'"],
             tmp_path,
         )
         for name in ("a", "b")
     ]
-    runs = runner.in_turn(contenders, 2)
+    runs = runner.in_turn(commands, 2)
     assert (tmp_path / "turns").read_text().split() == ["a0", "b0", "a0", "b0", "a1", "b1"]
     assert [result["seconds"] for result in runs["a"]] == [1, 1]
 
 
-def test_a_contender_that_fails_ends_the_benchmark_with_what_it_said(tmp_path: Path) -> None:
+def test_a_failed_command_ends_the_benchmark_with_its_output(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)broken.*exit code 3.*no such luck"):
-        runner.run(
-            runner.Contender("broken", ["sh", "-c", "echo no such luck; exit 3"], tmp_path), 0
-        )
+        runner.run(runner.Command("broken", ["sh", "-c", "echo no such luck; exit 3"], tmp_path), 0)
 
 
-def test_a_commands_memory_is_its_own_and_not_that_of_whoever_started_it(tmp_path: Path) -> None:
+def test_memory_of_a_command_does_not_include_its_parent(tmp_path: Path) -> None:
     held = np.ones(60_000_000)  # half a gigabyte here
     small, large = (
-        runner.run(runner.Contender("it", [sys.executable, "-S", "-c", code], tmp_path), 0)["peak"]
+        runner.run(runner.Command("it", [sys.executable, "-S", "-c", code], tmp_path), 0)["peak"]
         for code in ("pass", "b = bytearray(200_000_000)")
     )
     assert held.nbytes > 400e6
@@ -71,19 +165,17 @@ def test_a_commands_memory_is_its_own_and_not_that_of_whoever_started_it(tmp_pat
     assert 200e6 < large < 250e6
 
 
-def test_the_picture_shows_every_part_with_its_bars() -> None:
-    part = report.Part(
-        "Fit: so and so", ["", "s"], [["ours", "1"]], [], [("ours", 1.0), ("other", 2.0)], "seconds"
-    )
-    figure = report.picture(
-        {"CPU": "c", "cores": "2", "vectors": "v"}, {"fit": report.content(part)}
-    )
+def test_figure_shows_every_part_with_its_bars() -> None:
+    bars = [("ours", 1.0), ("transcription", 2.0)]
+    part = report.Part("Fit: five ways", ["", "s"], [["ours", "1"]], [], bars, "seconds")
+    machine = {"CPU": "c", "cores": "2", "vectors": "v"}
+    figure = report.results_figure(machine, {"fit": report.content(part, "abc", 3)})
     (axes,) = figure.axes
     assert axes.get_title(loc="left") == "Fit"
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["ours", "other"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ours", "transcription"]
 
 
-def test_synthetic_images_are_such_as_normalize_reads(tmp_path: Path) -> None:
+def test_normalize_can_read_synthetic_images(tmp_path: Path) -> None:
     workspace.write_synthetic(tmp_path / "raw", 30, 10, list("0123456789"))
     names = [f"{split}_{kind}" for split in ("train", "test") for kind in ("images", "labels")]
     check_arrays(tmp_path / "raw/dataset.json", *names)

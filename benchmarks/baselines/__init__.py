@@ -1,1 +1,1 @@
-"""What is timed: each module is a process of its own, and ends with a line of JSON."""
+"""The measured programs: each is a process of its own, and ends with a line of JSON."""
