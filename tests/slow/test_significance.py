@@ -81,6 +81,16 @@ def test_interval_covers_equal_accuracies_and_p_rarely_denies_them(design: Desig
     assert np.mean(denied) <= ALPHA + chance
 
 
+def test_interval_covers_if_one_of_the_two_is_a_single_model() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(SIMULATIONS):
+        first, second = by_image(rng, 5)
+        low, high, _ = difference_interval(first, second[:1])
+        covered += low <= 0 <= high
+    assert 0.93 <= covered / SIMULATIONS <= 0.97
+
+
 def test_images_make_a_t_test_over_runs_deny_equal_accuracies() -> None:
     rng = np.random.default_rng(0)
     pairs = (by_image(rng, 10) for _ in range(200))

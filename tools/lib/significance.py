@@ -145,7 +145,7 @@ def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
     """95% confidence interval of a configuration's accuracy, for new images and, if sampled, runs.
 
     Wilson's interval at n divided by the design effect, with Student's quantile (Kish 1965,
-    "Survey sampling"; Kott and Carr 1997, Journal of Official Statistics 13:139). That of a single
+    "Survey sampling"; Kott and Carr 1997, Journal of Official Statistics 13:367). That of a single
     model is Wilson's.
     """
     found = estimate(correct)
