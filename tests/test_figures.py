@@ -1,7 +1,9 @@
 """Every figure is drawn, says what it has to, and its texts are apart from each other."""
 
+import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +16,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+import vl_convert
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
@@ -636,3 +639,34 @@ def test_a_title_loses_characters_without_a_font(install_font: InstallFont) -> N
 )
 def test_long_names_are_cut_to_the_columns_they_take(name: str, drawn: str) -> None:
     assert figures._short(name, columns=18 if name.isascii() else 15) == drawn
+
+
+def chart_texts(names: Sequence[str]) -> list[str]:
+    """Visible texts of DVC's confusion matrix of one revision with 7,000 images in each cell."""
+    template = (ROOT / ".dvc/plots/confusion_by_label.json").read_text(encoding="utf-8")
+    cells = [
+        {"rev": "HEAD", "label": label, "predicted": predicted, "count": "7000", "share": "0.5"}
+        for label in names
+        for predicted in names
+    ]
+    fields = {"X": "predicted", "Y": "label", "X_LABEL": "predicted", "Y_LABEL": "label"}
+    for anchor, field in fields.items():
+        template = template.replace(f"<DVC_METRIC_{anchor}>", field)
+    chart = json.loads(template.replace('"<DVC_METRIC_DATA>"', json.dumps(cells)))
+    assert chart["$schema"].endswith("/v5.json")
+    drawing = vl_convert.vegalite_to_svg(chart, vl_version="5.14")
+    found = re.findall(r"<text([^>]*)>([^<]*)</text>", drawing)
+    return [text for attributes, text in found if 'opacity="0"' not in attributes]
+
+
+def test_dvc_shows_all_counts_and_names_of_ten_classes() -> None:
+    texts = chart_texts(LONG)
+    assert texts.count("7,000") == 100
+    assert all(texts.count(name) == 2 for name in LONG)
+
+
+def test_dvc_shows_no_counts_and_fewer_names_of_62_classes() -> None:
+    names = [f"class no. {i}" for i in range(62)]
+    texts = chart_texts(names)
+    assert "7,000" not in texts
+    assert 20 < sum(text in names for text in texts) <= 62  # of 124
