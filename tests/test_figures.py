@@ -416,7 +416,7 @@ def test_a_confusion_matrix_shows_every_count_in_its_cell() -> None:
     figure = figures.confusion("C", np.array([[1_000, 20], [3, 0]]), ["a", "b"])
     cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
     assert cells == {(0, 0): "1,000", (1, 0): "20", (0, 1): "3", (1, 1): "0"}
-    assert figure.axes[0].get_xlabel().startswith("predicted\n")
+    assert figure.axes[0].get_xlabel().startswith("prediction\n")
     assert figure.axes[0].get_ylabel() == "label"
 
 
@@ -550,7 +550,10 @@ def test_pairs_has_a_bar_for_each_pair_the_longest_above() -> None:
     assert axes.yaxis_inverted()
     assert [text.get_text() for text in axes.texts] == ["70", "5"]
     first, second = (label.get_text().split() for label in axes.get_yticklabels())
-    assert (first, second) == (["Coat", "taken", "for", "Shirt"], ["Bag", "taken", "for", "Dress"])
+    assert (first, second) == (
+        ["Coat", "predicted", "as", "Shirt"],
+        ["Bag", "predicted", "as", "Dress"],
+    )
 
 
 @pytest.mark.parametrize("confused", [[], [("Coat", "Shirt", 1)]])

@@ -1,4 +1,4 @@
-"""Arrays in, matplotlib figures out, unsaved."""
+"""Figures of images, training and results; the caller saves them."""
 
 import math
 import sys
@@ -21,10 +21,10 @@ MAX_COUNTS = 20  # classes in a confusion matrix whose cells have room for their
 MAX_ROWS = 64  # classes in a column that fits a page
 BLUE, ORANGE, GRAY, INK = "#1f6f9f", "#d9622b", "#b8c0c8", "#22292f"
 
-mpl.rcdefaults()  # a person's own matplotlibrc would change the bytes
+mpl.rcdefaults()  # the user's matplotlibrc would change the bytes
 mpl.rcParams.update(
     {
-        "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
+        "font.family": "DejaVu Sans",  # ships with matplotlib
         "font.size": 10,
         "text.color": INK,
         "axes.labelcolor": INK,
@@ -261,24 +261,19 @@ def errors(
                 parse_math=False,
             )
     if len(images):
-        figure.supxlabel(
-            "blue: the label   orange: the prediction and its probability", fontsize=9.5
-        )
+        figure.supxlabel("blue: label   orange: prediction and its confidence", fontsize=9.5)
     else:
         grid[0].text(0.5, 0.5, "none", ha="center")
     return figure
 
 
 def history(title: str, epochs: pd.DataFrame, held_out: str) -> Figure:
-    """Loss and accuracy over the epochs, of the training split and of the other.
+    """Draw loss (nats) and accuracy by epoch.
 
     Args:
-        title: Above all.
+        title: Title of the figure.
         epochs: Columns epoch, loss, accuracy, val_loss, val_accuracy; a row per epoch.
-        held_out: What the val_ columns were measured on.
-
-    Returns:
-        The figure.
+        held_out: Name of the split that the val_ columns were measured on.
     """
     figure = Figure((9, 3.8), layout="constrained")
     _set_title(figure, title)
@@ -363,9 +358,7 @@ def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
     elif not few and widest > 1:
         axes.tick_params("x", labelrotation=90)
     axes.set_yticks(ticks, labels, fontsize=size, parse_math=False)
-    note = (
-        "predicted\n\nblue: right    orange: wrong; darker for a larger share of the label's images"
-    )
+    note = "prediction\n\nblue: correct    orange: misclassified    shade: share of label"
     if len(ticks) < len(names):
         note += (
             f"\n{len(ticks)} of {len(names)} classes are labeled, those with the most errors first"
@@ -402,7 +395,7 @@ def classes(title: str, table: pd.DataFrame) -> Figure:
         color=BLUE,
         linewidth=9,
         alpha=0.18,
-        label="recall's 95 % interval",
+        label="95% confidence interval of recall",
     )
     axes.scatter(table["recall"], rows, color=BLUE, s=55, label="recall", zorder=3)
     axes.scatter(
@@ -419,9 +412,7 @@ def classes(title: str, table: pd.DataFrame) -> Figure:
     axes.set_yticks(rows, [_short(name, 24) for name in table["class"]], parse_math=False)
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.set_xlim(right=min(axes.get_xlim()[1], 1.002))
-    axes.set_xlabel(
-        "share of the class's test images (recall), of its predictions (precision); F1 lies between"
-    )
+    axes.set_xlabel("recall, precision and F1 on the test set")
     _set_axes_title(axes, title)
     figure.legend(loc="outside lower center", ncols=4)
     axes.grid(axis="y", visible=False)
@@ -429,19 +420,16 @@ def classes(title: str, table: pd.DataFrame) -> Figure:
 
 
 def calibration(title: str, table: pd.DataFrame) -> Figure:
-    """How often the model is right beside how sure it is, and how many images it is how sure of.
+    """Draw a reliability diagram and a histogram of the confidences.
 
     Args:
-        title: Above all.
-        table: As from `calibration.reliability`.
-
-    Returns:
-        The figure.
+        title: Title of the figure.
+        table: As returned by `calibration.reliability`.
     """
     figure = Figure((9, 4.2), layout="constrained")
     _set_title(figure, title)
     reliability, histogram = figure.subplots(1, 2)
-    reliability.plot([0, 1], [0, 1], color=GRAY, linestyle="--", label="as often as sure")
+    reliability.plot([0, 1], [0, 1], color=GRAY, linestyle="--", label="perfect calibration")
     around = (table["accuracy"] - table["accuracy_low"], table["accuracy_high"] - table["accuracy"])
     reliability.errorbar(
         table["confidence"],
@@ -452,7 +440,7 @@ def calibration(title: str, table: pd.DataFrame) -> Figure:
         markersize=5,
         linewidth=1.5,
         elinewidth=1,
-        label="accuracy, 95 % interval",
+        label="accuracy with 95% confidence interval",
     )
     reliability.set(
         xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal", xlabel="mean confidence", ylabel="accuracy"
@@ -472,15 +460,11 @@ def calibration(title: str, table: pd.DataFrame) -> Figure:
 
 
 def pairs(title: str, confused: Sequence[tuple[str, str, int]]) -> Figure:
-    """The most confused pairs of classes as bars.
+    """Draw the most confused pairs of classes as bars.
 
     Args:
-        title: Above all.
-        confused: Label, class that was predicted instead, number of images; most often confused
-            first.
-
-    Returns:
-        The figure.
+        title: Title of the figure.
+        confused: Label, predicted class and number of images of each pair, most images first.
     """
     figure = Figure((8, 1.2 + 0.36 * max(len(confused), 1)), layout="constrained")
     axes = figure.subplots()
@@ -489,7 +473,7 @@ def pairs(title: str, confused: Sequence[tuple[str, str, int]]) -> Figure:
     axes.bar_label(bars, padding=4)
     axes.set_yticks(
         rows,
-        [f"{_short(label)} taken for {_short(guess)}" for label, guess, _ in confused],
+        [f"{_short(label)} predicted as {_short(guess)}" for label, guess, _ in confused],
         parse_math=False,
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
