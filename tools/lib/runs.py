@@ -3,12 +3,14 @@
 import hashlib
 import io
 import json
+import os
 import shlex
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,7 @@ class Run:
         except (*DAMAGED, DvcException, DataIndexDirError) as error:
             words = " ".join(str(error).split())
             raise StageError(
-                f"{self.name}: cannot read {path} from the DVC cache ({words}); "
+                f"{self.name}: cannot read {path} ({words}); "
                 f"restore it: {'; '.join(restore_commands([self]))}"
             ) from error
 
@@ -108,12 +110,19 @@ def git(*arguments: str) -> str:
 
 
 def open_commit(commit: str) -> DirFileSystem:
-    """The project's files at a commit, from Git and the DVC cache, by their paths in the project.
+    """The files of the project at a commit, by their paths in the project.
 
-    The project may be a subfolder of its Git repository; DVC then treats it as a subrepo.
+    Content comes from Git, the DVC cache or else the DVC remote that is configured now, which may
+    not be that of the commit. The project may be a subfolder of its Git repository, which DVC then
+    treats as a subrepo.
     """
-    files = DVCFileSystem(".", rev=commit, subrepos=True)
-    return DirFileSystem(git("rev-parse", "--show-prefix") or ".", files)
+    with Repo() as repo:
+        folder = os.path.relpath(repo.root_dir, repo.scm.root_dir)
+        remote = repo.config["core"].get("remote")
+        config = {"core": {"remote": remote}, "remote": repo.config["remote"]} if remote else {}
+    factory = partial(Repo, config=config)
+    files = DVCFileSystem(".", rev=commit, subrepos=True, config=config, repo_factory=factory)
+    return DirFileSystem(folder, files)
 
 
 def read_run(name: str, commit: str) -> Run:
@@ -177,40 +186,29 @@ def read_run(name: str, commit: str) -> Run:
 
 
 def restore_commands(runs: Sequence[Run]) -> list[str]:
-    """Commands that bring the predictions of runs back into the DVC cache.
+    """Commands that bring predictions back which neither the DVC cache nor the remote has.
 
-    In order of preference: share the cache of the main Git worktree, download from the DVC remote,
-    or run again.
+    They use the cache of the main Git worktree if that has them, and else run again.
     """
     with Repo() as repo:
-        remote = repo.config["core"].get("remote")
         experiments = {
             commit: (name, base)
             for base, named in repo.experiments.ls(all_commits=True).items()
             for name, commit in named
         }
-    git_remote = git("remote").partition("\n")[0]
     main = Path(git("rev-parse", "--path-format=absolute", "--git-common-dir")).parent
     shared = main / git("rev-parse", "--show-prefix") / ".dvc/cache"
-    commands: list[str] = []
-    pulled = [git_remote]
+    commands = []
     for each in runs:
         commit = each.files.fs.repo.get_rev()
-        name, base = experiments.get(commit, (each.name, ""))
         if (shared / "files/md5" / each.predictions[:2] / each.predictions[2:]).exists():
-            command = shlex.join(["dvc", "cache", "dir", "--local", str(shared)])
-        elif remote and base and git_remote:
-            pulled.append(name)
-            continue
-        elif remote:
-            command = "dvc fetch --all-commits"
-        elif base:
-            command = rerun_command(name, commit, base)
+            commands.append(shlex.join(["dvc", "cache", "dir", "--local", str(shared)]))
+        elif commit in experiments:
+            name, base = experiments[commit]
+            commands.append(rerun_command(name, commit, base))
         else:
-            command = f"git checkout {name} && dvc repro"
-        if command not in commands:
-            commands.append(command)
-    return commands + [shlex.join(["dvc", "exp", "pull", *pulled])] * (len(pulled) > 1)
+            commands.append(f"git checkout {each.name} && dvc repro")
+    return [*dict.fromkeys(commands)]
 
 
 def read_params_of(commit: str) -> dict[str, object]:
@@ -252,10 +250,10 @@ def list_experiments(repo: Repo, *, every: bool) -> dict[str, str]:
 
 
 def has_predictions(each: Run) -> bool:
-    """Whether the DVC cache has the predictions of a run."""
+    """Whether the predictions of a run can be read from the DVC cache or the remote."""
     try:
         each.files.read_bytes(PREDICTIONS)
-    except FileNotFoundError:
+    except (OSError, DvcException):
         return False
     return True
 
@@ -264,7 +262,7 @@ def read_runs(names: Sequence[str], *, every: bool = False) -> list[Run]:
     """Reads runs by name.
 
     An experiment that was not named is skipped, with a message, if it is unfinished or if its
-    predictions are not in the DVC cache.
+    predictions are neither in the DVC cache nor in the remote.
 
     Args:
         names: Experiments, branches, tags, commits; if empty, all experiments on HEAD.
@@ -305,9 +303,13 @@ def read_runs(names: Sequence[str], *, every: bool = False) -> list[Run]:
         (runs if name in names or has_predictions(each) else missing).append(each)
     if missing:
         skipped = ", ".join(each.name for each in missing)
-        commands = (f"    {command}" for command in restore_commands(missing))
-        words = f"skipped, predictions not in the DVC cache: {skipped}\nrestore them:"
-        print(words, *commands, sep="\n", file=sys.stderr)
+        print(
+            f"skipped, predictions neither in the DVC cache nor in a remote: {skipped}",
+            "To restore them:",
+            *(f"    {command}" for command in restore_commands(missing)),
+            sep="\n",
+            file=sys.stderr,
+        )
     if not runs:
         raise StageError(
             f"none of the {len(commits)} experiments can be read; the reasons are above"
