@@ -248,7 +248,7 @@ def test_moved_cache_with_symlinks_is_verified_and_repaired(clone: Clone, tmp_pa
     assert clone.call("python", "-m", "tools.verify") == CLEAN
     flip(WEIGHTS.resolve())
     HISTORY.resolve().unlink()
-    (NORMALIZED / "test_labels.npy").resolve().unlink()
+    (NORMALIZED / "test_images.npy").resolve().unlink()
     faults = repair(clone)
     assert len(faults) == 6  # a link differs with its object
     assert faults[0].startswith(str(tmp_path / "cache/files/md5"))
