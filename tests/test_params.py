@@ -401,7 +401,7 @@ def test_names_the_line_of_a_file_that_is_no_yaml(
 @pytest.mark.parametrize("tag", ["python/object/apply:os.mkdir", "python/object/new:os.mkdir"])
 def test_runs_no_code_that_a_tag_asks_for(params: Callable[[object], Params], tag: str) -> None:
     fault = fault_of(params, TEXT.replace("dataset: mnist", f"dataset: !!{tag} [ran]"))
-    assert re.fullmatch(r"params\.yaml, line 3: expected YAML, found .*tag.*; fix the file", fault)
+    assert re.fullmatch(r"params\.yaml, line 4: expected YAML, found .*tag.*; fix the file", fault)
     assert not Path("ran").exists()
 
 
@@ -699,6 +699,24 @@ def test_refuses_a_size_that_no_idx_file_can_declare(key: str) -> None:
     entry = changed(tiny_entry(), key, [2**32, 1] if key == "image" else 2**32)
     fault = fault_of(lambda one: check(Dataset, one, Path("datasets.yaml"), "tiny"), entry)
     assert fault.endswith("expected less than 4294967296, found 4294967296")
+
+
+def test_finds_an_entry_whose_key_is_a_number(project: Path) -> None:
+    write_yaml(project / "datasets.yaml", {2024: tiny_entry()})
+    assert read_dataset(project / "datasets.yaml", "2024").title == "Tiny"
+
+
+def test_a_number_as_dataset_is_refused_with_advice(params: Callable[[object], Params]) -> None:
+    fault = fault_of(params, TEXT.replace("dataset: mnist", "dataset: 2024"))
+    assert fault == "params.yaml: dataset: expected text, found 2024; put it in quotes"
+
+
+def test_expands_the_home_directory_in_a_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(project))
+    entry = changed(tiny_entry(), "sources.local.folder", "~/tiny")
+    fetch_arrays(check(Dataset, entry, Path("datasets.yaml"), "tiny"), "local")
 
 
 def test_lists_the_data_sets_that_there_are(project: Path) -> None:

@@ -99,13 +99,13 @@ def read_dataset(catalog: Path, name: str) -> Dataset:
     Raises:
         StageError: No such entry; or a fault in it, as in `read_params`.
     """
-    entries = read_yaml(catalog)
-    if not isinstance(entries, dict) or name not in entries:
-        known = (
-            ", ".join(repr(str(key))[1:-1] for key in entries)
-            if isinstance(entries, dict)
-            else "no dataset at all"
-        )
+    content = read_yaml(catalog)
+    # A key such as 2024 is a number in YAML.
+    entries = (
+        {str(key): entry for key, entry in content.items()} if isinstance(content, dict) else {}
+    )
+    if name not in entries:
+        known = ", ".join(repr(key)[1:-1] for key in entries) or "no dataset at all"
         raise StageError(
             f"{PARAMS}: dataset: expected an entry of {catalog} ({known}), found {name!r}"
         )

@@ -54,7 +54,7 @@ def from_folder(source: Source, folder: Path) -> None:
     Raises:
         StageError: This is a temporary experiment, which does not have the folder.
     """
-    own = Path(source.folder or "")
+    own = Path(source.folder or "").expanduser()
     if not own.exists() and EXPERIMENTS in Path.cwd().as_posix():
         raise StageError(
             f"{own} does not exist here: experiments run with --temp or --queue see only files "
