@@ -31,7 +31,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     datasets = read_yaml(clone.path / "datasets.yaml")
     write_yaml(clone.path / "datasets.yaml", datasets | {"mnist": datasets["tiny"]})
     knn = {"components": 4, "neighbors": 3}
-    clone.edit({"dataset": "mnist", "model.kind": "pca_knn", "model.pca_knn": knn, "train.seed": 9})
+    clone.edit({"dataset": "mnist", "model.kind": "pca_knn", "model.pca_knn": knn})
+    clone.edit({"train.seed": 9, "normalize.seed": 9})  # so that the experiment differs
     Clone(folder / "mono", clone.env).call("git", "init", "-q")
     clone.call("dvc", "repro", "--quiet")
     commit(clone, "Run")
@@ -95,14 +96,16 @@ def test_clone_without_data_reads_the_remote(clone: Clone, tmp_path: Path) -> No
 def test_garbage_collected_experiment_is_run_again_without_a_remote(clone: Clone) -> None:
     clone.call("dvc", "gc", "-q", "-w", "-f")
     assert restore(clone) == (
-        f"dvc exp remove {EXPERIMENT} && dvc exp run --temp --name {EXPERIMENT} -S train.seed=0"
+        f"dvc exp remove {EXPERIMENT} && dvc exp run --temp --name {EXPERIMENT} "
+        "-S normalize.seed=0 -S train.seed=0"
     )
     assert clone.changed() == set()
 
 
 def test_temporary_experiment_needs_a_tracked_data_folder(clone: Clone) -> None:
     clone.call("git", "rm", "-rq", "--cached", "tiny")
-    (clone.path / ".gitignore").open("a").write("/tiny\n")
+    ignored = clone.path / ".gitignore"
+    ignored.write_text(ignored.read_text() + "/tiny\n")
     commit(clone, "Untracked")
     run = ["dvc", "exp", "run", "--temp", "-f", "-n", "again"]
     output = clone.call(*run, code=255)
