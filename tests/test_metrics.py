@@ -82,11 +82,12 @@ def test_the_interval_of_8_in_10_is_what_tables_say() -> None:
     assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
 
 
-@pytest.mark.parametrize("correct", range(6))
-def test_the_interval_contains_the_accuracy_and_stays_between_0_and_1(correct: int) -> None:
-    low, high = accuracy_interval(correct, 5)
-    assert -1e-12 <= low <= correct / 5 <= high <= 1 + 1e-12
-    assert low < high
+@pytest.mark.parametrize("count", [*range(1, 40), 10_000])
+def test_the_interval_contains_the_accuracy_and_stays_between_0_and_1(count: int) -> None:
+    for correct in {0, 1, count // 2, count - 1, count}:
+        low, high = accuracy_interval(correct, count)
+        assert 0 <= low <= correct / count <= high <= 1
+        assert low < high
 
 
 def test_cross_entropy_is_the_mean_of_minus_ln_of_the_labels_probability() -> None:

@@ -30,8 +30,8 @@ def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
     share, weight = correct / count, 1 + Z**2 / count
     middle = (share + Z**2 / (2 * count)) / weight
     half = Z * sqrt(share * (1 - share) / count + Z**2 / (4 * count**2)) / weight
-    # Rounding could put the limits of 0 and 1 on the wrong side of the proportion.
-    return min(share, middle - half), max(share, middle + half)
+    # Rounding errors would exclude proportions of 0 and 1, or exceed them.
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
