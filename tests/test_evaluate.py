@@ -256,12 +256,13 @@ def test_the_report_of_a_perfect_model_with_one_test_image_is_complete() -> None
 
 
 def test_columns_of_wide_letters_are_aligned() -> None:
-    names = ["티셔츠/탑", "바지", "ಅಂಗಿ"]
+    names = ["긴팔 티셔츠/탑", "바지", "ಅಂಗಿ"]
     lines = evaluate.first_images(names, np.array([0, 1, 2]), np.array([1, 1, 0]))
-    assert lines[2:] == [
-        "  티셔츠/탑  바지       misclassified",
-        "  바지       바지",
-        f"  ಅಂಗಿ{' ' * (11 - wcwidth.width('ಅಂಗಿ'))}티셔츠/탑  misclassified",
+    assert lines[1:] == [
+        "  label           predicted",
+        "  긴팔 티셔츠/탑  바지            misclassified",
+        "  바지            바지",
+        f"  ಅಂಗಿ{' ' * (16 - wcwidth.width('ಅಂಗಿ'))}긴팔 티셔츠/탑  misclassified",
     ]
 
 
