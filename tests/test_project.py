@@ -13,12 +13,6 @@ import pytest
 from tests.conftest import ROOT, Clone, clone_env, copy_files
 
 COMMANDS = {"mypy", "pytest-xdist", "ruff", "uv"}  # dev dependencies that nothing imports
-PENDING = {
-    "fsspec",
-    "onnx",
-    "onnxruntime",
-    "protobuf",
-}  # declared before the code that imports them
 
 
 def packages(requirements: Iterable[str]) -> set[str]:
@@ -68,7 +62,7 @@ def test_declared_dependencies_are_the_packages_imported() -> None:
     stubs = {name for name in dev if name.startswith("types-") or name.endswith("-stubs")}
     assert dependency_faults(imported_packages("stages", "tools"), set(), core) == []
     pipeline = imported_packages("stages", "tools", "benchmarks")
-    assert dependency_faults(pipeline, (core | bench) - PENDING) == []
+    assert dependency_faults(pipeline, core | bench) == []
     assert dependency_faults(imported_packages("tests"), dev - stubs - COMMANDS, core) == []
 
 
