@@ -102,6 +102,7 @@ def test_garbage_collected_experiment_is_run_again_without_a_remote(clone: Clone
     assert clone.changed() == set()
 
 
+@pytest.mark.slow
 def test_temporary_experiment_needs_a_tracked_data_folder(clone: Clone) -> None:
     clone.call("git", "rm", "-rq", "--cached", "tiny")
     ignored = clone.path / ".gitignore"
