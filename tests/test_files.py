@@ -311,7 +311,7 @@ def test_another_array_is_refused(tmp_path: Path, array: np.ndarray, fault: str)
     np.save(tmp_path / "images.npy", array)
     with pytest.raises(
         StageError,
-        match=rf"^\S*/images.npy: expected .*{fault}.*; dvc repro --force makes all anew$",
+        match=rf"^\S*/images.npy: expected .*{fault}.*; regenerate the outputs with dvc repro --force$",
     ):
         check_arrays(path, "labels", "images")
 
@@ -347,7 +347,7 @@ def test_a_record_that_is_damaged_or_lacks_an_array_is_refused(
 ) -> None:
     path = record(tmp_path)
     path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(StageError, match=r"expected .* found.*; dvc repro --force"):
+    with pytest.raises(StageError, match=r"expected .* found.*; regenerate the outputs"):
         check_arrays(path, "images")
 
 
@@ -387,9 +387,12 @@ def test_predictions_come_back_as_they_were_written(tmp_path: Path) -> None:
         ({"test_probabilities": np.full((4, 3), 1 / 3)}, "expected dtypes and shape"),
         ({"test_probabilities": np.full((4, 2), 1 / 2, np.float32)}, "expected dtypes and shape"),
         ({"test_probabilities": np.full((3, 3), 1 / 3, np.float32)}, "expected dtypes and shape"),
-        ({"test_probabilities": np.full((4, 3), np.nan, np.float32)}, "add up to 1, found others"),
+        ({"test_probabilities": np.full((4, 3), np.nan, np.float32)}, "sum to 1, found others"),
         ({"validation_labels": LABELS}, "validation: expected dtypes and shape"),
-        ({"test_labels": np.array([{}] * 4)}, "expected a whole npz, found: Object arrays"),
+        (
+            {"test_labels": np.array([{}] * 4)},
+            "expected an undamaged npz file, found: Object arrays",
+        ),
     ],
 )
 def test_predictions_of_another_kind_are_refused(
@@ -397,7 +400,7 @@ def test_predictions_of_another_kind_are_refused(
 ) -> None:
     np.savez(tmp_path / "p.npz", allow_pickle=True, **predictions(**changed))
     with pytest.raises(
-        StageError, match=rf"^\S*p.npz: .*{fault}.*; dvc repro --force makes all anew$"
+        StageError, match=rf"^\S*p.npz: .*{fault}.*; regenerate the outputs with dvc repro --force$"
     ):
         read_predictions(tmp_path / "p.npz", DATASET)
 

@@ -136,7 +136,7 @@ def test_arrays_that_were_not_written_by_their_stage_are_refused_and_nothing_is_
     content[200] ^= 1
     (predicted / path).write_bytes(content)
     with pytest.raises(
-        StageError, match=rf"^{path}: expected .*; dvc repro --force makes all anew$"
+        StageError, match=rf"^{path}: expected .*; regenerate the outputs with dvc repro --force$"
     ):
         plot.main()
     assert not (predicted / "reports/figures").exists()

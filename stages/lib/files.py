@@ -1,8 +1,9 @@
-"""Arrays, JSON and CSV on disk, each whole or absent, and what was written known again when it is read."""
+"""Read and write arrays, JSON, CSV and PNG. Writes are atomic, and reads detect damage."""
 
 import hashlib
 import io
 import json
+import lzma
 import shutil
 import struct
 import tokenize
@@ -22,20 +23,24 @@ if TYPE_CHECKING:  # most stages draw nothing, and write no tables
     import pandas as pd
     from matplotlib.figure import Figure
 
-# What NumPy and zipfile raise on bytes that are not what they should be.
+# Raised by gzip, zipfile and NumPy's parser of headers on damaged files.
 DAMAGED = (
     OSError,
     EOFError,
     ValueError,
+    TypeError,
     KeyError,
+    OverflowError,
+    MemoryError,
     RuntimeError,
     SyntaxError,
     struct.error,
     tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
+    lzma.LZMAError,
 )
-AGAIN = "dvc repro --force makes all anew"
+REPAIR = "regenerate the outputs with dvc repro --force"
 
 
 def _remove(path: Path) -> None:
@@ -47,13 +52,14 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Lends a temporary name beside `path`; what stands there takes the place of `path` if the block succeeds.
+    """Write a file or folder atomically.
 
     Args:
-        path: The final name of a file or a folder.
+        path: The file or folder.
 
     Yields:
-        A name in the same folder, free, with the same suffixes.
+        An unused path in the same folder with the same suffixes. It is renamed to `path` if the
+        block succeeds, and removed if not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (path.with_name(f".{word}-{path.name}") for word in ("partial", "old"))
@@ -61,11 +67,11 @@ def replacing(path: Path) -> Iterator[Path]:
     _remove(old)
     try:
         yield partial
-        if path.is_dir() and partial.exists():  # a folder can only be renamed to a free name
+        if path.is_dir() and partial.exists():  # only files can be replaced by renaming
             path.replace(old)
         partial.replace(path)
     except OSError as error:
-        if error.errno and not error.filename:  # a write does not say where
+        if error.errno and not error.filename:  # the error of a write names no file
             error.filename = str(path)
         raise
     finally:
@@ -74,31 +80,32 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Maps a `.npy` file into memory, read-only: what is not looked at is not read."""
+    """Map a `.npy` file into memory, read-only; only accessed parts are read."""
     array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     return array
 
 
 def read_chunks(path: Path, rows: int = 4096) -> Iterator[np.ndarray]:
-    """Yields a `.npy` file's rows in order, some at a time, so that memory does not grow with the file."""
+    """Yield the rows of a `.npy` file in chunks of constant size."""
     for start in range(0, len(read_array(path)), rows):
-        # Mapped anew each time: a map that stays keeps every page that was read.
+        # A new map for each chunk, because a map keeps the pages read so far in memory.
         yield np.array(read_array(path)[start : start + rows])
 
 
 def write_chunks(
     path: Path, shape: tuple[int, ...], dtype: DTypeLike, chunks: Iterable[np.ndarray]
 ) -> dict[str, object]:
-    """Writes a `.npy` file some rows at a time.
+    """Write a `.npy` file in chunks.
 
     Args:
         path: The file.
-        shape: Its shape once all rows are there.
-        dtype: The type of its elements.
+        shape: The shape of the whole array.
+        dtype: Any dtype except object.
         chunks: The rows in order, shapes (any, *shape[1:]).
 
     Returns:
-        What `check_arrays` knows it by: dtype, shape, and the SHA-256 of its elements in C order.
+        The record that `check_arrays` compares: dtype, shape, and the SHA-256 of the elements in
+        C order.
     """
     if np.dtype(dtype).hasobject:
         raise ValueError(f"{path}: expected numbers, found Python objects")
@@ -118,7 +125,7 @@ def write_chunks(
 
 
 def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, object]:
-    """Writes each array as `<folder>/<name>.npy`; any shape, any dtype but object; returns what each is known by."""
+    """Write each array as `<folder>/<name>.npy` and return the records of `write_chunks`."""
     return {
         name: write_chunks(folder / f"{name}.npy", array.shape, array.dtype, [array])
         for name, array in arrays.items()
@@ -126,15 +133,14 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, ob
 
 
 def check_arrays(record: Path, *names: str) -> None:
-    """Refuses `.npy` files that are not what was written; reads them whole, some at a time.
+    """Verify `.npy` files against the records of `write_chunks`.
 
     Args:
-        record: A JSON file beside them, whose `arrays` has for each name what `write_chunks`
-            returned.
-        names: Of the files, without suffix.
+        record: A JSON file in the same folder, whose key `arrays` maps names to records.
+        names: The names of the files, without suffix.
 
     Raises:
-        StageError: dtype, shape or digest is another one.
+        StageError: A dtype, shape or digest differs.
     """
     written = read_json(record).get("arrays")
     for name in names:
@@ -144,33 +150,31 @@ def check_arrays(record: Path, *names: str) -> None:
                 array = read_array(path)
             except DAMAGED as error:
                 raise StageError(
-                    f"{path}: expected a whole array, found: {error}; {AGAIN}"
+                    f"{path}: expected an undamaged array, found: {error}; {REPAIR}"
                 ) from error
             file.seek(path.stat().st_size - array.nbytes)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         found = {"dtype": array.dtype.str, "shape": [*array.shape], "sha256": digest}
         expected = written.get(name) if isinstance(written, dict) else None
         if found != expected:
-            raise StageError(
-                f"{path}: expected {expected}, as {record} has it, found {found}; {AGAIN}"
-            )
+            raise StageError(f"{path}: expected {expected} as in {record}, found {found}; {REPAIR}")
 
 
 def read_predictions(path: Path, dataset: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Reads what the stage predict writes.
+    """Read and check the output of the stage predict.
 
     Args:
-        path: The npz.
-        dataset: What fetch wrote into dataset.json.
+        path: The npz file.
+        dataset: The content of dataset.json.
 
     Returns:
-        parameters (), multiply_adds () of one image, and for validation and test `<split>_labels`
-        (n,), uint8, in [0, classes), and `<split>_probabilities` (n, classes), float32, rows add up
-        to 1.
+        parameters () and multiply_adds () per image, and for validation and test
+        `<split>_labels`, uint8 in [0, classes), (n,), and `<split>_probabilities`, float32 with
+        rows that sum to 1, (n, classes).
 
     Raises:
-        StageError: It is damaged, or an array is missing, or of another dtype, shape or range, or
-            other images'.
+        StageError: The file is damaged, belongs to other images, or lacks an array of the right
+            dtype, shape and range.
     """
     classes = len(dataset["classes"])
     content = path.read_bytes()
@@ -183,30 +187,28 @@ def read_predictions(path: Path, dataset: Mapping[str, Any]) -> dict[str, np.nda
             found = (labels.dtype.str, probabilities.dtype.str, probabilities.shape)
             if found != (expected := ("|u1", "<f4", (len(labels), classes))):
                 raise StageError(
-                    f"{path}: {split}: expected dtypes and shape {expected}, found {found}; {AGAIN}"
+                    f"{path}: {split}: expected dtypes and shape {expected}, found {found}; {REPAIR}"
                 )
-            if (
-                not (np.abs(probabilities.sum(axis=1) - 1) < 1e-3).all()
-                or (labels >= classes).any()
-            ):
+            normalized = (np.abs(probabilities.sum(axis=1) - 1) < 1e-3).all()
+            if not normalized or (labels >= classes).any():
                 raise StageError(
                     f"{path}: {split}: expected labels below {classes}, and rows of probabilities "
-                    f"that add up to 1, found others; {AGAIN}"
+                    f"that sum to 1, found others; {REPAIR}"
                 )
-        if (
-            hashlib.sha256(arrays["test_labels"].tobytes()).hexdigest()
-            != dataset["arrays"]["test_labels"]["sha256"]
-        ):
+        digest = hashlib.sha256(arrays["test_labels"].tobytes()).hexdigest()
+        if digest != dataset["arrays"]["test_labels"]["sha256"]:
             raise StageError(
-                f"{path}: expected the test labels of {dataset['title']}, found others; {AGAIN}"
+                f"{path}: expected the test labels of {dataset['title']}, found others; {REPAIR}"
             )
     except DAMAGED as error:
-        raise StageError(f"{path}: expected a whole npz, found: {error}; {AGAIN}") from error
+        raise StageError(
+            f"{path}: expected an undamaged npz file, found: {error}; {REPAIR}"
+        ) from error
     return arrays
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Writes a mapping as JSON, one key per line in the order given."""
+    """Write a mapping as JSON, one key per line, in its order."""
     with replacing(path) as partial:
         partial.write_text(
             json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -214,23 +216,23 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object."""
+    """Read a JSON object."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise StageError(f"{path}: expected JSON, found: {error}; {AGAIN}") from error
+        raise StageError(f"{path}: expected JSON, found: {error}; {REPAIR}") from error
     if not isinstance(content, dict):
-        raise StageError(f"{path}: expected a JSON object, found {str(content)[:40]!r}; {AGAIN}")
+        raise StageError(f"{path}: expected a JSON object, found {str(content)[:40]!r}; {REPAIR}")
     return content
 
 
 def write_csv(path: Path, table: "pd.DataFrame") -> None:
-    """Writes a table with a header and no index; floats with six decimals, lines end in a line feed."""
+    """Write a table without its index, with six decimals and LF line endings."""
     with replacing(path) as partial:
         table.to_csv(partial, index=False, float_format="%.6f", lineterminator="\n")
 
 
 def write_figure(path: Path, figure: "Figure") -> None:
-    """Writes a figure as PNG, without date or version in it."""
+    """Write a figure as PNG without date and version."""
     with replacing(path) as partial:
         figure.savefig(partial, metadata={"Software": None})

@@ -2,34 +2,16 @@
 
 import gzip
 import io
-import lzma
 import math
-import tokenize
 import zipfile
-import zlib
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import pandas as pd
 
+from stages.lib.files import DAMAGED
 from stages.lib.stage import StageError
-
-# What gzip, zipfile and NumPy's header parser raise on bytes that are not what they should be.
-DAMAGED = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    SyntaxError,
-    RuntimeError,
-    tokenize.TokenError,
-    zlib.error,
-    lzma.LZMAError,
-    zipfile.BadZipFile,
-)
 
 
 def _read_at_most(file: IO[bytes] | gzip.GzipFile, size: int, name: str) -> bytes:
