@@ -11,6 +11,7 @@ from stages.lib.files import (
     check_arrays,
     read_array,
     read_chunks,
+    read_json,
     replacing,
     write_arrays,
     write_chunks,
@@ -47,6 +48,37 @@ def quotas(counts: np.ndarray, validation: int) -> np.ndarray:
         order = np.argsort(-remainders, kind="stable")[:missing]
         shares[order] += shares[order] < (counts - kept)[order]
     return shares
+
+
+def validation_size(asked: float | str, count: int, published: int) -> int:
+    """Determine the size of the validation split.
+
+    Args:
+        asked: `normalize.validation` of params.yaml: a number of images, a share of them below 1,
+            or the split that the dataset publishes.
+        count: Published training images, those of a published validation split included.
+        published: Images of the published validation split, 0 if there is none.
+
+    Returns:
+        Number of training images to hold out.
+
+    Raises:
+        StageError: The dataset publishes no validation split, or no image would be left.
+    """
+    if isinstance(asked, str):
+        size = published
+        if not published:
+            raise StageError(
+                "params.yaml: normalize.validation: the dataset has no published validation split; "
+                "set a number of images, or a share such as 0.1"
+            )
+    else:
+        size = round(asked * count) if 0 < asked < 1 else int(asked)
+    if size >= count:
+        raise StageError(
+            f"params.yaml: normalize.validation: expected fewer than {count:,} images, found {size:,}"
+        )
+    return size
 
 
 def choose_held_out(labels: np.ndarray, validation: int, seed: int) -> np.ndarray:
@@ -200,12 +232,12 @@ def main() -> None:
     record = RAW / "dataset.json"
     check_arrays(record, "train_images", "train_labels", "test_images", "test_labels")
     labels, test_labels = (np.load(RAW / f"{split}_labels.npy") for split in ("train", "test"))
-    if params.validation >= len(labels):
-        raise StageError(
-            f"params.yaml: normalize.validation: expected fewer than {len(labels):,}, "
-            f"found {params.validation}"
-        )
-    chosen = choose_held_out(labels, params.validation, params.seed)
+    published = read_json(record).get("validation", 0)
+    size = validation_size(params.validation, len(labels), published)
+    if params.validation == "published":  # fetch puts these images last
+        chosen = np.arange(len(labels) - size, len(labels))
+    else:
+        chosen = choose_held_out(labels, size, params.seed)
     held = np.zeros(len(labels), bool)
     held[chosen] = True
     every = np.ones(len(test_labels), bool)

@@ -217,10 +217,51 @@ def test_holding_out_every_image_is_refused_by_name_and_writes_nothing(
     edit("normalize.validation", 90)
     fetch.main()
     with pytest.raises(
-        StageError, match=r"^params.yaml: normalize.validation: expected fewer than 90, found 90"
+        StageError,
+        match=r"^params.yaml: normalize.validation: expected fewer than 90 images, found 90",
     ):
         normalize.main()
     assert [path.name for path in (project / "data").iterdir()] == ["raw"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "published", "size"),
+    [(0, 0, 0), (18, 7, 18), (0.1, 7, 9), (0.001, 0, 0), ("published", 7, 7)],
+)
+def test_a_number_a_share_or_the_published_split_validates(
+    asked: float | str, published: int, size: int
+) -> None:
+    assert normalize.validation_size(asked, 90, published) == size
+
+
+@pytest.mark.parametrize(
+    ("asked", "published", "reason"),
+    [
+        (90, 0, "expected fewer than 90 images, found 90"),
+        (0.999, 0, "expected fewer than 90 images, found 90"),
+        ("published", 0, "the dataset has no published validation split; set a number"),
+    ],
+)
+def test_a_validation_split_that_cannot_be_is_refused(
+    asked: float | str, published: int, reason: str
+) -> None:
+    with pytest.raises(StageError, match=rf"^params.yaml: normalize.validation: {reason}"):
+        normalize.validation_size(asked, 90, published)
+
+
+def test_a_published_validation_split_is_the_last_training_images(
+    project: Path, edit: Edit
+) -> None:
+    edit("normalize.validation", "published")
+    fetch.main()
+    record = Path("data/raw/dataset.json")
+    write_json(record, read_json(record) | {"validation": 20})
+    normalize.main()
+    found = splits(project)
+    np.testing.assert_array_equal(found["held_out"], np.arange(70, 90))
+    labels = tiny_arrays()["train_labels"]
+    np.testing.assert_array_equal(found["validation_labels"], labels[70:])
+    np.testing.assert_array_equal(found["train_labels"], labels[:70])
 
 
 def test_a_second_run_writes_the_same_bytes(project: Path) -> None:
@@ -241,7 +282,7 @@ def test_raw_arrays_that_fetch_did_not_write_are_refused_and_nothing_is_written(
     fetch.main()
     np.save(project / f"data/raw/{name}.npy", 1 - tiny_arrays()[name])
     with pytest.raises(
-        StageError, match=rf"^data/raw/{name}.npy: expected .*, as data/raw/dataset.json has it"
+        StageError, match=rf"^data/raw/{name}.npy: expected .* as in data/raw/dataset.json"
     ):
         normalize.main()
     assert [path.name for path in (project / "data").iterdir()] == ["raw"]

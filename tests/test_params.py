@@ -31,7 +31,7 @@ COUNT = ([1, 100], [0, 101])
 RANGES: dict[
     str, tuple[list[Any], list[Any]]
 ] = {  # accepted, refused: the last values inside and the first outside
-    "normalize.validation": ([0, 10**6], [-1]),
+    "normalize.validation": ([0, 10**6, 0.001, 0.999], [-1, 0.0, 1.0]),
     "normalize.seed": SEED,
     "model.mlp.hidden": ([[], [1], [1, 100_000]], [[0], [100_001]]),
     "model.mlp.dropout": ([0, 0.0, 0.999], [-0.001, 1]),
@@ -211,7 +211,8 @@ def test_refuses_a_number_out_of_its_range(
     fault = fault_of(params, changed(SHIPPED, key, value))
     place, found = (f"{key}.0", value[0]) if isinstance(value, list) else (key, value)
     assert re.fullmatch(
-        rf"params\.yaml: {place}: expected (greater|less|a finite).*, found {found}", fault
+        rf"params\.yaml: {place}: expected (greater|less|a finite|a number of images).*, found {found}",
+        fault,
     ), fault
 
 

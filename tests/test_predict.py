@@ -115,7 +115,7 @@ def test_a_damaged_model_is_refused_and_leaves_no_predictions() -> None:
 @pytest.mark.parametrize("name", ["test_images", "test_labels", "train_images", "train_labels"])
 def test_images_that_fetch_did_not_write_are_refused(name: str) -> None:
     np.save(predict.RAW / f"{name}.npy", 1 - tiny_arrays()[name])
-    expected = rf"^data/raw/{name}.npy: expected .*, as data/raw/dataset.json has it"
+    expected = rf"^data/raw/{name}.npy: expected .* as in data/raw/dataset.json"
     with pytest.raises(StageError, match=expected):
         predict.main()
 

@@ -449,7 +449,7 @@ def test_arrays_that_normalize_did_not_write_are_refused(normalized: Path, name:
     path = Path(f"data/normalized/{name}.npy")
     np.save(path, 1 - np.load(path))
     with pytest.raises(
-        StageError, match=rf"^{path}: expected .*, as data/normalized/scaling.json has it"
+        StageError, match=rf"^{path}: expected .* as in data/normalized/scaling.json"
     ):
         train.main()
     assert not Path("data/model.onnx").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 from yaml import MarkedYAMLError, Node, SafeLoader, ScalarNode, YAMLError
 from yaml.constructor import ConstructorError
 
@@ -29,6 +29,14 @@ def _printable(text: str) -> str:
 Line = Annotated[str, AfterValidator(_printable)]
 
 
+def _held_out(value: object) -> float | str:
+    if type(value) is int and value >= 0:
+        return value
+    if value == "published" or (type(value) is float and 0 < value < 1):
+        return value
+    raise ValueError("a number of images, a share of them below 1, or published")
+
+
 class Section(BaseModel):
     """A section of a YAML file, without missing or unknown keys; values are never converted."""
 
@@ -44,7 +52,7 @@ class FetchParams(Section):
 
 class NormalizeParams(Section):
     method: Literal["min_max", "standardize"]
-    validation: int = Field(ge=0)
+    validation: Annotated[int | float | str, PlainValidator(_held_out)]
     seed: Seed
 
 
