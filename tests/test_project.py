@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Set
@@ -134,3 +135,21 @@ def test_a_folder_without_git_is_refused_before_anything_is_installed(tmp_path: 
     assert folder.call("make", "about").startswith("CPU")
     assert folder.call("dvc", "stage", "list", "--name-only").splitlines()[0] == "fetch"
     assert folder.changed() == set()
+
+
+def test_a_stage_without_the_environment_names_the_python_and_what_it_lacks(tmp_path: Path) -> None:
+    def run(**env: str) -> str:
+        command = ["/bin/sh", str(ROOT / "stages/run.sh"), "fetch"]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (1, "")
+        return done.stderr
+
+    advice = "; run: . .venv/bin/activate (make repro creates it)\n"
+    for name in ("tail", "sh"):
+        (tmp_path / name).symlink_to(f"/usr/bin/{name}")
+    assert run(PATH=str(tmp_path)) == f"fetch: no python on PATH{advice}"
+    bare = Path(sys.base_prefix) / f"bin/python{sys.version_info[0]}.{sys.version_info[1]}"
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {bare} -S "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    line = run(PATH=str(tmp_path))
+    assert line == f"fetch: {bare} has no numpy, psutil, pydantic, yaml{advice}"
