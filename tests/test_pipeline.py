@@ -188,7 +188,7 @@ def stage_faults(tree: Tree) -> list[str]:
     faults += [] if names == STAGES else [f"dvc.yaml: stages in the order {', '.join(names)}"]
     made: set[str] = set()
     for name, entry in tree.dvc["stages"].items():
-        if entry["cmd"] != f"python -m stages.{name}":
+        if entry["cmd"] != f"sh stages/run.sh {name}":
             faults.append(f"{name}: cmd is {entry['cmd']}")
         data = [dep for dep in entry["deps"] if dep.startswith(("data/", "reports/"))]
         faults += [
