@@ -47,7 +47,7 @@ def test_a_stage_that_succeeds_says_only_what_it_printed(tmp_path: Path) -> None
         ),
         (
             "open('flour')",
-            "bake: flour: expected the file, found none; dvc repro makes what is missing",
+            "bake: flour: no such file; dvc repro creates what is missing",
             1,
         ),
         (
@@ -124,7 +124,7 @@ def command(folder: Path, body: str) -> list[str]:
     (folder / "bake.py").write_text(
         "from stages.lib import files, stage\nimport hashlib, time\nfrom pathlib import Path\n"
         "from stages.lib.files import replacing\nfrom stages.lib.sources.packages import run_program\n"
-        f"stage.GRACE, stage.GLANCE = 0.7, 0.1\n{body}\nstage.run(main)\n"
+        f"stage.GRACE, stage.POLL_INTERVAL = 0.7, 0.1\n{body}\nstage.run(main)\n"
     )
     return [sys.executable, str(folder / "bake.py")]
 
@@ -254,15 +254,15 @@ def test_arguments_are_refused_because_a_stage_has_none(project: Path) -> None:
         ),
         (
             "r, w = os.pipe(); os.dup2(w, 1); os.close(r); print('x')",
-            "stdout: expected a reader to the end, found it closed",
+            "stdout: broken pipe",
         ),
         (
             "bytearray(1 << 62)",
-            "memory: expected enough, found: no more; close other programs, or raise the limit (ulimit -v)",
+            "out of memory (allocation failed); close other programs or raise the limit (ulimit -v)",
         ),
         (
             "raise ImportError('lib.so: failed to map segment')",
-            "memory: expected enough, found: lib.so: failed to map segment; close other programs, or raise the limit "
+            "out of memory (lib.so: failed to map segment); close other programs or raise the limit "
             "(ulimit -v)",
         ),
     ],
@@ -289,5 +289,5 @@ def test_a_limit_of_memory_in_which_libraries_would_abort_or_hang_is_refused(
         timeout=30,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (size, size)),
     )
-    line = f"{stage}: memory: expected at least {least} GB, found a limit of {limit}; raise ulimit -v\n"
+    line = f"{stage}: memory: expected at least {least} GB, found a limit of {limit} GB; raise ulimit -v\n"
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", line)
