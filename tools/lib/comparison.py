@@ -356,6 +356,8 @@ def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
     images = first.read("data/raw/test_images.npy")
     dataset = first.read("data/raw/dataset.json")
     names = np.array(dataset["classes"])
+    older = {"levels": (0, 255), "background": 0}  # runs that did not record them
+    style = {name: dataset.get(name, value) for name, value in older.items()}
     drawn = dict(zip(names, drawable(dataset["classes"]), strict=True))
     runs = first, second
     predictions = [each.read(PREDICTIONS) for each in runs]
@@ -377,7 +379,6 @@ def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
         for axes, image in zip_longest(row.subplots(1, 8), only[:8]):
             axes.set_axis_off()
             if image:
-                style = {name: dataset[name] for name in ("levels", "background")}
                 draw_image(axes, images[image["index"]], **style)
                 words = f"no. {image['index']}\nlabel {drawn[image['label']]}\n"
                 words += f"predicted {drawn[image[f'predicted by {each.name}']]}"
