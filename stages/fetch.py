@@ -46,8 +46,8 @@ def main() -> None:
             "arrays": written,
         }
         write_json(folder / "dataset.json", about)
-    counts = (f"{len(arrays[f'{split}_images']):,} {split}" for split in ("train", "test"))
-    print(f"{' and '.join(counts)} images, digests as in {DATASETS}")
+    count, test_count = (len(arrays[f"{split}_images"]) for split in ("train", "test"))
+    print(f"{count:,} training and {test_count:,} test images, digests as in {DATASETS}")
 
 
 if __name__ == "__main__":

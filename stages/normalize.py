@@ -251,8 +251,8 @@ def main() -> None:
             written |= write_split(folder, split, published, kept, *scaling)
         about = {"method": params.method, "offset": scaling[0], "divisor": scaling[1]}
         write_json(folder / "scaling.json", {**about, "duplicates": shared, "arrays": written})
-    counts = (f"{kept.sum():,} {split}" for split, (_, kept) in splits.items())
-    print(f"{', '.join(counts)} images; duplicates across splits: {sum(shared.values()):,}")
+    counts = f"{len(labels) - size:,} training, {size:,} validation and {len(every):,} test images"
+    print(f"{counts}; duplicates across splits: {sum(shared.values()):,}")
 
 
 if __name__ == "__main__":
