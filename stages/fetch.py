@@ -43,6 +43,7 @@ def main() -> None:
             "flip": dataset.flip,
             "levels": [int(images.min()), int(images.max())],
             "background": background(images),
+            "validation": dataset.images.validation or 0,  # the last ones of the training images
             "arrays": written,
         }
         write_json(folder / "dataset.json", about)

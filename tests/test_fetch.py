@@ -1,4 +1,4 @@
-"""The stage fetch, on files of this machine; other sources: test_sources.py."""
+"""The stage fetch, on files of this machine; other sources: test_fetching.py."""
 
 import json
 from collections.abc import Callable
@@ -28,6 +28,7 @@ def test_writes_the_four_arrays_as_published_and_the_names_of_the_classes(projec
         "flip": False,
         "levels": [0, 255],
         "background": background_of_tiny(),
+        "validation": 0,
         "arrays": written,
     }
 
@@ -71,7 +72,7 @@ def test_refuses_a_data_set_that_the_catalog_does_not_have(
     edit("dataset", "mnits")
     with pytest.raises(
         StageError,
-        match=r"dataset: expected an entry of datasets.yaml \(fashion_mnist, mnist, tiny\), found 'mnits'",
+        match=r"dataset: expected an entry of datasets.yaml \(digits, fashion_mnist, mnist, tiny\), found 'mnits'",
     ):
         fetch.main()
     assert not (project / "data").exists()

