@@ -1,0 +1,139 @@
+"""Decoding of PNG, JPEG, BMP, WebP, TIFF and GIF files into uint8 arrays, with Pillow."""
+
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")  # Pillow's others may run programs
+GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+# What Pillow raises on files that are damaged, too large, or of a kind that `decode` refuses.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    SyntaxError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The size in pixels as displayed, the format and Pillow's mode, and whether that is gray."""
+
+    height: int
+    width: int
+    kind: str
+    gray: bool
+
+
+@contextmanager
+def strict() -> Iterator[None]:
+    """Makes Pillow refuse decompression bombs, and keep quiet about corrupt metadata."""
+    with warnings.catch_warnings(action="ignore"):
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _open(file: Path | IO[bytes]) -> Image.Image:
+    image = Image.open(file, formats=FORMATS)
+    if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
+        raise ValueError(f"expected one frame, found an animation of {frames}")
+    return image
+
+
+def read_header(file: Path | IO[bytes]) -> Header:
+    """Reads a file's header without decoding its pixels.
+
+    Raises:
+        UNREADABLE: Not an image of these formats, or with several frames.
+    """
+    with _open(file) as image:
+        width, height = image.size
+        # Pillow applies a TIFF's orientation itself, and decodes a PNG to search for EXIF data.
+        has_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        if has_exif and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
+            width, height = height, width
+        gray = image.mode in GRAY_MODES
+        return Header(height, width, f"{image.format} {image.mode}", gray)
+
+
+def decode(
+    file: Path | IO[bytes], *, gray: bool, background: tuple[int, ...] | None
+) -> np.ndarray | None:
+    """Decodes an image as a viewer displays it: EXIF orientation and palette are applied.
+
+    Args:
+        file: The file.
+        gray: Whether to convert colors to luma (ITU-R BT.601).
+        background: Gray level or RGB on which transparent pixels are composited.
+
+    Returns:
+        Gray levels, shape (height, width), or RGB, shape (height, width, 3), uint8; 16-bit levels
+        are divided by 257. None if pixels are transparent and no background is given.
+
+    Raises:
+        UNREADABLE: As `read_header`; or the pixels are damaged, truncated, or floating-point.
+    """
+    with _open(file) as opened:
+        image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65_535:
+            raise ValueError("expected levels of at most 16 bits, found more")
+        return ((levels + 128) // 257).astype(np.uint8)
+    if image.mode == "F":
+        raise ValueError("expected 8 or 16 bits, found floating-point levels")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if np.asarray(image)[..., 3].min() < 255:
+            if background is None:
+                return None
+            canvas = Image.new("RGBA", image.size, (*np.broadcast_to(background, 3).tolist(), 255))
+            canvas.alpha_composite(image)
+            image = canvas
+    return np.asarray(image.convert("L" if gray else "RGB"))
+
+
+def border(images: np.ndarray) -> np.ndarray:
+    """Returns the outermost pixels of images (n, height, width[, 3]), shape (n, pixels[, 3])."""
+    top, bottom, left, right = images[:, 0], images[:, -1], images[:, 1:-1, 0], images[:, 1:-1, -1]
+    return np.concatenate([top, bottom, left, right], axis=1)
+
+
+def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes an image into a frame, antialiased and with its aspect ratio.
+
+    Args:
+        image: Shape (h, w) or (h, w, 3), uint8.
+        height: Of the frame, in pixels.
+        width: Of the frame, in pixels.
+
+    Returns:
+        Shape (height, width) or (height, width, 3), uint8. The image is in the center; the median
+        of its outermost pixels fills the rest of the frame. The triangle filter never overshoots,
+        so no gray level lies outside the image's own.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    scale = min(height / image.shape[0], width / image.shape[1])
+    rows, columns = (max(1, round(side * scale)) for side in image.shape[:2])
+    resized = Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR)
+    frame = np.empty((height, width, *image.shape[2:]), np.uint8)
+    frame[:] = np.median(border(image[None])[0], axis=0)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    frame[top : top + rows, left : left + columns] = resized
+    return frame
