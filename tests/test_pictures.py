@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.lib.sources.pictures import UNREADABLE, decode, fit, read_header, strict
+from stages.lib.sources.pictures import UNREADABLE, decode, fit, open_image, strict
 
 GRAY = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
 COLOR = np.stack([GRAY, 255 - GRAY, GRAY // 2], axis=2)
@@ -23,8 +23,8 @@ def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> io.BytesIO: 
 
 
 def decoded(file: io.BytesIO, gray: bool = False, background: Any = None) -> np.ndarray:  # noqa: ANN401
-    with strict():
-        image = decode(file, gray=gray, background=background)
+    with strict(), open_image(file) as (_, opened):
+        image = decode(opened, gray=gray, background=background)
     assert image is not None
     assert image.dtype == np.uint8
     return image
@@ -62,7 +62,8 @@ def test_exif_orientations_give_one_array(orientation: int, kind: str) -> None:
     exif[0x0112] = orientation
     options = {"lossless": True} if kind == "WEBP" else {}
     file = saved(stored, kind, exif=exif, **options)
-    header = read_header(file)
+    with open_image(file) as (header, _):
+        pass
     assert (header.height, header.width) == shown.shape
     np.testing.assert_allclose(decoded(file, gray=True), shown, atol=3)
 
@@ -70,7 +71,8 @@ def test_exif_orientations_give_one_array(orientation: int, kind: str) -> None:
 def test_sixteen_bits_are_divided_and_not_clipped() -> None:
     levels = GRAY.astype(np.uint16) * 257
     file = saved(Image.fromarray(levels))
-    assert read_header(file).gray
+    with open_image(file) as (header, _):
+        assert header.gray
     np.testing.assert_array_equal(decoded(file), GRAY)
 
 
@@ -102,7 +104,8 @@ def test_cmyk_becomes_rgb() -> None:
 def test_transparency_waits_for_a_background() -> None:
     pixels = np.dstack([COLOR, np.where(GRAY > 100, 255, 0).astype(np.uint8)])
     file = saved(Image.fromarray(pixels))
-    assert decode(file, gray=False, background=None) is None
+    with open_image(file) as (_, image):
+        assert decode(image, gray=False, background=None) is None
     expected = np.where((GRAY > 100)[..., None], COLOR, [1, 2, 3])
     np.testing.assert_array_equal(decoded(file, background=(1, 2, 3)), expected)
 

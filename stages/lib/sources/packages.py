@@ -39,7 +39,7 @@ NPM_RETRIES = [
 LIBC = ctypes.CDLL(None)  # here, since a new process may not load libraries
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Asks Linux to kill this process when the one that started it dies, even by SIGKILL (prctl(2))."""
     if sys.platform == "linux":
         LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -77,7 +77,7 @@ def run_program(command: list[str], folder: Path, start: Path | None = None) -> 
             stderr=words,
             stdin=subprocess.DEVNULL,
             cwd=start or folder,
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
         try:
             while process.poll() is None:
@@ -180,5 +180,5 @@ def from_debian(source: Source, folder: Path) -> None:
     package = _only(folder, "*.deb")
     with (folder / "package.tar").open("wb") as tar:
         command = ["dpkg-deb", "--fsys-tarfile", str(package)]
-        subprocess.run(command, stdout=tar, check=True, preexec_fn=_end_with_parent)
+        subprocess.run(command, stdout=tar, check=True, preexec_fn=end_with_parent)
     extract(folder / "package.tar", source.files, folder)

@@ -48,36 +48,32 @@ def strict() -> Iterator[None]:
         yield
 
 
-def _open(file: Path | IO[bytes]) -> Image.Image:
-    image = Image.open(file, formats=FORMATS)
-    if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
-        raise ValueError(f"expected one frame, found an animation of {frames}")
-    return image
-
-
-def read_header(file: Path | IO[bytes]) -> Header:
-    """Reads a file's header without decoding its pixels.
+@contextmanager
+def open_image(file: str | Path | IO[bytes]) -> Iterator[tuple[Header, Image.Image]]:
+    """Opens a file and reads its header; its pixels are decoded by `decode`.
 
     Raises:
         UNREADABLE: Not an image of these formats, or with several frames.
     """
-    with _open(file) as image:
+    with Image.open(file, formats=FORMATS) as image:
+        if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
+            raise ValueError(f"expected one frame, found an animation of {frames}")
         width, height = image.size
         # Pillow applies a TIFF's orientation itself, and decodes a PNG to search for EXIF data.
         has_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-        if has_exif and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
+        if has_exif and image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
             width, height = height, width
-        gray = image.mode in GRAY_MODES
-        return Header(height, width, f"{image.format} {image.mode}", gray)
+        kind, gray = f"{image.format} {image.mode}", image.mode in GRAY_MODES
+        yield Header(height, width, kind, gray), image
 
 
 def decode(
-    file: Path | IO[bytes], *, gray: bool, background: tuple[int, ...] | None
+    image: Image.Image, *, gray: bool, background: tuple[int, ...] | None
 ) -> np.ndarray | None:
     """Decodes an image as a viewer displays it: EXIF orientation and palette are applied.
 
     Args:
-        file: The file.
+        image: From `open_image`.
         gray: Whether to convert colors to luma (ITU-R BT.601).
         background: Gray level or RGB on which transparent pixels are composited.
 
@@ -86,10 +82,11 @@ def decode(
         are divided by 257. None if pixels are transparent and no background is given.
 
     Raises:
-        UNREADABLE: As `read_header`; or the pixels are damaged, truncated, or floating-point.
+        UNREADABLE: The pixels are damaged, truncated, or floating-point.
     """
-    with _open(file) as opened:
-        image = ImageOps.exif_transpose(opened)
+    image.load()
+    if image.info:  # metadata; most PNG have none
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
         levels = np.asarray(image).astype(np.int64)
         if levels.min() < 0 or levels.max() > 65_535:
@@ -105,7 +102,8 @@ def decode(
             canvas = Image.new("RGBA", image.size, (*np.broadcast_to(background, 3).tolist(), 255))
             canvas.alpha_composite(image)
             image = canvas
-    return np.asarray(image.convert("L" if gray else "RGB"))
+    mode = "L" if gray else "RGB"
+    return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def border(images: np.ndarray) -> np.ndarray:

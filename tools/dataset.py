@@ -1,0 +1,215 @@
+"""Makes a dataset of your own images: `python -m tools.dataset NAME PATH`.
+
+PATH is a folder with a folder of images for each class (or train and test folders of such), or npz,
+CSV or IDX files, or a zip of any of these.
+"""
+
+from stages.lib.stage import StageError, run  # isort: skip  # first, see there
+
+import argparse
+import difflib
+import hashlib
+import io
+import re
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from stages.lib.files import read_chunks, replacing, write_figure
+from stages.lib.sources.catalog import read_dataset
+from stages.lib.sources.fetching import KERAS_NAMES
+from tools.lib import data_report, imports
+
+DATASETS = Path("datasets.yaml")
+OWN = Path("data/own")
+REPORTS = Path("reports/data")
+SPLITS = ("train", "validation", "test")
+RESERVED = ("true", "false", "null", "yes", "no", "on", "off", "nan", "inf")  # no text in YAML
+
+
+def check(options: imports.Options) -> None:
+    """Refuses what no dataset can have."""
+    name = options.name
+    if not re.fullmatch("[a-z][a-z0-9_-]{0,63}", name, re.I) or name.lower() in RESERVED:
+        raise StageError(f"NAME: expected a letter, then letters, digits, _ or -, found {name!r}")
+    if options.size and not all(1 <= side <= 4096 for side in options.size):
+        raise StageError(f"--size: expected pixels from 1 to 4096, found {options.size}")
+    if not 0 < options.test < 1:
+        raise StageError(f"--test: expected a share between 0 and 1, found {options.test}")
+    if not 0 <= options.seed < 2**32:
+        raise StageError(f"--seed: expected a number from 0 to 2**32 - 1, found {options.seed}")
+
+
+def _write_array(
+    archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], chunks: Iterable[np.ndarray]
+) -> str:
+    """Adds a uint8 array to an npz, a chunk at a time; returns its SHA-256."""
+    digest = hashlib.sha256()
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    # The default time of a ZipInfo is 1980, so equal arrays give equal files.
+    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_1_0(member, header)
+        for chunk in chunks:
+            digest.update(chunk.data)
+            member.write(chunk.data)
+    return digest.hexdigest()
+
+
+def write_npz(path: Path, published: imports.Published, classes: list[str]) -> dict[str, str]:
+    """Writes images and labels of each split under Keras's names; returns SHA-256 by array."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = np.array([numbers[name] for name in published.classes], np.uint8)
+    splits = np.array(published.splits)
+    shape = np.load(published.pixels, mmap_mode="r").shape[1:]
+    digests = {}
+    with zipfile.ZipFile(path, "w") as archive:
+        for split in SPLITS:
+            if not (kept := splits == split).any():
+                continue
+            masks = np.array_split(kept, range(256, len(kept), 256))
+            chunks = read_chunks(published.pixels, 256)
+            images = (chunk[mask] for chunk, mask in zip(chunks, masks, strict=True))
+            key = f"{split}_images"
+            count = int(kept.sum())
+            digests[key] = _write_array(archive, KERAS_NAMES[key], (count, *shape), images)
+            key = f"{split}_labels"
+            digests[key] = _write_array(archive, KERAS_NAMES[key], (count,), [labels[kept]])
+    return digests
+
+
+def _inline(content: Any) -> Any:  # noqa: ANN401  # a list or a mapping
+    """A YAML list or mapping that is written in one line."""
+    node = CommentedSeq(content) if isinstance(content, list) else CommentedMap(content)
+    node.fa.set_flow_style()
+    return node
+
+
+def update_catalog(text: str, name: str, entry: dict[str, Any]) -> str:
+    """Adds an entry to the text of datasets.yaml, or updates it, and keeps all comments.
+
+    Raises:
+        StageError: There is an entry of this name whose images are not from this tool.
+    """
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.preserve_quotes = True
+    catalog = yaml.load(text)
+    if name not in catalog:
+        own = {"own": {"folder": str(OWN), "files": _inline({"npz": f"{name}.npz"})}}
+        catalog[name] = {"title": name, "license": "not stated", **entry, "sources": own}
+        catalog.yaml_set_comment_before_after_key(name, before="\n")
+    elif "own" not in catalog[name]["sources"]:
+        raise StageError(f"{DATASETS}: {name} is not from this tool; choose another NAME")
+    else:
+        changed = {key: value for key, value in entry.items() if catalog[name].get(key) != value}
+        catalog[name].update(changed)
+    written = io.StringIO()
+    yaml.dump(catalog, written)
+    return written.getvalue()
+
+
+def make_entry(
+    published: imports.Published, classes: list[str], digests: dict[str, str]
+) -> dict[str, Any]:
+    """What the images decide about their entry of datasets.yaml."""
+    counts = Counter(published.splits)
+    image = np.load(published.pixels, mmap_mode="r").shape[1:]
+    return {
+        "classes": _inline(classes),
+        "image": _inline([*image]),
+        "images": _inline({split: counts[split] for split in SPLITS if counts[split]}),
+        "sha256": digests,
+    }
+
+
+def track(path: Path) -> None:
+    """Runs `dvc add`."""
+    command = [sys.executable, "-m", "dvc", "add", "--quiet", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = " ".join(done.stderr.split())
+        raise StageError(f"{path} is written, but `dvc add` failed: {reason}")
+
+
+def print_next(name: str, npz: Path, before: str) -> None:
+    """Prints what changed in datasets.yaml, and the commands that follow."""
+    lines = DATASETS.read_text(encoding="utf-8").splitlines()
+    changed = [*difflib.unified_diff(before.splitlines(), lines, n=0, lineterm="")][3:]
+    print(f"{npz}: {npz.stat().st_size:,} bytes, tracked by DVC")
+    print(f"{DATASETS}: {'changed:' if changed else 'unchanged'}", *changed, sep="\n")
+    print(
+        "\nTrain on it:",
+        f"    dvc exp run -n {name} -S dataset={name}",
+        "Queued and temporary experiments see only what Git tracks; before the first one:",
+        f"    git add {DATASETS} {npz}.dvc",
+        sep="\n",
+    )
+
+
+def make(path: Path, options: imports.Options, chosen: dict[str, Any]) -> str:
+    """Reads images, writes `data/own/NAME.npz`, the entry, and the report in `reports/data`.
+
+    Args:
+        path: The images.
+        options: How to read them.
+        chosen: Keys of the entry that the images do not decide.
+
+    Returns:
+        The report.
+    """
+    check(options)
+    name = options.name
+    OWN.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".partial-", dir=OWN) as scratch:
+        published = imports.read(path, Path(scratch), options)
+        prints = imports.fingerprints(published.pixels, options.seed)
+        imports.split(published, prints, options.test)
+        classes = imports.check_classes(published)
+        with replacing(DATASETS) as catalog, replacing(OWN / f"{name}.npz") as npz:
+            entry = chosen | make_entry(published, classes, write_npz(npz, published, classes))
+            text = update_catalog(DATASETS.read_text(encoding="utf-8"), name, entry)
+            catalog.write_text(text, encoding="utf-8")
+            read_dataset(catalog, name)
+        report = data_report.report(name, published, classes, prints)
+        figure = data_report.samples(name, published, classes)
+    write_figure(REPORTS / f"{name}.png", figure)
+    with replacing(REPORTS / f"{name}.md") as file:
+        file.write_text(report, encoding="utf-8")
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("name", metavar="NAME", help="of the dataset: an entry of datasets.yaml")
+    add("path", metavar="PATH", type=Path, help="folder, zip, npz or CSV")
+    add("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="default: the median")
+    add("--gray", action="store_true", help="convert colors to gray")
+    add("--test", type=float, default=0.2, help="share for testing if PATH has no test split")
+    add("--seed", type=int, default=0, help="of the choice of test images")
+    add("--title", help="name in figures; default: NAME")
+    add("--flip", action="store_true", default=None, help="flipped images show the same class")
+    add("--transposed", action="store_true", help="rows and columns are swapped, as in EMNIST")
+    args = parser.parse_args()
+    size = tuple(args.size) if args.size else None
+    options = imports.Options(args.name, size, args.gray, args.test, args.seed, args.transposed)
+    given = {"title": args.title, "flip": args.flip}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    before = DATASETS.read_text(encoding="utf-8")
+    print(make(args.path, options, chosen))
+    npz = OWN / f"{args.name}.npz"
+    track(npz)
+    print_next(args.name, npz, before)
+
+
+if __name__ == "__main__":
+    run(main)
