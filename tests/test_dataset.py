@@ -483,6 +483,13 @@ def test_an_import_that_ends_early_leaves_nothing(
     assert not list(Path("data/own").iterdir())
 
 
+def test_an_import_removes_what_a_killed_one_left() -> None:
+    folders()
+    (Path("data/own/.partial-mine.x1")).mkdir(parents=True)
+    make()
+    assert [path.name for path in Path("data/own").iterdir()] == ["mine.npz"]
+
+
 def test_the_report_names_what_is_odd() -> None:
     images = NOISE.copy()
     images[:, 1:-1, 1:-1] = 250

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import io
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -169,7 +170,9 @@ def make(path: Path, options: imports.Options, chosen: dict[str, Any]) -> str:
     check(options)
     name = options.name
     OWN.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".partial-", dir=OWN) as scratch:
+    for stale in OWN.glob(f".partial-{name}.*"):  # of an import that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    with TemporaryDirectory(prefix=f".partial-{name}.", dir=OWN) as scratch:
         published = imports.read(path, Path(scratch), options)
         prints = imports.fingerprints(published.pixels, options.seed)
         imports.split(published, prints, options.test)

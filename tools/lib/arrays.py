@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.lib.sources.formats import DAMAGED, read_idx
+from stages.lib.files import DAMAGED
+from stages.lib.sources.formats import read_idx
 from stages.lib.stage import StageError
 
 SUFFIXES = re.compile(r"\.(npz|csv(\.gz)?)$|idx\d-ubyte(\.gz)?$", re.I)

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.lib.files import read_chunks, write_chunks
+from stages.lib.files import DAMAGED, read_chunks, write_chunks
 from stages.lib.sources import pictures
-from stages.lib.sources.formats import DAMAGED
 from stages.lib.stage import StageError
 from tools.lib import arrays
 from tools.lib.decoding import decode_files
