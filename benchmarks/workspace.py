@@ -166,4 +166,5 @@ def write_synthetic(raw: Path, train: int, test: int, classes: list[str]) -> Non
         labels[wrong] = (labels[wrong] + 1) % 10
         written |= write_arrays(raw, {f"{split}_labels": labels})
     about = {"name": "synthetic", "title": "Synthetic", "classes": classes, "flip": False}
-    write_json(raw / "dataset.json", {**about, "arrays": written})
+    gray = {"levels": [0, 254], "background": 127}
+    write_json(raw / "dataset.json", {**about, **gray, "arrays": written})
