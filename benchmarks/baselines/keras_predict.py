@@ -1,0 +1,42 @@
+"""The predict stage in Keras: the network of data/model.onnx, rebuilt, on the same images."""
+
+import argparse
+import os
+
+os.environ["KERAS_BACKEND"] = "tensorflow"  # has to be set before the import
+
+import keras
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+
+def main() -> None:
+    """Rebuilds the 784-1000-10 MLP, predicts the validation and the test split, and saves both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("npz", help="receives the probabilities")
+    output = parser.parse_args().npz
+    tensors = onnx.load("data/model.onnx").graph.initializer
+    offset, divisor, *weights = (numpy_helper.to_array(tensor) for tensor in tensors)
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(1000, activation="relu"),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
+    model.set_weights(weights)
+    images = {
+        "validation": np.load("data/raw/train_images.npy")[np.load("data/normalized/held_out.npy")],
+        "test": np.load("data/raw/test_images.npy"),
+    }
+    probabilities = {
+        f"{split}_probabilities": model.predict((published - offset) / divisor, verbose=0)
+        for split, published in images.items()
+    }
+    np.savez(output, allow_pickle=False, **probabilities)
+
+
+if __name__ == "__main__":
+    main()
