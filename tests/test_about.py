@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from stages.lib.models.networks import import_keras
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 from tools.about import about
 
 

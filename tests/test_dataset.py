@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 from stages.lib.sources.catalog import read_dataset
 from stages.lib.sources.fetching import fetch_arrays
 from stages.lib.stage import StageError
-from tests.conftest import ROOT, clone_env, copy_files, idx, read_yaml
+from tests.helpers import ROOT, clone_env, copy_files, idx, read_yaml
 from tools import dataset
 from tools.lib import decoding, imports
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import vl_convert
 
-from tests.conftest import CLASSES, CLOCK, COUNTS, ODD, Clone
+from tests.helpers import CLASSES, CLOCK, COUNTS, ODD, Clone
 from tools.about import about
 
 REPORTING = ["evaluate", "plot", "extract_errors"]

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ from stages.lib.files import read_json, write_json
 from stages.lib.results.metrics import accuracy_interval
 from stages.lib.sources.fetching import digest
 from stages.lib.stage import StageError
-from tests.conftest import CLASSES
-
-Edit = Callable[[str, object], None]
+from tests.helpers import CLASSES, Edit
 
 # Of 12 images 8 are right: one "bar" is taken for "blot", three "blot" for "frame".
 LABELS = np.array([0, 1, 2, 0, 0, 1, 1, 1, 2, 2, 2, 0], np.uint8)

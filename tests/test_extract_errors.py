@@ -1,6 +1,5 @@
 """The stage extract_errors, on predictions made by hand."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,8 @@ from matplotlib.image import imread
 
 from stages import extract_errors, fetch
 from stages.lib.stage import StageError
-from tests.conftest import CLASSES, tiny_arrays
+from tests.helpers import CLASSES, Edit, tiny_arrays
 
-Edit = Callable[[str, object], None]
 COLUMNS = [
     "index",
     "label",

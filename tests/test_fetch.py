@@ -10,7 +10,7 @@ import pytest
 from stages import fetch
 from stages.lib.sources.fetching import digest
 from stages.lib.stage import StageError
-from tests.conftest import CLASSES, tiny_arrays
+from tests.helpers import CLASSES, tiny_arrays
 
 
 def test_writes_the_four_arrays_as_published_and_the_names_of_the_classes(project: Path) -> None:

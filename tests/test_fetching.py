@@ -24,7 +24,7 @@ from stages.lib.sources import download, fetching, packages
 from stages.lib.sources.catalog import Dataset, Source, read_dataset
 from stages.lib.sources.fetching import fetch_arrays
 from stages.lib.stage import StageError
-from tests.conftest import (
+from tests.helpers import (
     COUNTS,
     ROOT,
     idx,

@@ -28,7 +28,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from stages.lib.results import figures
-from tests.conftest import ROOT, read_yaml
+from tests.helpers import ROOT, read_yaml
 
 CATALOGUE = read_yaml(ROOT / "datasets.yaml")
 FASHION: list[str] = CATALOGUE["fashion_mnist"]["classes"]

@@ -15,7 +15,7 @@ import pytest
 
 from stages.lib.sources.formats import read_csv, read_idx, read_npz
 from stages.lib.stage import StageError
-from tests.conftest import idx
+from tests.helpers import idx
 
 SHAPE = (4, 3, 2)
 IMAGES = np.arange(232, 256, dtype=np.uint8).reshape(SHAPE)

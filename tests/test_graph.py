@@ -16,7 +16,7 @@ from stages.lib.models.graph import Graph, describe, from_keras
 from stages.lib.models.networks import flips, import_keras
 from stages.lib.models.runtime import read_model
 from stages.lib.params import ModelParams
-from tests.conftest import ROOT, described, read_yaml
+from tests.helpers import ROOT, described, read_yaml
 
 keras = import_keras()
 Network = Any  # keras.Model, which has no types
@@ -175,7 +175,7 @@ import hashlib
 from stages.lib.models import networks
 from stages.lib.models.graph import describe, from_keras
 from stages.lib.params import read_params
-from tests.conftest import described
+from tests.helpers import described
 networks.import_keras().utils.set_random_seed(0)
 dataset, scaling = described(flip=True)
 params = read_params().model.model_copy(update={"kind": "cnn"})

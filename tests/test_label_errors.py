@@ -10,7 +10,7 @@ import pytest
 from stages import fetch, normalize
 from stages.lib.files import read_json, write_arrays, write_json
 from stages.lib.stage import StageError
-from tests.test_train import Edit
+from tests.helpers import Edit
 from tools import label_errors
 
 FLIPPED = [3, 41, 77]

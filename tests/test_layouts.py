@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Clone, new_clone, read_yaml, write_yaml
+from tests.helpers import Clone, new_clone, read_yaml, write_yaml
 
 EXPERIMENT = "mnist-pca_knn-0"
 COMPARE = ["python", "-m", "tools.compare"]

@@ -14,7 +14,7 @@ from stages.lib.models import networks
 from stages.lib.models.networks import augmentation, flips, import_keras, multiply_adds
 from stages.lib.params import ModelParams
 from stages.lib.stage import StageError
-from tests.conftest import ROOT, described, read_yaml
+from tests.helpers import ROOT, described, read_yaml
 
 keras = import_keras()
 Network = Any  # keras.Model, which has no types

@@ -1,7 +1,6 @@
 """The stage normalize."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,7 @@ import pytest
 from stages import fetch, normalize
 from stages.lib.files import read_json, write_arrays, write_json
 from stages.lib.stage import StageError
-from tests.conftest import tiny_arrays
-
-Edit = Callable[[str, object], None]
+from tests.helpers import Edit, tiny_arrays
 
 
 def splits(project: Path) -> dict[str, np.ndarray]:

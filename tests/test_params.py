@@ -21,7 +21,7 @@ from stages.lib.params import read_yaml as read_yaml_file
 from stages.lib.sources.catalog import Arrays, Dataset, read_dataset
 from stages.lib.sources.fetching import fetch_arrays
 from stages.lib.stage import StageError
-from tests.conftest import ROOT, Clone, make_tiny, read_yaml, tiny_entry, write_yaml
+from tests.helpers import ROOT, Clone, make_tiny, read_yaml, tiny_entry, write_yaml
 
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 SHIPPED = read_yaml(ROOT / "params.yaml")

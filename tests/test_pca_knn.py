@@ -1,7 +1,6 @@
 """Nearest neighbors among principal components, against scikit-learn's own classifier and by hand."""
 
 import resource
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,7 @@ from stages.lib.models import pca_knn
 from stages.lib.models.graph import describe
 from stages.lib.models.runtime import read_model
 from stages.lib.stage import StageError
-from tests.conftest import described
-
-Edit = Callable[[str, object], None]
+from tests.helpers import Edit, described
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ import pytest
 from pydantic import BaseModel
 
 from stages.lib.params import ModelParams, Params
-from tests.conftest import ROOT, read_yaml
+from tests.helpers import ROOT, STAGES, outs, read_yaml
 
-STAGES = ["fetch", "normalize", "train", "predict", "evaluate", "plot", "extract_errors"]
 BUILT_IN = {"simple"}  # templates of DVC itself that dvc.yaml may name
 
 
@@ -148,14 +147,6 @@ def sections(source: str) -> set[str]:
                 "all of params.yaml"
             )  # handed on whole: nobody can tell which section is read
     return found
-
-
-def outs(entry: dict[str, Any]) -> dict[str, bool]:
-    """The outs of a stage, and whether DVC caches each."""
-    options: dict[str, dict[str, Any]] = {}
-    for out in entry["outs"]:
-        options |= out if isinstance(out, dict) else {out: {}}
-    return {path: option.get("cache", True) for path, option in options.items()}
 
 
 def leaves(content: dict[str, Any], *prefix: str) -> set[str]:

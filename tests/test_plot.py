@@ -1,6 +1,5 @@
 """The stage plot, on a history made by hand and the tables of the stage evaluate."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,8 @@ from stages import evaluate, fetch, plot
 from stages.lib.files import write_csv
 from stages.lib.results import figures, metrics
 from stages.lib.stage import StageError
-from tests.conftest import CLASSES, tiny_arrays
+from tests.helpers import CLASSES, Edit, tiny_arrays
 
-Edit = Callable[[str, object], None]
 PICTURES = [
     "calibration.png",
     "classes.png",

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,7 @@ from stages import fetch, normalize, predict
 from stages.lib.files import read_json, write_arrays, write_json
 from stages.lib.models.runtime import read_model
 from stages.lib.stage import StageError
-from tests.conftest import ROOT, small_mlp, tiny_arrays
-
-Edit = Callable[[str, object], None]
+from tests.helpers import ROOT, Edit, small_mlp, tiny_arrays
 
 
 @pytest.fixture

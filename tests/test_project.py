@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Clone, clone_env, copy_files
+from tests.helpers import ROOT, Clone, clone_env, copy_files
 
 COMMANDS = {"mypy", "pytest-xdist", "ruff", "uv"}  # dev dependencies that nothing imports
 

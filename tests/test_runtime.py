@@ -16,7 +16,7 @@ from stages.lib.models import runtime
 from stages.lib.models.graph import Graph, describe
 from stages.lib.models.runtime import Model, read_model
 from stages.lib.stage import StageError
-from tests.conftest import ROOT, described, small_mlp
+from tests.helpers import ROOT, described, small_mlp
 
 CONTENT = small_mlp(*described())
 IMAGES = np.random.default_rng(0).integers(0, 256, (1_300, 6, 5), dtype=np.uint8)

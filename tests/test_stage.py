@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from stages import fetch, normalize
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 
 def end(folder: Path, body: str, **env: str) -> subprocess.CompletedProcess[str]:

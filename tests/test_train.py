@@ -20,14 +20,12 @@ from stages.lib.models.runtime import read_model
 from stages.lib.params import Params, TrainParams, read_params
 from stages.lib.results import metrics
 from stages.lib.stage import StageError
-from tests.conftest import described
+from tests.helpers import Edit, described
 
 keras = import_keras()
 import tensorflow  # noqa: E402  # after Keras, which keeps it quiet
 
 Network = Any  # keras.Model, which has no types
-
-Edit = Callable[[str, object], None]
 
 
 @pytest.fixture

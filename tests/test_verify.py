@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stages.lib.stage import StageError
-from tests.conftest import Clone
+from tests.helpers import Clone
 from tools import verify
 
 CLEAN = "verify: the DVC cache and all outputs match dvc.lock\n"

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from stages.lib.params import Params
-from tests.conftest import ROOT, Clone, family, new_clone, read_yaml, set_params, write_yaml
+from tests.helpers import ROOT, Clone, family, new_clone, read_yaml, set_params, write_yaml
 from tools.experiments import SEEDS, SETTINGS, call, grid
 
 pytestmark = pytest.mark.slow

@@ -19,9 +19,18 @@ from typing import cast
 import psutil
 import pytest
 
-from tests.conftest import Clone, family, idx, new_clone, read_yaml, tiny_arrays, write_yaml
+from tests.helpers import (
+    STAGES,
+    Clone,
+    family,
+    idx,
+    new_clone,
+    outs,
+    read_yaml,
+    tiny_arrays,
+    write_yaml,
+)
 from tests.server import STORAGE, Answer, serving
-from tests.test_pipeline import STAGES, outs
 
 pytestmark = pytest.mark.slow
 

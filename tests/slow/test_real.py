@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Clone, clone_env, copy_files, set_params
+from tests.helpers import Clone, clone_env, copy_files, set_params
 
 pytestmark = pytest.mark.slow
 

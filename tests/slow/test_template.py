@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Clone, clone_env, copy_files, make_tiny
+from tests.helpers import ROOT, Clone, clone_env, copy_files, make_tiny
 
 pytestmark = pytest.mark.slow
 
