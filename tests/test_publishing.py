@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from stages.lib.models.runtime import read_model
-from tests.conftest import (
+from tests.helpers import (
     CLASSES,
     ROOT,
     Clone,

@@ -12,7 +12,7 @@ from stages.lib.files import read_json
 from stages.lib.models import networks, training
 from stages.lib.models.runtime import read_model
 from stages.lib.params import ModelParams, read_params
-from tests.conftest import Clone, clone_env, copy_files, set_params
+from tests.helpers import Clone, clone_env, copy_files, set_params
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5  # of probabilities
