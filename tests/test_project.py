@@ -151,5 +151,11 @@ def test_a_stage_without_the_environment_names_the_python_and_what_it_lacks(tmp_
     bare = Path(sys.base_prefix) / f"bin/python{sys.version_info[0]}.{sys.version_info[1]}"
     (tmp_path / "python").write_text(f'#!/bin/sh\nexec {bare} -S "$@"\n')
     (tmp_path / "python").chmod(0o755)
-    line = run(PATH=str(tmp_path))
-    assert line == f"fetch: {bare} has no numpy, psutil, pydantic, yaml{advice}"
+    assert run(PATH=str(tmp_path)).startswith(f"fetch: {bare} has no PIL, keras, matplotlib, numpy")
+    site = tmp_path / "site"  # as in Anaconda: some of the packages
+    for name in ("numpy", "psutil", "pydantic", "yaml", "pandas"):
+        (site / name).mkdir(parents=True)
+        (site / name / "__init__.py").touch()
+    missing = "PIL, keras, matplotlib, onnx, onnxruntime, sklearn, tensorflow, wcwidth"
+    line = run(PATH=str(tmp_path), PYTHONPATH=str(site))
+    assert line == f"fetch: {bare} has no {missing}{advice}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from stages.lib.models.networks import import_keras
-from stages.lib.stage import StageError
+from stages.lib.stage import StageError, run
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 CPUINFO = Path("/proc/cpuinfo")
@@ -60,6 +60,10 @@ def about() -> dict[str, str]:
     return {**cpu(), **devices(), **system, **packages()}
 
 
-if __name__ == "__main__":
+def main() -> None:
     for name, value in about().items():
         print(f"{name:15}{value}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -138,8 +138,8 @@ def _activation(graph: Graph, layer: Layer, name: str) -> str:
 
 
 def _relu(graph: Graph, layer: Layer, name: str) -> str:
-    options = (layer.max_value, layer.negative_slope, layer.threshold)
-    if any(options):
+    options = (layer.max_value, float(layer.negative_slope), float(layer.threshold))
+    if options != (None, 0.0, 0.0):
         raise ValueError(f"layer {layer.name}: ReLU with options {options} is not supported")
     return graph.add("Relu", name)
 
@@ -247,6 +247,8 @@ def from_keras(
         kind = type(layer).__name__
         if kind.startswith(TRAINING_ONLY):
             continue
+        if getattr(layer, "data_format", "channels_last") != "channels_last":
+            raise ValueError(f"layer {layer.name}: only channels_last is supported")
         if kind not in LAYERS:
             raise ValueError(f"layer {layer.name}: {kind} has no conversion to ONNX")
         name = LAYERS[kind](graph, layer, name)

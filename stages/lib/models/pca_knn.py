@@ -15,6 +15,7 @@ from stages.lib.models.graph import Graph, describe
 from stages.lib.params import ModelParams, TrainParams
 from stages.lib.stage import StageError
 
+MOST_PIXELS = 20_000  # the covariance matrix of so many has 1.6 GB
 NEAREST = 1e-6  # a smaller distance counts as this one, so that its inverse is a number
 
 
@@ -147,6 +148,11 @@ def train(
         np.load(folder / f"{name}_images.npy", mmap_mode="c") for name in splits
     )
     labels, other_labels = (np.load(folder / f"{name}_labels.npy") for name in splits)
+    if images[0].size > MOST_PIXELS:
+        raise StageError(
+            f"params.yaml: model.kind: pca_knn is for images of at most {MOST_PIXELS:,} values, "
+            f"these have {images[0].size:,}; use model.kind=cnn, or smaller images"
+        )
     _check("components", knn.components, min(len(images), images[0].size))
     _check("neighbors", knn.neighbors, len(images) - 1)
     arrays = fit(images, labels, knn.components)

@@ -21,9 +21,9 @@ from stages.lib.stage import StageError
 IR_VERSION, OPSET = 8, 17  # of 2022: ONNX Runtime 1.13 and later read them
 THREADS = 2  # fixed, since sums are split among threads: the same bytes whatever the machine has
 LARGEST_FILE = 2**31 - 1  # bytes, the limit of protobuf
-LARGEST_TENSOR = 2**26  # elements of an intermediate result, for one image
-MOST_NODES = 10_000
-PIXELS_AT_ONCE = 2**18  # pixels that are predicted together, so that memory stays flat
+LARGEST_IMAGE = 2**28  # numbers that one image may lead to, all intermediate results together
+CHUNK = 2**25  # numbers that the images predicted together lead to: 128 MB
+MOST_ROWS, MOST_NODES, MOST_TEXT = 512, 10_000, 200
 ADVICE = "dvc repro writes it again"
 
 # What a model file may consist of: pure functions of tensors, without control flow, strings,
@@ -58,6 +58,8 @@ class Model:
         kind: As in `model.kind` of params.yaml.
         parameters: Number of stored numbers that training chose.
         multiply_adds: Of the prediction of one image.
+        path: The file.
+        rows: Number of images that are predicted together, so that memory stays flat.
     """
 
     dataset: str
@@ -69,6 +71,7 @@ class Model:
     parameters: int
     multiply_adds: int
     path: Path
+    rows: int
     session: onnxruntime.InferenceSession = field(repr=False, compare=False)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -81,14 +84,20 @@ class Model:
             Probabilities, shape (n, classes), float32, rows sum to 1.
 
         Raises:
-            StageError: The output is no probability distribution.
+            StageError: The model fails, or its output is no probability distribution.
         """
-        rows = max(1, min(512, PIXELS_AT_ONCE // math.prod(self.image)))
-        parts = [np.empty((0, len(self.classes)), np.float32)]
-        for start in range(0, len(images), rows):
-            chunk = np.ascontiguousarray(images[start : start + rows])
-            parts += self.session.run(None, {"images": chunk})
-        probabilities = np.concatenate(parts)
+        probabilities = np.empty((len(images), len(self.classes)), np.float32)
+        for start in range(0, len(images), self.rows):
+            rows = slice(start, start + self.rows)
+            chunk = np.ascontiguousarray(images[rows])
+            try:
+                (part,) = self.session.run(["probabilities"], {"images": chunk})
+            except _REJECTIONS as error:
+                reason = " ".join(str(error).split())[:300]
+                raise StageError(f"{self.path}: the model fails: {reason}; {ADVICE}") from error
+            if part.shape != (len(chunk), len(self.classes)):
+                raise StageError(f"{self.path}: the model does not predict each image; {ADVICE}")
+            probabilities[rows] = part
         sums = probabilities.sum(axis=1)
         if not ((probabilities >= 0).all() and (np.abs(sums - 1) < 1e-3).all()):
             raise StageError(f"{self.path}: the outputs are not probabilities; {ADVICE}")
@@ -105,24 +114,41 @@ def read_model(path: Path) -> Model:
         The model.
 
     Raises:
-        StageError: The file is damaged, or holds anything but a classifier of images: other
-            operators, subgraphs, functions, external data, other inputs or outputs, tensors
-            that are larger than the file or than `LARGEST_TENSOR`, or no metadata.
+        StageError: The file is damaged, or holds anything but a classifier of images, as
+            `check_model` describes.
     """
     size = path.stat().st_size
     if size > LARGEST_FILE:
         raise StageError(f"{path}: {size:,} bytes are more than a model file has; {ADVICE}")
     content = path.read_bytes()
     try:
-        model = onnx.load_model_from_string(content)
-        _check_structure(model)
-        fields = _read_metadata(model)
-        _check_shapes(model, fields)
+        fields = check_model(content)
         session = _session(content)
     except _REJECTIONS as error:
         reason = " ".join(str(error).split())[:300]
         raise StageError(f"{path}: not a model file of this project: {reason}; {ADVICE}") from error
     return Model(**fields, path=path, session=session)
+
+
+def check_model(content: bytes) -> dict[str, Any]:
+    """Check the content of a model file without running it.
+
+    Args:
+        content: An ONNX model.
+
+    Returns:
+        The fields of `Model` that come from the file, and `rows`, the images to predict together.
+
+    Raises:
+        RejectedError: Other operators, subgraphs, functions, external data, other inputs or
+            outputs, constants to be computed, tensors larger than the file or than the limits
+            above, or no metadata. Errors of the parser and of ONNX's checker are other classes.
+    """
+    model = onnx.load_model_from_string(content)
+    _check_structure(model)
+    fields = _read_metadata(model)
+    _check_values(model, fields)
+    return fields | {"rows": _check_sizes(model)}
 
 
 class RejectedError(Exception):
@@ -148,6 +174,8 @@ def _session(content: bytes) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = THREADS
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # fatal
+    # A file that is both ONNX and ORT's own format would be checked as one and run as the other.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
@@ -159,9 +187,15 @@ def _check_structure(model: onnx.ModelProto) -> None:
         raise RejectedError(f"expected IR {IR_VERSION} and opset {OPSET} alone, found {found}")
     if model.functions or model.training_info or graph.sparse_initializer:
         raise RejectedError("functions, training information and sparse tensors are not allowed")
+    if graph.value_info:  # which shape inference would believe
+        raise RejectedError("declared shapes of intermediate results are not allowed")
     if len(graph.node) > MOST_NODES:
         raise RejectedError(f"{len(graph.node):,} nodes, at most {MOST_NODES:,} are allowed")
+    live = {"images"}
     for node in graph.node:
+        if live.isdisjoint(node.input):  # ONNX Runtime would compute it while it loads the file
+            raise RejectedError(f"{node.op_type} does not depend on the images")
+        live.update(node.output)
         if node.domain or node.op_type not in OPERATORS:
             raise RejectedError(f"operator {node.domain or 'onnx'}.{node.op_type} is not allowed")
         for attribute in node.attribute:
@@ -185,40 +219,66 @@ def _read_metadata(model: onnx.ModelProto) -> dict[str, Any]:
         fields |= {name: int(texts[name]) for name in ("background", "parameters", "multiply_adds")}
         fields |= {name: tuple(json.loads(texts[name])) for name in ("classes", "image")}
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise RejectedError(f"metadata: {type(error).__name__}: {error}") from error
+        reason = str(error)[:MOST_TEXT]
+        raise RejectedError(f"metadata: {type(error).__name__}: {reason}") from error
     classes, image = fields["classes"], fields["image"]
-    if not (2 <= len(classes) <= 256 and all(isinstance(name, str) for name in classes)):
-        raise RejectedError("metadata: classes: expected the names of 2 to 256 classes")
-    if not (all(isinstance(size, int) and size > 0 for size in image) and image[2:] in ((), (3,))):
-        raise RejectedError(
-            f"metadata: image: expected height, width and 3 for color, found {image}"
-        )
+    if not 2 <= len(classes) <= 256:
+        raise RejectedError(f"metadata: classes: expected 2 to 256, found {len(classes):,}")
+    for text in (*classes, fields["dataset"], fields["title"], fields["kind"]):
+        if not (isinstance(text, str) and text.isprintable() and len(text) <= MOST_TEXT):
+            raise RejectedError(f"metadata: expected printable text, found {str(text)[:20]!r}")
+    if len(image) not in (2, 3) or not all(type(size) is int and size > 0 for size in image):
+        raise RejectedError("metadata: image: expected height and width, and 3 for color")
+    limits = {"background": 256, "parameters": 2**63, "multiply_adds": 2**63}
+    for name, limit in limits.items():
+        if not 0 <= fields[name] < limit:
+            raise RejectedError(f"metadata: {name}: expected a number from 0 below {limit}")
     return fields
 
 
-def _check_shapes(model: onnx.ModelProto, fields: dict[str, Any]) -> None:
-    """Check inputs and outputs, and the size of every tensor that one image leads to."""
+def _check_values(model: onnx.ModelProto, fields: dict[str, Any]) -> None:
+    """Check that the model has the one input and the one output that its metadata describe."""
     onnx.checker.check_model(model)
-    expected = {
-        "images": (TensorProto.UINT8, ["n", *fields["image"]]),
-        "probabilities": (TensorProto.FLOAT, ["n", len(fields["classes"])]),
-    }
+    expected = [
+        ("images", TensorProto.UINT8, ["n", *fields["image"]]),
+        ("probabilities", TensorProto.FLOAT, ["n", len(fields["classes"])]),
+    ]
     values = [*model.graph.input, *model.graph.output]
-    if (found := {value.name: _declared(value) for value in values}) != expected:
-        raise RejectedError(f"expected inputs and outputs {expected}, found {found}")
-    for value in values:
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-    known = {v.name: _declared(v)[1] for v in (*inferred.graph.value_info, *inferred.graph.output)}
+    found = [(v.name, v.type.tensor_type.elem_type, _sizes(v)) for v in values]
+    if found != expected or fields["image"][2:] not in ((), (3,)):
+        raise RejectedError(f"expected inputs and outputs {expected}, found {str(found)[:100]}")
+    if any(tensor.name == "images" for tensor in model.graph.initializer):
+        raise RejectedError("images: expected an input without a default")
+
+
+def _sizes(value: onnx.ValueInfoProto) -> list[int | str]:
+    """Return the sizes of a tensor; the name of one that varies, or "?" if it is unknown."""
+    dims = value.type.tensor_type.shape.dim
+    return [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims]
+
+
+def _check_sizes(model: onnx.ModelProto) -> int:
+    """Check how many numbers the nodes compute, and return how many images fit into `CHUNK`."""
+    one = _numbers(model, 1)
+    if one > LARGEST_IMAGE:
+        raise RejectedError(f"one image leads to {one:,} numbers, at most {LARGEST_IMAGE:,} may be")
+    rows = max(1, min(MOST_ROWS, CHUNK // one))
+    if _numbers(model, rows) > max(CHUNK, one):
+        raise RejectedError("memory grows faster than the number of images")
+    return rows
+
+
+def _numbers(model: onnx.ModelProto, images: int) -> int:
+    """Count the numbers that all nodes compute from some images, by shape inference."""
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = images
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
+    known = {value.name: _sizes(value) for value in (*inferred.value_info, *inferred.output)}
+    total = 0
     for node in model.graph.node:
         for name in node.output:
-            sizes = [size for size in known.get(name, [""]) if isinstance(size, int)]
-            if len(sizes) < len(known.get(name, [""])):
+            sizes = [size for size in known.get(name, ["?"]) if isinstance(size, int)]
+            if len(sizes) < len(known.get(name, ["?"])):
                 raise RejectedError(f"{node.op_type}: the shape of its output is not determined")
-            if math.prod(sizes) > LARGEST_TENSOR:
-                raise RejectedError(f"{node.op_type}: {math.prod(sizes):,} numbers for one image")
-
-
-def _declared(value: onnx.ValueInfoProto) -> tuple[int, list[int | str]]:
-    tensor = value.type.tensor_type
-    return tensor.elem_type, [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+            total += math.prod(sizes)
+    return total

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from stages.lib.files import read_json
 from stages.lib.models.graph import describe, from_keras
 from stages.lib.models.networks import flips, import_keras, multiply_adds
+from stages.lib.models.runtime import RejectedError, check_model
 from stages.lib.params import ModelParams, TrainParams
 from stages.lib.stage import StageError
 
@@ -216,11 +218,17 @@ def train(
     import_keras().utils.set_random_seed(params.seed)
     model, flip = build(architecture, dataset, scaling), flips(architecture, dataset)
     model.summary()
+    work = multiply_adds(model) * (2 if flip else 1)
+    metadata = describe(dataset, architecture.kind, model.count_params(), work)
+    convert = partial(from_keras, model, scaling["offset"], scaling["divisor"], metadata, flip=flip)
+    try:
+        check_model(convert())  # before hours of training, not after
+    except RejectedError as error:
+        section = f"params.yaml: model.{architecture.kind}"
+        raise StageError(f"{section}: {error}; use a smaller network or smaller images") from error
     splits = {
         name: (tensor(folder / f"{name}_images.npy"), tensor(folder / f"{name}_labels.npy"))
         for name in ("train", held_out)
     }
     fit(model, params, splits["train"], splits[held_out], history)
-    work = multiply_adds(model) * (2 if flip else 1)
-    metadata = describe(dataset, architecture.kind, model.count_params(), work)
-    return from_keras(model, scaling["offset"], scaling["divisor"], metadata, flip=flip)
+    return convert()
