@@ -26,7 +26,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of a test: params.yaml, datasets.yaml and the tiny dataset, nothing run yet."""
+    """A working directory with params.yaml, datasets.yaml and the tiny dataset, before any run."""
     make_tiny(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -49,7 +49,7 @@ def shipped(tmp_path: Path) -> Clone:
 
 @pytest.fixture(scope="session")
 def first_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Clone, list[str]]]:
-    """Two clones with the results of their first `dvc repro` committed, and what ran; side by side to save time."""
+    """Two clones with the committed results of a first `dvc repro`, and the stages that ran."""
     folder = tmp_path_factory.mktemp("end-to-end")
     (folder / "tools").mkdir()
     (folder / "tools/sitecustomize.py").write_text(WATCH)

@@ -1,4 +1,4 @@
-"""Unpacks Debian's libfaketime, which sets a process's clock, into a folder; installs nothing and needs no root."""
+"""Unpack Debian's libfaketime, which sets a process's clock, into a folder; needs no root."""
 
 import platform
 import sys

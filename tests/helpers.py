@@ -1,4 +1,4 @@
-"""Functions and constants that several test modules use: the tiny dataset, clones, small models."""
+"""Helpers shared by test modules: the tiny dataset, clones, small models."""
 
 import json
 import math
@@ -154,7 +154,7 @@ class Clone:
     env: dict[str, str]
 
     def call(self, *command: str, code: int = 0) -> str:
-        """Runs a command, whose exit code must be `code`; what it says on stdout, or on both where it must fail."""
+        """Run a command, assert its exit code, and return stdout, and stderr if it fails."""
         result = subprocess.run(
             command, cwd=self.path, env=self.env, capture_output=True, text=True
         )
@@ -165,7 +165,7 @@ class Clone:
         return json.loads(self.call(*command, "--json"))
 
     def ran(self, *command: str, code: int = 0) -> list[str]:
-        """The stages that ran under a command, in order, and after each whether it imported TensorFlow."""
+        """Return the stages that a command ran, each followed by tensorflow if it imports it."""
         watched = Path(self.env["WATCHED"])
         watched.write_text("")
         self.call(*command, code=code)
@@ -192,7 +192,7 @@ def family(mark: str) -> list[psutil.Process]:
 
 
 def clone_env(tools: Path, name: str) -> dict[str, str]:
-    """The environment of a clone's commands: nobody's settings of Git and DVC; `tools` has what Python starts with."""
+    """Return an environment without Git or DVC settings; `tools` is on PYTHONPATH."""
     env = {
         name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))
     }
@@ -230,7 +230,7 @@ def commit_all(clone: Clone, message: str) -> None:
 
 
 def new_clone(path: Path, tools: Path) -> Clone:
-    """A commit of the working tree's files, pointed at the tiny dataset, with a second one, tiny2; nothing run yet."""
+    """Commit the working tree's files with the datasets tiny (selected) and tiny2."""
     clone = copy_files(path, clone_env(tools, path.name))
     make_tiny(path)
     negatives = {

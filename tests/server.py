@@ -1,4 +1,4 @@
-"""A proxy of this machine that answers for Google's storage and for Kaggle, over https and under their own names."""
+"""A local https proxy that serves as Google's storage and Kaggle, under their host names."""
 
 import base64
 import hashlib
@@ -40,7 +40,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: the address, without what follows a question mark, and the Authorization header."""
+    """A request: its URL without the query, and its Authorization header."""
 
     address: str
     authorization: str
@@ -126,7 +126,7 @@ class Web(ThreadingHTTPServer):
         self.answers[address] = list(answers)
 
     def serve_kaggle(self, name: str, *answers: Answer, stored_as: str = "") -> None:
-        """Answers for a file of a Kaggle dataset: a redirect to a signed address, and there the file."""
+        """Answers for a file of a Kaggle dataset: a redirect to a signed URL, then the file."""
         stored = f"{STORAGE}/kaggle-data-sets/1/2/{stored_as or name}"
         version = json.dumps({"id": 1, "currentVersionNumber": 3}).encode()
         self.serve(

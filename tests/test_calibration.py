@@ -153,7 +153,7 @@ def test_a_probability_of_0_has_a_temperature_too() -> None:
 
 
 def test_temperature_without_validation_errors_stays_moderate() -> None:
-    """The likelihood alone gives T = 0.04, and one error among as many new images raises the loss."""
+    """The likelihood alone gives T = 0.04, and one error among new images raises the loss."""
     labels, probabilities = np.zeros(300, int), np.tile([0.9, 0.1], (300, 1))
     temperature = calibration.best_temperature(labels, probabilities)
     assert 0.25 < temperature < 0.5

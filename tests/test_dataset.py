@@ -1,4 +1,3 @@
-# ruff: noqa: E501  # the table of invalid inputs has a case per line
 # mypy: disable-error-code="func-returns-value"
 """Your own images as a dataset: every layout that people have, and what each fault is called."""
 
@@ -504,11 +503,13 @@ def test_the_report_names_what_is_odd() -> None:
     make()
     for line in (
         "3 exact duplicates within train",
-        "2 images are in several splits (leakage: accuracy on test is too high): `train 4`, `test 10`",
+        "2 images are in several splits (leakage: accuracy on test is too high): "
+        "`train 4`, `test 10`",
         "2 identical images have different labels: `train 3`, `train 32`",
         "1 constant images: `train 8`",
         "1 images are dark on light, unlike the rest: `train 7`",
-        "2 classes have fewer than 20 test images (0, 1): the recall of the rarest is known to about",
+        "2 classes have fewer than 20 test images (0, 1): the recall of the "
+        "rarest is known to about",
         "| **all** | **33** | **11** |",
     ):
         assert line in report()
@@ -546,7 +547,7 @@ def test_images_too_large_for_the_disk_are_refused(monkeypatch: pytest.MonkeyPat
 
 
 def test_from_the_command_line_to_fetch(tmp_path: Path) -> None:
-    """The real command in a real repository; DVC tracks the file, and a second call changes nothing."""
+    """In a real repository DVC tracks the file, and a second call changes nothing."""
     (tmp_path / "tools").mkdir()
     clone = copy_files(tmp_path / "clone", clone_env(tmp_path / "tools", "clone"))
     clone.call("git", "init", "-q")
@@ -639,22 +640,82 @@ INVALID: list[Any] = [  # one case a line
     ("empty", lambda: (folders(), write("0/x.png", "")), "0/x.png: cannot identify"),
     ("web page", lambda: (folders(), write("0/x.png", "<html>")), "0/x.png: cannot identify"),
     ("cut PNG", lambda: (folders(), damaged("0/0.png", lambda b: b[:70])), "0/0.png: "),
-    ("PNG checksum", lambda: (folders(), damaged("0/0.png", lambda b: b[:45] + b"x" + b[46:])), "0/0.png: "),
-    ("cut JPEG", lambda: (png("0/a.jpg", NOISE[0]), png("1/b.jpg"), damaged("0/a.jpg", lambda b: b[:-30])), "0/a.jpg: "),
-    ("GIF animation", lambda: (folders(), png("0/x.gif", Image.fromarray(ONE), save_all=True, append_images=[Image.fromarray(255 - ONE)])), "an animation of 2"),
-    ("PNG animation", lambda: (folders(), png("0/x.png", Image.fromarray(ONE), save_all=True, append_images=[Image.fromarray(255 - ONE)])), "an animation of 2"),
-    ("floats in TIFF", lambda: (folders(), png("0/x.tif", ONE.astype(np.float32))), "floating-point"),
-    ("32 bits in TIFF", lambda: (folders(), png("0/x.tif", ONE.astype(np.int32) * 70_000)), "16 bits"),
-    ("another format", lambda: (folders(), png("0/x.png", Image.fromarray(ONE), format="PPM")), "cannot identify"),
+    (
+        "PNG checksum",
+        lambda: (folders(), damaged("0/0.png", lambda b: b[:45] + b"x" + b[46:])),
+        "0/0.png: ",
+    ),
+    (
+        "cut JPEG",
+        lambda: (png("0/a.jpg", NOISE[0]), png("1/b.jpg"), damaged("0/a.jpg", lambda b: b[:-30])),
+        "0/a.jpg: ",
+    ),
+    (
+        "GIF animation",
+        lambda: (
+            folders(),
+            png(
+                "0/x.gif",
+                Image.fromarray(ONE),
+                save_all=True,
+                append_images=[Image.fromarray(255 - ONE)],
+            ),
+        ),
+        "an animation of 2",
+    ),
+    (
+        "PNG animation",
+        lambda: (
+            folders(),
+            png(
+                "0/x.png",
+                Image.fromarray(ONE),
+                save_all=True,
+                append_images=[Image.fromarray(255 - ONE)],
+            ),
+        ),
+        "an animation of 2",
+    ),
+    (
+        "floats in TIFF",
+        lambda: (folders(), png("0/x.tif", ONE.astype(np.float32))),
+        "floating-point",
+    ),
+    (
+        "32 bits in TIFF",
+        lambda: (folders(), png("0/x.tif", ONE.astype(np.int32) * 70_000)),
+        "16 bits",
+    ),
+    (
+        "another format",
+        lambda: (folders(), png("0/x.png", Image.fromarray(ONE), format="PPM")),
+        "cannot identify",
+    ),
     ("bomb", lambda: (folders(), write("0/x.png", BOMB_PNG)), "decompression bomb"),
-    ("all broken", lambda: (write("0/x.png", "x"), write("1/y.png", "y")), "2 of 2 images rejected"),
+    (
+        "all broken",
+        lambda: (write("0/x.png", "x"), write("1/y.png", "y")),
+        "2 of 2 images rejected",
+    ),
     # npz
     ("npz not a zip", lambda: write("d.npz", "x"), "d.npz: expected a whole archive"),
     ("npz empty", lambda: write("d.npz", ""), "d.npz: expected a whole archive"),
     ("npz cut", lambda: (npz_with(), damaged("d.npz", lambda b: b[:-30])), "d.npz: expected"),
-    ("npz damaged", lambda: (npz_with(), damaged("d.npz", lambda b: b[:300] + b"xxxx" + b[304:])), "d.npz: expected"),
-    ("npz of objects", lambda: npz_with(y_train=np.array([None] * 30)), "d.npz: expected an npz of numbers, found: Object arrays"),
-    ("npz huge shape", lambda: (npz_with(), damaged("d.npz", lambda b: b.replace(b"(30, 6, 5)", b"(9**9, 65)"))), "d.npz: expected"),
+    (
+        "npz damaged",
+        lambda: (npz_with(), damaged("d.npz", lambda b: b[:300] + b"xxxx" + b[304:])),
+        "d.npz: expected",
+    ),
+    (
+        "npz of objects",
+        lambda: npz_with(y_train=np.array([None] * 30)),
+        "d.npz: expected an npz of numbers, found: Object arrays",
+    ),
+    (
+        "npz huge shape",
+        lambda: (npz_with(), damaged("d.npz", lambda b: b.replace(b"(30, 6, 5)", b"(9**9, 65)"))),
+        "d.npz: expected",
+    ),
     ("npz without labels", lambda: npz_with(y_train=NONE), "train: expected labels beside"),
     ("npz without images", lambda: npz_with(x_train=NONE), "expected images and labels of each"),
     ("npz without known names", lambda: npz(a=NOISE, b=TWO), "expected images and labels of each"),
@@ -662,56 +723,168 @@ INVALID: list[Any] = [  # one case a line
     ("npz fewer labels", lambda: npz_with(y_test=TWO[:9]), "found 9 labels and 10 images"),
     ("npz one-hot labels", lambda: npz_with(y_train=np.eye(2)[TWO[:30]]), r"found shape \(30, 2\)"),
     ("npz scalar labels", lambda: npz_with(y_train=np.array(3)), r"found shape \(\)"),
-    ("npz fractional labels", lambda: npz_with(y_train=TWO[:30] + 0.5), "whole numbers as labels, found"),
-    ("npz NaN labels", lambda: npz_with(y_train=TWO[:30] * np.nan), "whole numbers as labels, found nan"),
+    (
+        "npz fractional labels",
+        lambda: npz_with(y_train=TWO[:30] + 0.5),
+        "whole numbers as labels, found",
+    ),
+    (
+        "npz NaN labels",
+        lambda: npz_with(y_train=TWO[:30] * np.nan),
+        "whole numbers as labels, found nan",
+    ),
     ("npz complex labels", lambda: npz_with(y_train=TWO[:30] * 1j), "expected a label for each"),
-    ("npz empty text label", lambda: npz_with(y_train=np.array(["a", ""] * 15)), "found none for 15"),
-    ("npz unknown test label", lambda: npz_with(y_test=TWO[30:] + 5), "training images of each class, found none of 5, 6"),
-    ("npz two shapes", lambda: npz_with(x_test=NOISE[30:, :4]), "images of one shape in all splits"),
-    ("npz two channels", lambda: npz_with(x_train=np.zeros((30, 6, 5, 2))), r"found shape \(30, 6, 5, 2\)"),
+    (
+        "npz empty text label",
+        lambda: npz_with(y_train=np.array(["a", ""] * 15)),
+        "found none for 15",
+    ),
+    (
+        "npz unknown test label",
+        lambda: npz_with(y_test=TWO[30:] + 5),
+        "training images of each class, found none of 5, 6",
+    ),
+    (
+        "npz two shapes",
+        lambda: npz_with(x_test=NOISE[30:, :4]),
+        "images of one shape in all splits",
+    ),
+    (
+        "npz two channels",
+        lambda: npz_with(x_train=np.zeros((30, 6, 5, 2))),
+        r"found shape \(30, 6, 5, 2\)",
+    ),
     ("npz five dimensions", lambda: npz_with(x_train=np.zeros((30, 6, 5, 1, 1))), "found shape"),
-    ("npz not square", lambda: npz_with(x_train=NOISE[:30].reshape(30, 30)), r"--size\), found shape \(30, 30\)"),
-    ("npz texts as images", lambda: npz_with(x_train=np.full((30, 6, 5), "a")), "images: expected numbers"),
+    (
+        "npz not square",
+        lambda: npz_with(x_train=NOISE[:30].reshape(30, 30)),
+        r"--size\), found shape \(30, 30\)",
+    ),
+    (
+        "npz texts as images",
+        lambda: npz_with(x_train=np.full((30, 6, 5), "a")),
+        "images: expected numbers",
+    ),
     ("npz complex images", lambda: npz_with(x_train=NOISE[:30] * 1j), "images: expected numbers"),
     ("npz NaN images", lambda: npz_with(x_train=NOISE[:30] * np.nan), "images: expected levels"),
-    ("npz infinite images", lambda: npz_with(x_train=NOISE[:30] + np.inf), "images: expected levels"),
+    (
+        "npz infinite images",
+        lambda: npz_with(x_train=NOISE[:30] + np.inf),
+        "images: expected levels",
+    ),
     ("npz negative images", lambda: npz_with(x_train=NOISE[:30] / 127.5 - 1), "found -1.0 to 255"),
-    ("npz images too large", lambda: npz_with(x_train=NOISE[:30] * 1000.0), "images: expected levels"),
-    ("npz train twice", lambda: npz(x_train=NOISE, train_images=NOISE, y_train=TWO), "once, found them again"),
-    ("npz with and without split", lambda: npz_with(x=NOISE, y=TWO), "expected names with train and test"),
-    ("npz no images in it", lambda: npz_with(x_test=NOISE[:0, :, :1], y_test=NONE, x_train=NONE), "images and labels of each"),
-    ("two npz", lambda: (npz("a_train.npz", x=NOISE, y=TWO), npz("b_train.npz", x=NOISE, y=TWO)), "found several: a_, b_"),
+    (
+        "npz images too large",
+        lambda: npz_with(x_train=NOISE[:30] * 1000.0),
+        "images: expected levels",
+    ),
+    (
+        "npz train twice",
+        lambda: npz(x_train=NOISE, train_images=NOISE, y_train=TWO),
+        "once, found them again",
+    ),
+    (
+        "npz with and without split",
+        lambda: npz_with(x=NOISE, y=TWO),
+        "expected names with train and test",
+    ),
+    (
+        "npz no images in it",
+        lambda: npz_with(x_test=NOISE[:0, :, :1], y_test=NONE, x_train=NONE),
+        "images and labels of each",
+    ),
+    (
+        "two npz",
+        lambda: (npz("a_train.npz", x=NOISE, y=TWO), npz("b_train.npz", x=NOISE, y=TWO)),
+        "found several: a_, b_",
+    ),
     # CSV
     ("CSV empty", lambda: write("d.csv", ""), "d.csv: expected a CSV, found: No columns"),
     ("CSV header only", lambda: write("d.csv", f"label,{NAMES}\n"), "d.csv: expected"),
-    ("CSV web page", lambda: write("d.csv", "<html>\n<body>"), "d.csv: expected rows of a label and pixels"),
-    ("CSV semicolons", lambda: write("d.csv", csv(np.c_[TWO, PIXELS]).replace(",", ";")), "d.csv: expected rows of a label and pixels"),
+    (
+        "CSV web page",
+        lambda: write("d.csv", "<html>\n<body>"),
+        "d.csv: expected rows of a label and pixels",
+    ),
+    (
+        "CSV semicolons",
+        lambda: write("d.csv", csv(np.c_[TWO, PIXELS]).replace(",", ";")),
+        "d.csv: expected rows of a label and pixels",
+    ),
     ("CSV longer row", lambda: csv_with("\n1,", "\n1,1,"), "d.csv: expected a CSV, found"),
-    ("CSV short header", lambda: csv_with("label,p0", "label"), "found 16 cells in the first row and 17 below"),
+    (
+        "CSV short header",
+        lambda: csv_with("label,p0", "label"),
+        "found 16 cells in the first row and 17 below",
+    ),
     ("CSV shorter row", lambda: csv_with("\n1,", "\n"), "images: expected levels"),
-    ("CSV empty cell", lambda: csv_with(f"\n0,{PIXELS[0, 0]},", "\n0,,"), "images: expected levels"),
-    ("CSV word", lambda: csv_with(f"\n0,{PIXELS[0, 0]},", "\n0,dark,"), "column p0: expected numbers, found 'dark'"),
+    (
+        "CSV empty cell",
+        lambda: csv_with(f"\n0,{PIXELS[0, 0]},", "\n0,,"),
+        "images: expected levels",
+    ),
+    (
+        "CSV word",
+        lambda: csv_with(f"\n0,{PIXELS[0, 0]},", "\n0,dark,"),
+        "column p0: expected numbers, found 'dark'",
+    ),
     ("CSV negative", lambda: csv_with(f"\n0,{PIXELS[0, 0]},", "\n0,-7,"), "found -7.0 to"),
     ("CSV inf", lambda: csv_with(f"\n0,{PIXELS[0, 0]},", "\n0,inf,"), "images: expected levels"),
-    ("CSV two label columns", lambda: csv_with("p0", "class"), "expected one label column, found label, class"),
-    ("CSV no label column", lambda: write("d.csv", csv(PIXELS + 0.5)), "expected labels in the first or last column"),
+    (
+        "CSV two label columns",
+        lambda: csv_with("p0", "class"),
+        "expected one label column, found label, class",
+    ),
+    (
+        "CSV no label column",
+        lambda: write("d.csv", csv(PIXELS + 0.5)),
+        "expected labels in the first or last column",
+    ),
     ("CSV missing label", lambda: csv_with("\n1,", "\n,"), "whole numbers as labels, found nan"),
-    ("CSV not square", lambda: write("d.csv", csv(np.c_[TWO, PIXELS[:, :15]])), r"found shape \(40, 15\)"),
+    (
+        "CSV not square",
+        lambda: write("d.csv", csv(np.c_[TWO, PIXELS[:, :15]])),
+        r"found shape \(40, 15\)",
+    ),
     ("CSV not UTF-8", lambda: write("d.csv", b"\xff\xfe\x00a,b\n"), "d.csv: expected a CSV"),
-    ("CSV gzip cut", lambda: write("d.csv.gz", gzip.compress(csv(np.c_[TWO, PIXELS]).encode())[:-20]), "d.csv.gz: expected a CSV"),
+    (
+        "CSV gzip cut",
+        lambda: write("d.csv.gz", gzip.compress(csv(np.c_[TWO, PIXELS]).encode())[:-20]),
+        "d.csv.gz: expected a CSV",
+    ),
     # IDX
-    ("IDX labels missing", lambda: write("train-images-idx3-ubyte", idx(NOISE)), "expected labels beside"),
-    ("IDX images missing", lambda: write("train-labels-idx1-ubyte", idx(TWO.astype(np.uint8))), "images and labels of each"),
+    (
+        "IDX labels missing",
+        lambda: write("train-images-idx3-ubyte", idx(NOISE)),
+        "expected labels beside",
+    ),
+    (
+        "IDX images missing",
+        lambda: write("train-labels-idx1-ubyte", idx(TWO.astype(np.uint8))),
+        "images and labels of each",
+    ),
     ("IDX magic", lambda: idx_with(lambda b: b"\1" + b[1:]), "expected IDX of unsigned bytes"),
-    ("IDX floats", lambda: idx_with(lambda b: b[:2] + b"\x0d" + b[3:]), "expected IDX of unsigned bytes"),
-    ("IDX dimensions", lambda: idx_with(lambda b: b[:3] + b"\2" + b[4:]), "expected IDX of unsigned bytes"),
+    (
+        "IDX floats",
+        lambda: idx_with(lambda b: b[:2] + b"\x0d" + b[3:]),
+        "expected IDX of unsigned bytes",
+    ),
+    (
+        "IDX dimensions",
+        lambda: idx_with(lambda b: b[:3] + b"\2" + b[4:]),
+        "expected IDX of unsigned bytes",
+    ),
     ("IDX cut", lambda: idx_with(lambda b: b[:-1]), "expected 1,216 bytes"),
     ("IDX longer", lambda: idx_with(lambda b: b + b"\0"), "at most 1,216 bytes"),
     ("IDX empty", lambda: idx_with(lambda b: b""), "expected IDX of unsigned bytes"),
     ("IDX gzip cut", lambda: idx_with(lambda b: gzip.compress(b)[:-9]), "expected a whole archive"),
     ("IDX gzip damaged", lambda: idx_with(lambda b: b"\x1f\x8b" + b), "expected IDX, found"),
-    ("IDX fewer labels", lambda: idx_with(lambda _: idx(TWO[:39].astype(np.uint8)), "train-labels"), "found 39 labels and 40 images"),
-]  # fmt: skip
+    (
+        "IDX fewer labels",
+        lambda: idx_with(lambda _: idx(TWO[:39].astype(np.uint8)), "train-labels"),
+        "found 39 labels and 40 images",
+    ),
+]
 
 
 @pytest.mark.parametrize(

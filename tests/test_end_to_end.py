@@ -1,4 +1,4 @@
-"""The whole pipeline by real DVC in a Git clone of its own, on the tiny dataset: what runs again, what compares."""
+"""The whole pipeline under real DVC, in Git clones with the tiny dataset."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ ALL = ["fetch", "normalize", *FROM_TRAIN]
 
 @pytest.fixture(scope="module")
 def later_runs(first_runs: dict[str, tuple[Clone, list[str]]]) -> dict[str, list[str]]:
-    """What ran for two experiments and for nearest neighbors in the plain clone, for another split in the odd one."""
+    """Stages that ran for experiments in the plain clone and for another split in the odd one."""
     plain, odd = first_runs["plain"][0], first_runs["odd"][0]
     odd.edit({"normalize.seed": 1, "model.kind": "linear"})
     with ThreadPoolExecutor() as pool:
@@ -79,7 +79,7 @@ def test_a_run_leaves_nothing_for_git_but_the_lock_file_and_reports(clone: Clone
     assert not list(clone.path.glob("*/.partial-*"))
 
 
-def test_equal_seeds_give_equal_files_at_any_path_in_any_locale_and_time_zone_for_any_umask_and_hash_seed(
+def test_results_are_bit_identical_in_another_environment(
     first_runs: dict[str, tuple[Clone, list[str]]],
 ) -> None:
     plain, odd = (clone.call("git", "ls-tree", "-r", "HEAD") for clone, _ in first_runs.values())
@@ -284,7 +284,8 @@ def test_an_unknown_kind_of_model_stops_with_one_line_that_names_it(clone: Clone
     assert "model.cnnn" in said
     assert "Traceback" not in said
     assert clone.call("python", "-m", "stages.lib.params", code=1) == (
-        "params: params.yaml: model.kind: expected 'mlp', 'linear', 'pca_knn' or 'cnn', found 'cnnn'\n"
+        "params: params.yaml: model.kind: expected 'mlp', 'linear', 'pca_knn' or 'cnn', "
+        "found 'cnnn'\n"
     )
 
 
@@ -344,7 +345,8 @@ def test_a_typo_stops_the_first_stage_with_one_line_that_names_the_key(clone: Cl
     written = {path: path.stat().st_mtime_ns for path in clone.path.glob("reports/**/*")}
     said = clone.call("dvc", "repro", code=255)
     assert [line for line in said.splitlines() if "epoch" in line] == [
-        "normalize: params.yaml: train.epoch: expected one of seed, epochs, batch_size, learning_rate, schedule, "
+        "normalize: params.yaml: train.epoch: expected one of seed, epochs, batch_size, "
+        "learning_rate, schedule, "
         "found a key with this name"
     ]
     assert "Traceback" not in said

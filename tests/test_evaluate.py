@@ -64,7 +64,7 @@ def measured(project: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def expected_of(count: int, errors: int) -> dict[str, object]:
-    """Scores of the first `count` images; all confidences are 0.8, so that one bin has all images."""
+    """Scores of the first `count` images; all confidences are 0.8 and thus in one bin."""
     right = count - errors
     low, high = accuracy_interval(right, count)
     chance = pytest.approx(0.1, abs=0.05)

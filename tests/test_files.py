@@ -239,7 +239,7 @@ def test_csv_of_no_rows_is_its_header(tmp_path: Path) -> None:
 
 
 def png_chunks(content: bytes) -> list[bytes]:
-    """The types of a PNG's chunks: length, type, content and checksum follow one another (RFC 2083, section 3)."""
+    """Chunk types of a PNG: each has length, type, content, checksum (RFC 2083, section 3)."""
     kinds, position = [], 8
     while position < len(content):
         kinds.append(content[position + 4 : position + 8])
@@ -311,7 +311,8 @@ def test_another_array_is_refused(tmp_path: Path, array: np.ndarray, fault: str)
     np.save(tmp_path / "images.npy", array)
     with pytest.raises(
         StageError,
-        match=rf"^\S*/images.npy: expected .*{fault}.*; regenerate the outputs with dvc repro --force$",
+        match=rf"^\S*/images.npy: expected .*{fault}.*; "
+        r"regenerate the outputs with dvc repro --force$",
     ):
         check_arrays(path, "labels", "images")
 

@@ -42,7 +42,9 @@ def converted(
     return onnx.load_model_from_string(content), read_model(path)
 
 
-def by_keras(model: Network, images: np.ndarray, scaling: dict[str, Any], *, flip: bool) -> Any:  # noqa: ANN401
+def by_keras(  # the type of a Keras call
+    model: Network, images: np.ndarray, scaling: dict[str, Any], *, flip: bool
+) -> Any:  # noqa: ANN401
     offset, divisor = np.float32(scaling["offset"]), np.float32(scaling["divisor"])
     scaled = (images.astype(np.float32) - offset) / divisor
     probabilities = np.asarray(model(scaled, training=False))

@@ -18,7 +18,7 @@ FLIPPED = [3, 41, 77]
 
 @pytest.fixture
 def flipped(project: Path, edit: Edit, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The tiny dataset with three training labels moved to the next class, and what the stages made of it."""
+    """The tiny dataset with three wrong training labels, and the outputs of the stages."""
     edit("model.pca_knn", {"components": 4, "neighbors": 3})
     edit("model.kind", "pca_knn")
     fetch.main()

@@ -18,7 +18,7 @@ def splits(project: Path) -> dict[str, np.ndarray]:
 
 
 def write_numbered(project: Path, count: int) -> None:
-    """Raw data whose images are their own index in 2x2 pixels, and whose labels are that index modulo 7."""
+    """Raw data: images of 2x2 pixels that encode their index, labels equal to it modulo 7."""
 
     def arrays(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         index = np.arange(start, stop)

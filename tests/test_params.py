@@ -154,8 +154,8 @@ def test_names_an_unknown_key_and_those_that_there_are(
     known = SHIPPED if not section else KEYS[section.removesuffix(".")]
     fault = fault_of(params, changed(SHIPPED, f"{section}typo", 1))
     assert (
-        fault
-        == f"params.yaml: {section}typo: expected one of {', '.join(known)}, found a key with this name"
+        fault == f"params.yaml: {section}typo: expected one of {', '.join(known)}, "
+        "found a key with this name"
     )
 
 
@@ -211,7 +211,8 @@ def test_refuses_a_number_out_of_its_range(
     fault = fault_of(params, changed(SHIPPED, key, value))
     place, found = (f"{key}.0", value[0]) if isinstance(value, list) else (key, value)
     assert re.fullmatch(
-        rf"params\.yaml: {place}: expected (greater|less|a finite|a number of images).*, found {found}",
+        rf"params\.yaml: {place}: expected (greater|less|a finite|a number of images).*, "
+        rf"found {found}",
         fault,
     ), fault
 
@@ -271,7 +272,7 @@ def test_an_experiment_changes_only_the_lines_of_its_values(
 
 
 def as_dvc_reads(text: str) -> str:
-    """The representation of the value of `key`, which tells 1 from 1.0 and True, and NaN from NaN."""
+    """The repr of the value of `key`, which distinguishes 1, 1.0 and True."""
     try:
         return repr(parse_yaml(text, "a file"))
     except (ParseError, ValueError, AttributeError, LookupError):

@@ -1,4 +1,4 @@
-"""Nearest neighbors among principal components, against scikit-learn's own classifier and by hand."""
+"""PCA and k-nearest neighbors, compared with scikit-learn and by hand."""
 
 import resource
 from pathlib import Path

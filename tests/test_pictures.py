@@ -22,7 +22,11 @@ def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> io.BytesIO: 
     return file
 
 
-def decoded(file: io.BytesIO, gray: bool = False, background: Any = None) -> np.ndarray:  # noqa: ANN401
+def decoded(
+    file: io.BytesIO,
+    gray: bool = False,
+    background: Any = None,  # noqa: ANN401
+) -> np.ndarray:
     with strict(), open_image(file) as (_, opened):
         image = decode(opened, gray=gray, background=background)
     assert image is not None

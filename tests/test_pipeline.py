@@ -1,4 +1,4 @@
-"""dvc.yaml, params.yaml and the code agree, read from the files; each test beside one that plants the fault."""
+"""dvc.yaml, params.yaml and the code agree; each check has a test that plants the fault."""
 
 import ast
 import re
@@ -118,7 +118,7 @@ def called(node: ast.AST) -> str:
 
 
 def written(source: str) -> set[str]:
-    """The names in the first argument, whole or with a file inside it, of `replacing` and `write_...`."""
+    """Names in the first argument of `replacing` and `write_...`, possibly as `name / file`."""
     calls = (
         node for node in ast.walk(ast.parse(source)) if re.match("replacing$|write_", called(node))
     )
@@ -126,7 +126,7 @@ def written(source: str) -> set[str]:
 
 
 def sections(source: str) -> set[str]:
-    """Sections of params.yaml that a module reads: the attribute beside `read_params()` or a name given to it."""
+    """Sections of params.yaml that a module reads: attributes of `read_params()` or its alias."""
     found: set[str] = set()
     for function in ast.parse(source).body:
         nodes = list(ast.walk(function))
@@ -341,7 +341,8 @@ def test_finds_a_stage_out_of_line(tree: Tree) -> None:
     tree.dvc["stages"]["fetch"] = tree.dvc["stages"].pop("fetch")
     assert stage_faults(tree) == [
         "dvc.yaml: publish is missing",
-        "dvc.yaml: stages in the order normalize, train, predict, evaluate, plot, extract_errors, fetch",
+        "dvc.yaml: stages in the order normalize, train, predict, evaluate, plot, extract_errors, "
+        "fetch",
         "normalize: data/raw is made by no earlier stage",
         "train: cmd is python stages/train.py",
         "train: data/raw/dataset.json is made by no earlier stage",

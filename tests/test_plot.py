@@ -48,7 +48,8 @@ def save(validation: int, wrong: list[int]) -> None:
         test_probabilities=probabilities,
     )
     Path("data/history.csv").write_text(
-        "epoch,loss,accuracy,val_loss,val_accuracy\n1,0.900000,0.500000,1.000000,0.400000\n2,0.500000,0.7,0.8,0.6\n"
+        "epoch,loss,accuracy,val_loss,val_accuracy\n"
+        "1,0.900000,0.500000,1.000000,0.400000\n2,0.500000,0.7,0.8,0.6\n"
     )
     evaluate.main()
 

@@ -19,7 +19,8 @@ def end(folder: Path, body: str, **env: str) -> subprocess.CompletedProcess[str]
     """Runs a stage `bake` with this body of `main` in a process of its own."""
     script = folder / "bake.py"
     script.write_text(
-        f"import os, signal\nfrom stages.lib.stage import StageError, run\n\ndef main():\n    {body}\n\nrun(main)\n"
+        "import os, signal\nfrom stages.lib.stage import StageError, run\n\n"
+        f"def main():\n    {body}\n\nrun(main)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "", **env}
     return subprocess.run(
@@ -123,7 +124,8 @@ def command(folder: Path, body: str) -> list[str]:
     """A stage `bake` with this `main`, and little patience."""
     (folder / "bake.py").write_text(
         "from stages.lib import files, stage\nimport hashlib, time\nfrom pathlib import Path\n"
-        "from stages.lib.files import replacing\nfrom stages.lib.sources.packages import run_program\n"
+        "from stages.lib.files import replacing\n"
+        "from stages.lib.sources.packages import run_program\n"
         f"stage.GRACE, stage.POLL_INTERVAL = 0.7, 0.1\n{body}\nstage.run(main)\n"
     )
     return [sys.executable, str(folder / "bake.py")]
@@ -258,11 +260,13 @@ def test_arguments_are_refused_because_a_stage_has_none(project: Path) -> None:
         ),
         (
             "bytearray(1 << 62)",
-            "out of memory (allocation failed); close other programs or raise the limit (ulimit -v)",
+            "out of memory (allocation failed); "
+            "close other programs or raise the limit (ulimit -v)",
         ),
         (
             "raise ImportError('lib.so: failed to map segment')",
-            "out of memory (lib.so: failed to map segment); close other programs or raise the limit "
+            "out of memory (lib.so: failed to map segment); "
+            "close other programs or raise the limit "
             "(ulimit -v)",
         ),
     ],
@@ -289,5 +293,8 @@ def test_a_limit_of_memory_in_which_libraries_would_abort_or_hang_is_refused(
         timeout=30,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (size, size)),
     )
-    line = f"{stage}: memory: expected at least {least} GB, found a limit of {limit} GB; raise ulimit -v\n"
+    line = (
+        f"{stage}: memory: expected at least {least} GB, found a limit of {limit} GB; "
+        "raise ulimit -v\n"
+    )
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", line)

@@ -242,7 +242,7 @@ def test_rows_are_on_disk_when_their_epoch_ends(normalized: Path) -> None:
 
 
 def orders(seed: int, *, shuffled: bool) -> list[list[int]]:
-    """What two epochs of batches of four feed of ten images; image and label are both the number."""
+    """Ten images in batches of four, two epochs; image and label are both the index."""
     keras.utils.set_random_seed(seed)
     numbers = np.arange(10, dtype=np.uint8)
     images = tensorflow.constant(numbers.reshape(10, 1, 1), "float32")
@@ -361,7 +361,7 @@ def rates(steps: int) -> np.ndarray:
 
 
 def trained() -> bytes:
-    """The weights file of a run of the stage, as in a process of its own: Keras numbers the layers it has made."""
+    """Train as in a new process (Keras numbers layers) and return the model file."""
     keras.utils.clear_session()
     train.main()
     return outs()[0]

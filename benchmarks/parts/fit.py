@@ -64,7 +64,7 @@ def share_of_rate(runs: Runs, work: float) -> Interval:
 
 
 def best(runs: Runs, *shapes: str) -> float:
-    """GFLOP/s of products of these shapes, equal shares of the work, each by the fastest library."""
+    """Return GFLOP/s over these shapes, in equal shares, each by the fastest library."""
     libraries = [name for name in runs if name.startswith("rate")]
     rates = [
         max(median(result["rates"][shape] for result in runs[name]) for name in libraries)

@@ -187,7 +187,8 @@ def read_predictions(path: Path, dataset: Mapping[str, Any]) -> dict[str, np.nda
             found = (labels.dtype.str, probabilities.dtype.str, probabilities.shape)
             if found != (expected := ("|u1", "<f4", (len(labels), classes))):
                 raise StageError(
-                    f"{path}: {split}: expected dtypes and shape {expected}, found {found}; {REPAIR}"
+                    f"{path}: {split}: expected dtypes and shape {expected}, "
+                    f"found {found}; {REPAIR}"
                 )
             normalized = (np.abs(probabilities.sum(axis=1) - 1) < 1e-3).all()
             if not normalized or (labels >= classes).any():

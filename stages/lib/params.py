@@ -233,8 +233,8 @@ def read_yaml(path: Path) -> object:
     return parse_yaml(text, path)
 
 
-def _keys(kind: Any, location: Iterable[int | str]) -> list[str]:  # noqa: ANN401  # a class, or dict[str, class]
-    """Return the valid keys of the section at a location inside `kind`."""
+def _keys(kind: Any, location: Iterable[int | str]) -> list[str]:  # noqa: ANN401
+    """Return the valid keys of the section at a location inside `kind`, a class or a dict type."""
     for key in location:
         kind = (
             kind.model_fields[key].annotation

@@ -155,5 +155,6 @@ def run(main: Callable[[], object]) -> None:
         raise StageError(f"expected no arguments, found {found}; params.yaml configures a stage")
     if sys.stdout:
         # Print lines at once even into a pipe, and never fail on what its encoding lacks.
-        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+        reconfigure = sys.stdout.reconfigure  # type: ignore[union-attr]
+        reconfigure(line_buffering=True, errors="backslashreplace")
     main()

@@ -15,7 +15,7 @@ COMPARE = ["python", "-m", "tools.compare"]
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """Three seeds of the linear model; nearest neighbors twice on the same dataset, and once on another."""
+    """Three seeds of linear; nearest neighbors twice on that dataset and once on another."""
     folder = tmp_path_factory.mktemp("compare")
     (folder / "tools").mkdir()
     clone = new_clone(folder / "project", folder / "tools")
@@ -233,8 +233,8 @@ def test_reports_of_other_predictions_are_refused(clone: Clone) -> None:
     try:
         said = clone.call(*COMPARE, "HEAD", code=1)
         assert (
-            "HEAD: expected a finished run (dvc.lock, reports), found: reports of other predictions; dvc repro"
-            in said
+            "HEAD: expected a finished run (dvc.lock, reports), found: "
+            "reports of other predictions; dvc repro" in said
         )
     finally:
         clone.call("git", "reset", "-q", "--hard", "HEAD~1")

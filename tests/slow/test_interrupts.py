@@ -1,4 +1,4 @@
-"""Every stage, under real DVC, interrupted, or short of disk or rights: afterwards all is as if never started."""
+"""Stages under real DVC that are interrupted, or lack disk space or permissions."""
 
 import json
 import os
@@ -45,7 +45,7 @@ AT_WORK = {
 
 @dataclass(frozen=True)
 class Case:
-    """A signal to the stage, to DVC, or to both as from a terminal, some seconds after a text or the stage's start."""
+    """A signal to the stage, DVC or both, some seconds after a text or the stage's start."""
 
     stage: str
     whom: str
@@ -54,7 +54,8 @@ class Case:
     text: str = ""
 
     def __str__(self) -> str:
-        return f"{self.number.name} to {self.whom} in {self.stage}{f', {self.after:.3f} s on' * bool(self.text)}"
+        delay = f", {self.after:.3f} s on" if self.text else ""
+        return f"{self.number.name} to {self.whom} in {self.stage}{delay}"
 
 
 def cases() -> list[Case]:
@@ -77,7 +78,7 @@ def cases() -> list[Case]:
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
-    """A clone after a whole run, whose dataset trickles from a server, and whose training takes seconds."""
+    """A clone after a whole run, with a slow server as source and a training of seconds."""
     folder = tmp_path_factory.mktemp("interrupts")
     (folder / "tools").mkdir()
     with serving(folder) as web:
@@ -148,7 +149,7 @@ def runs(process: psutil.Process) -> bool:
 
 
 def interrupt(clone: Clone, case: Case) -> tuple[bool, str]:
-    """Runs DVC, sends the signal at its moment, waits for DVC; whether the stage was there, and what was said."""
+    """Run DVC and send the signal; return whether the stage was running, and the output."""
     said = clone.path.with_name(f"{clone.path.name}.txt")
     env = {**clone.env, "FAMILY": clone.path.name}
     with said.open("w") as file:
@@ -239,7 +240,7 @@ def test_after_an_interruption_nothing_runs_on_nothing_is_half_and_the_next_run_
 def lone(
     clone: Clone, stage: str, *wrap: str, limit: int = resource.RLIM_INFINITY
 ) -> tuple[int, str]:
-    """Runs a stage without DVC, with files of at most `limit` bytes; its exit code and what it says on stderr."""
+    """Run a stage without DVC, with a file size limit; return its exit code and stderr."""
     ended = subprocess.run(
         [*wrap, sys.executable, "-m", f"stages.{stage}"],
         cwd=clone.path,

@@ -1,4 +1,4 @@
-"""The pipeline on the real datasets, out of the package registries: two fresh clones give the same bytes."""
+"""The pipeline on the real datasets from package registries is bit-reproducible."""
 
 import shutil
 from pathlib import Path

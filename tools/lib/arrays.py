@@ -215,7 +215,7 @@ def shaped(images: np.ndarray, size: tuple[int, int] | None, transposed: bool) -
 
 
 def choose_group(groups: Iterable[str], name: str) -> str:
-    """Chooses one of several datasets in a folder or zip: the one whose file names contain `name`."""
+    """Choose the dataset whose file names contain `name` among those in a folder or zip."""
     groups = sorted(groups)
     chosen = [group for group in groups if name.lower() in re.split("[^a-z0-9]+", group.lower())]
     if len(groups) > 1 and len(chosen) != 1:

@@ -64,8 +64,8 @@ class Run:
         """What determined the predictions, except the dataset and the replicate."""
         return repr(sorted(self.params.items()))
 
-    def read(self, path: str) -> Any:  # noqa: ANN401  # an array, several by name, or what JSON holds
-        """An npy, npz or JSON file of the run.
+    def read(self, path: str) -> Any:  # noqa: ANN401  # arrays or JSON
+        """Read an npy, npz or JSON file of the run.
 
         Raises:
             StageError: DVC's cache does not have it, or not whole.

@@ -1,4 +1,4 @@
-"""datasets.yaml as checked, frozen objects."""
+"""Read datasets.yaml as validated, frozen objects."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -43,12 +43,11 @@ class Digests(Arrays):
 
 
 class Source(Section):
-    """One place that has the dataset, by exactly one of six methods, and the names of its files.
+    """A source of the dataset: exactly one of six methods, and the names of its files.
 
-    The files are one npz with x_train, y_train, x_test and y_test (and x_val and y_val), as Keras
-    publishes datasets; or a CSV per split, with a header and then a row per image, its label before
-    its pixels; or a file per array, IDX as the authors of MNIST published it. A dataset bundled
-    with scikit-learn needs no files.
+    The files are an npz with x_train, y_train, x_test and y_test (optionally x_val and y_val), as
+    published by Keras; or a CSV per split, with a header and a row per image (label, then pixels);
+    or an IDX file per array, as published for MNIST. The method sklearn needs no files.
     """
 
     url: Annotated[Line, Field(pattern="^https://.+/$")] | None = None
@@ -109,17 +108,14 @@ class Dataset(Section):
 
 
 def read_dataset(catalog: Path, name: str) -> Dataset:
-    """Reads and checks one entry of datasets.yaml.
+    """Read and validate one entry of datasets.yaml.
 
     Args:
-        catalog: The file.
-        name: The entry's key, as in `dataset` of params.yaml.
-
-    Returns:
-        The entry.
+        catalog: Path of datasets.yaml.
+        name: Key of the entry, which is the parameter `dataset`.
 
     Raises:
-        StageError: No such entry; or a fault in it, as in `read_params`.
+        StageError: The entry is missing or invalid.
     """
     content = read_yaml(catalog)
     # A key such as 2024 is a number in YAML.

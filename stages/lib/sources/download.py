@@ -1,4 +1,4 @@
-"""Files over https: certificates are checked, time and size are bounded, and what breaks off is tried again."""
+"""Download files over https, with verified certificates, limits on time and size, and retries."""
 
 import re
 import time
@@ -20,14 +20,14 @@ CHUNK = 1 << 16
 
 
 class HttpsSession(requests.Session):
-    """A session with no adapter for plain http, so that neither an address nor a redirect can leave https."""
+    """A session without an adapter for plain http, so that no URL or redirect can leave https."""
 
     def __init__(self) -> None:
         super().__init__()
         del self.adapters["http://"]
         self.max_redirects = 5
-        self.headers["Accept-Encoding"] = "identity"  # the bytes as they are stored
-        busy = Retry(
+        self.headers["Accept-Encoding"] = "identity"  # the bytes as stored
+        retries = Retry(
             total=3,
             connect=1,
             other=0,
@@ -36,11 +36,11 @@ class HttpsSession(requests.Session):
             retry_after_max=5,
             raise_on_status=False,
         )
-        self.mount("https://", HTTPAdapter(max_retries=busy))
+        self.mount("https://", HTTPAdapter(max_retries=retries))
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong in one line, without the chain of library objects around it."""
+    """Describe an error in one line, without the chain of library exceptions around it."""
     where = (
         "the proxy of HTTPS_PROXY: " if isinstance(error, requests.exceptions.ProxyError) else ""
     )
@@ -65,14 +65,16 @@ def _stream(session: requests.Session, url: str, path: Path, deadline: float) ->
         with tqdm(
             total=size or None, desc=f"  {path.name}", unit="B", unit_scale=True, disable=None
         ) as bar:
-            # read1 returns what has arrived, so that a trickle of bytes meets the deadline too.
+            # read1 returns the bytes that have arrived, so that the deadline also holds for slow
+            # responses.
             while chunk := response.raw.read1(CHUNK):
                 bar.update(file.write(chunk))
                 if file.tell() > LIMIT:
                     raise StageError(f"{url}: expected at most {LIMIT:,} bytes, found more")
                 if time.monotonic() > deadline:
                     raise StageError(
-                        f"{url}: expected the file within {BUDGET} seconds, found {file.tell():,} bytes of it"
+                        f"{url}: expected the file within {BUDGET} seconds, "
+                        f"found {file.tell():,} bytes of it"
                     )
         if size and file.tell() != size:
             raise requests.exceptions.ChunkedEncodingError(
@@ -81,14 +83,10 @@ def _stream(session: requests.Session, url: str, path: Path, deadline: float) ->
 
 
 def download(url: str, path: Path) -> None:
-    """Downloads one file, with a bar where someone watches.
-
-    Args:
-        url: An https address.
-        path: Where the bytes go, as they are sent.
+    """Download one file over https, with a progress bar in terminals.
 
     Raises:
-        StageError: The address, the reason, in one line.
+        StageError: The download failed. The message has the URL and the reason.
     """
     deadline = time.monotonic() + BUDGET
     with HttpsSession() as session:

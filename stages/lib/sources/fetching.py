@@ -1,4 +1,4 @@
-"""Fetches raw images from any of their sources, which must all give bit-identical arrays."""
+"""Fetch raw images from any of their sources, all of which must give bit-identical arrays."""
 
 import errno
 import hashlib
@@ -25,20 +25,25 @@ KERAS_NAMES = {
     "test_images": "x_test",
     "test_labels": "y_test",
 }
-EXPERIMENTS = ".dvc/tmp/exps/"  # where DVC runs an experiment of its queue, or with --temp
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # no other source helps
+EXPERIMENTS = ".dvc/tmp/exps/"  # where DVC runs queued experiments and those with --temp
+NO_ROOM = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+)  # not specific to a source
 
 
 def from_url(source: Source, folder: Path) -> None:
-    """Downloads each file from below an https address."""
+    """Download each file from below an https URL."""
     for key, name in source.files.items():
         download(f"{source.url}{name}", folder / key)
 
 
 def from_kaggle(source: Source, folder: Path) -> None:
-    """Downloads each file of a public Kaggle dataset, with the account of the environment, if any."""
+    """Download each file of a public Kaggle dataset, with the account in the environment if any."""
     for key, name in source.files.items():
-        # A process of its own: kagglehub sets no time limit, and prints what nobody asked for.
+        # A separate process, because kagglehub has no time limit and prints progress.
         command = [
             sys.executable,
             "-m",
@@ -51,10 +56,10 @@ def from_kaggle(source: Source, folder: Path) -> None:
 
 
 def from_folder(source: Source, folder: Path) -> None:
-    """Takes the files from a folder of this machine.
+    """Copy the files from a folder of this machine.
 
     Raises:
-        StageError: This is a temporary experiment, which does not have the folder.
+        StageError: The folder is missing in the temporary workspace of an experiment.
     """
     own = Path(source.folder or "").expanduser()
     if not own.exists() and EXPERIMENTS in Path.cwd().as_posix():
@@ -67,8 +72,8 @@ def from_folder(source: Source, folder: Path) -> None:
 
 
 def from_sklearn(_: Source, folder: Path) -> None:
-    """Takes the 1,797 digits that scikit-learn bundles; every fifth image of a class is a test image."""
-    from sklearn.datasets import load_digits  # here, because no other source needs it
+    """Save the 1,797 digits bundled with scikit-learn; every fifth image of a class is for test."""
+    from sklearn.datasets import load_digits  # slow to import, and needed by this source only
 
     digits = load_digits()
     images, labels = digits.images.astype(np.uint8), digits.target.astype(np.uint8)
@@ -110,7 +115,7 @@ def _read(source: Source, folder: Path, dataset: Dataset) -> dict[str, np.ndarra
 
 
 def digest(array: np.ndarray) -> str:
-    """SHA-256 of an array's bytes in C order, as hexadecimal digits."""
+    """Return the SHA-256 of an array's bytes in C order, in hexadecimal."""
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
@@ -118,7 +123,7 @@ def _check(arrays: dict[str, np.ndarray], dataset: Dataset) -> None:
     found = {name: digest(array) for name, array in arrays.items()}
     expected = dataset.sha256.model_dump()
     if others := [name for name in found if found[name] != expected[name]]:
-        print("  the digests of these arrays, as datasets.yaml would have them:\n    sha256:")
+        print("  digests of the fetched arrays, as an entry of datasets.yaml:\n    sha256:")
         print("\n".join(f"      {name}: {sha256}" for name, sha256 in found.items()))
         raise StageError(
             "; ".join(f"{n}: expected sha256 {expected[n]}, found {found[n]}" for n in others)
@@ -132,7 +137,7 @@ def _check(arrays: dict[str, np.ndarray], dataset: Dataset) -> None:
 
 
 def _with_validation(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Appends a published validation split to the training images and labels."""
+    """Append a published validation split to the training images and labels."""
     if "validation_images" in arrays:
         for kind in ("images", "labels"):
             parts = [arrays[f"train_{kind}"], arrays.pop(f"validation_{kind}")]
@@ -143,12 +148,12 @@ def _with_validation(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def fetch_arrays(
     dataset: Dataset, source: str, scratch: Path | None = None
 ) -> dict[str, np.ndarray]:
-    """Brings a dataset here from the first source that has it.
+    """Fetch a dataset from the first source that provides it.
 
     Args:
         dataset: The entry of the catalog.
         source: `auto` for all of the entry's sources in their order, or the name of one.
-        scratch: A folder for what is fetched, which is removed again; if not given, the system's.
+        scratch: Parent of the temporary folder for the fetched files; the system's by default.
 
     Returns:
         train_images (n, height, width) or (n, height, width, 3), train_labels (n,), test_images
@@ -156,7 +161,7 @@ def fetch_arrays(
         split is the end of the training images and labels.
 
     Raises:
-        StageError: No such source, or each one failed: with each one's reason.
+        StageError: The source is unknown, or every source failed; the message has all reasons.
     """
     if source not in ("auto", *dataset.sources):
         known = ", ".join(("auto", *dataset.sources))

@@ -1,4 +1,4 @@
-"""Files of images as others publish them: IDX, npz and CSV, read strictly against the shape that they must have."""
+"""Read published image files (IDX, npz, CSV), validated against their expected shape."""
 
 import gzip
 import io
@@ -15,7 +15,7 @@ from stages.lib.stage import StageError
 
 
 def _read_at_most(file: IO[bytes] | gzip.GzipFile, size: int, name: str) -> bytes:
-    # One byte more tells a file that is too long from one that fits, without unpacking a bomb.
+    # One byte more reveals a file that is too long, without unpacking a decompression bomb.
     content = file.read(size + 1)
     if len(content) > size:
         if content.lstrip()[:1] == b"<":
@@ -27,7 +27,7 @@ def _read_at_most(file: IO[bytes] | gzip.GzipFile, size: int, name: str) -> byte
 
 
 def _unpacked(path: Path, size: int) -> bytes:
-    """The content of a file, of a gzip or of the only member of a zip, told apart by their first bytes."""
+    """Return the content of a file, a gzip or the only member of a zip, detected by first bytes."""
     with path.open("rb") as file:
         start = file.read(4)
     try:
@@ -39,9 +39,8 @@ def _unpacked(path: Path, size: int) -> bytes:
                 names = archive.namelist()
                 if len(names) != 1:
                     raise StageError(f"{path.name}: expected a zip of one file, found {len(names)}")
-                if (
-                    ".." in (parts := names[0].split("/")) or not parts[0]
-                ):  # nobody packs such a name by accident
+                parts = names[0].split("/")
+                if ".." in parts or not parts[0]:  # such a name is an attack, not an accident
                     raise StageError(
                         f"{path.name}: expected a zip of a file inside a folder, found {names[0]!r}"
                     )
@@ -59,55 +58,62 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _looks(content: bytes) -> str:
+def _describe_start(content: bytes) -> str:
     if content.lstrip()[:1] == b"<":
         return "a web page"
     return f"{len(content):,} bytes that start with {content[:16]!r}"
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Reads an IDX file, plain, gzipped or zipped (LeCun, Cortes, Burges: "The MNIST database of handwritten digits").
+    """Read an IDX file of unsigned bytes, plain, gzipped or zipped.
+
+    The format is from LeCun, Cortes, Burges: "The MNIST database of handwritten digits".
 
     Args:
         path: The file.
-        shape: The shape that it must declare and have.
+        shape: The expected shape.
 
     Returns:
         The array, uint8, of that shape.
 
     Raises:
-        StageError: The header is not that of unsigned bytes in this shape, or the length does not
-            agree with it.
+        StageError: The header has another dtype or shape, or the length does not match the header.
     """
     header = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
     content = _unpacked(path, len(header) + math.prod(shape))
     if content[: len(header)] != header:
         raise StageError(
-            f"{path.name}: expected IDX of unsigned bytes, shape {shape}, found {_looks(content)}"
+            f"{path.name}: expected IDX of unsigned bytes, shape {shape}, "
+            f"found {_describe_start(content)}"
         )
     if len(content) != len(header) + math.prod(shape):
         raise StageError(
-            f"{path.name}: expected {len(header) + math.prod(shape):,} bytes for shape {shape}, found {len(content):,}"
+            f"{path.name}: expected {len(header) + math.prod(shape):,} bytes for shape {shape}, "
+            f"found {len(content):,}"
         )
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
 
 
 def read_npz(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Reads an npz of unsigned bytes; nothing in it is unpickled, and no memory is taken on its word.
+    """Read an npz of unsigned bytes.
+
+    Nothing is unpickled, and declared sizes are compared with `shapes` before memory is allocated.
 
     Args:
         path: The file.
-        shapes: The arrays that it must hold, all and no other, with their shapes.
+        shapes: Shapes of the expected arrays by name; the file must hold exactly these.
 
     Returns:
         The arrays by name, uint8.
 
     Raises:
-        StageError: Not an npz, or an array is missing, unknown, or of another dtype, order or
-            shape.
+        StageError: The file is not an npz, or an array is missing, unknown, or of another dtype,
+            order or shape.
     """
     if not zipfile.is_zipfile(path):
-        raise StageError(f"{path.name}: expected an npz, found {_looks(path.read_bytes())}")
+        raise StageError(
+            f"{path.name}: expected an npz, found {_describe_start(path.read_bytes())}"
+        )
     arrays = {}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -123,9 +129,11 @@ def read_npz(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.nda
                         )
                     found = np.lib.format.read_array_header_1_0(member)
                     if found != (shape, False, np.dtype(np.uint8)):
-                        declared = f"{found[2]} of shape {found[0]}, {'Fortran' if found[1] else 'C'} order"
+                        found_shape, is_fortran, dtype = found
+                        order = "Fortran" if is_fortran else "C"
                         raise StageError(
-                            f"{path.name}: {name}: expected uint8 of shape {shape}, C order, found {declared}"
+                            f"{path.name}: {name}: expected uint8 of shape {shape}, C order, "
+                            f"found {dtype} of shape {found_shape}, {order} order"
                         )
                     content = _read_at_most(member, math.prod(shape), path.name)
                     arrays[name] = np.frombuffer(content, np.uint8).reshape(shape)
@@ -135,7 +143,7 @@ def read_npz(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.nda
 
 
 def read_csv(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a CSV with a header that starts with `label` and then a row per image, its label before its pixels.
+    """Read a CSV with a header that starts with `label`, and a row per image: label, then pixels.
 
     Args:
         path: The file, plain, gzipped or zipped.
@@ -145,18 +153,19 @@ def read_csv(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray
         Images of that shape and labels of shape (n,), both uint8.
 
     Raises:
-        StageError: No such header, other numbers of rows or columns, or a cell that is no whole
-            number in 0..255.
+        StageError: The header or the number of rows or columns differs, or a cell is not an
+            integer in [0, 255].
     """
     count, columns = shape[0], 1 + math.prod(shape[1:])
     content = _unpacked(path, 16 * columns + count * columns * len("255,"))
     header, _, body = content.partition(b"\n")
     if not header.startswith(b"label,") or header.count(b",") != columns - 1:
         raise StageError(
-            f"{path.name}: expected a header of label and {columns - 1} pixels, found {_looks(content)}"
+            f"{path.name}: expected a header of label and {columns - 1} pixels, "
+            f"found {_describe_start(content)}"
         )
     try:
-        with np.errstate(all="ignore"):  # a number too large for any integer
+        with np.errstate(all="ignore"):  # a number that overflows every integer type
             table = pd.read_csv(
                 io.BytesIO(body), header=None, dtype=np.uint8, skip_blank_lines=False
             ).to_numpy()
@@ -166,6 +175,7 @@ def read_csv(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray
         ) from error
     if table.shape != (count, columns):
         raise StageError(
-            f"{path.name}: expected {count:,} rows of {columns}, found {table.shape[0]:,} of {table.shape[1]}"
+            f"{path.name}: expected {count:,} rows of {columns}, "
+            f"found {table.shape[0]:,} of {table.shape[1]}"
         )
     return table[:, 1:].reshape(shape), table[:, 0].copy()

