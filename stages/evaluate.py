@@ -1,4 +1,4 @@
-"""Evaluates the predictions: accuracy, loss, calibration, confusion matrix, scores by class."""
+"""Evaluate the predictions: accuracy, loss, calibration, confusion matrix, scores by class."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Lists the misclassified test images and draws examples."""
+"""List the misclassified test images and draws examples."""
 
 from pathlib import Path
 

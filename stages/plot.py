@@ -1,4 +1,4 @@
-"""Draws training images, learning curves and the results of the stage evaluate."""
+"""Draw training images, learning curves and the results of the stage evaluate."""
 
 from pathlib import Path
 

@@ -34,7 +34,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def edit(project: Path) -> Callable[[str, object], None]:
-    """Sets one value of params.yaml by its dotted key."""
+    """Set one value of params.yaml by its dotted key."""
     return lambda key, value: set_params(project, {key: value})
 
 

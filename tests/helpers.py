@@ -75,7 +75,7 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401  # whatever the file holds
 
 
 def set_params(folder: Path, values: dict[str, object]) -> None:
-    """Sets values of a folder's params.yaml by their dotted keys."""
+    """Set values of a folder's params.yaml by their dotted keys."""
     params = read_yaml(folder / "params.yaml")
     for key, value in values.items():
         section = params
@@ -87,7 +87,7 @@ def set_params(folder: Path, values: dict[str, object]) -> None:
 
 
 def make_tiny(folder: Path) -> None:
-    """Points the project in a folder at the tiny dataset, small enough to train in a second."""
+    """Point the project in a folder at the tiny dataset, small enough to train in a second."""
     (folder / "tiny").mkdir()
     for name, array in tiny_arrays().items():
         (folder / "tiny" / f"{name}.idx").write_bytes(idx(array))

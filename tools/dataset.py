@@ -1,4 +1,4 @@
-"""Makes a dataset of your own images: `python -m tools.dataset NAME PATH`.
+"""Make a dataset of your own images: `python -m tools.dataset NAME PATH`.
 
 PATH is a folder with a folder of images for each class (or train and test folders of such), or npz,
 CSV or IDX files, or a zip of any of these.
@@ -38,7 +38,7 @@ RESERVED = ("true", "false", "null", "yes", "no", "on", "off", "nan", "inf")  # 
 
 
 def check(options: imports.Options) -> None:
-    """Refuses what no dataset can have."""
+    """Refuse what no dataset can have."""
     name = options.name
     if not re.fullmatch("[a-z][a-z0-9_-]{0,63}", name, re.I) or name.lower() in RESERVED:
         raise StageError(f"NAME: expected a letter, then letters, digits, _ or -, found {name!r}")
@@ -53,7 +53,7 @@ def check(options: imports.Options) -> None:
 def _write_array(
     archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], chunks: Iterable[np.ndarray]
 ) -> str:
-    """Adds a uint8 array to an npz, a chunk at a time; returns its SHA-256."""
+    """Add a uint8 array to an npz, a chunk at a time; returns its SHA-256."""
     digest = hashlib.sha256()
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     # The default time of a ZipInfo is 1980, so equal arrays give equal files.
@@ -66,7 +66,7 @@ def _write_array(
 
 
 def write_npz(path: Path, published: imports.Published, classes: list[str]) -> dict[str, str]:
-    """Writes images and labels of each split under Keras's names; returns SHA-256 by array."""
+    """Write images and labels of each split under Keras's names; returns SHA-256 by array."""
     numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers[name] for name in published.classes], np.uint8)
     splits = np.array(published.splits)
@@ -95,7 +95,7 @@ def _inline(content: Any) -> Any:  # noqa: ANN401  # a list or a mapping
 
 
 def update_catalog(text: str, name: str, entry: dict[str, Any]) -> str:
-    """Adds an entry to the text of datasets.yaml, or updates it, and keeps all comments.
+    """Add an entry to the text of datasets.yaml, or updates it, and keeps all comments.
 
     Raises:
         StageError: There is an entry of this name whose images are not from this tool.
@@ -133,7 +133,7 @@ def make_entry(
 
 
 def track(path: Path) -> None:
-    """Runs `dvc add`."""
+    """Run `dvc add`."""
     command = [sys.executable, "-m", "dvc", "add", "--quiet", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -142,7 +142,7 @@ def track(path: Path) -> None:
 
 
 def print_next(name: str, npz: Path, before: str) -> None:
-    """Prints what changed in datasets.yaml, and the commands that follow."""
+    """Print what changed in datasets.yaml, and the commands that follow."""
     lines = DATASETS.read_text(encoding="utf-8").splitlines()
     changed = [*difflib.unified_diff(before.splitlines(), lines, n=0, lineterm="")][3:]
     print(f"{npz}: {npz.stat().st_size:,} bytes, tracked by DVC")
@@ -157,7 +157,7 @@ def print_next(name: str, npz: Path, before: str) -> None:
 
 
 def make(path: Path, options: imports.Options, chosen: dict[str, Any]) -> str:
-    """Reads images, writes `data/own/NAME.npz`, the entry, and the report in `reports/data`.
+    """Read images, writes `data/own/NAME.npz`, the entry, and the report in `reports/data`.
 
     Args:
         path: The images.

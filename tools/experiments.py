@@ -80,7 +80,7 @@ def matches(name: str, part: str) -> bool:
 
 
 def call(*command: str) -> str:
-    """Runs a command and returns its stdout.
+    """Run a command and returns its stdout.
 
     Output goes to files because the DVC worker outlives the command that starts it and would keep a
     pipe open.
@@ -110,7 +110,7 @@ def call(*command: str) -> str:
 
 
 def dvc(*arguments: str) -> None:
-    """Runs a DVC command."""
+    """Run a DVC command."""
     call(sys.executable, "-m", "dvc", *arguments)
 
 
@@ -134,7 +134,7 @@ class State:
 
 
 def read_state(head: str = "") -> State:
-    """Reads DVC's experiments on HEAD and its queue.
+    """Read DVC's experiments on HEAD and its queue.
 
     Args:
         head: The commit that HEAD must be at; empty for any.
@@ -176,7 +176,7 @@ def describe(name: str, commit: str) -> str:
 
 
 def run_serially(todo: Grid, head: str) -> list[str]:
-    """Runs experiments on HEAD one by one in temporary folders; returns those that failed."""
+    """Run experiments on HEAD one by one in temporary folders; returns those that failed."""
     failed = []
     for number, (name, values) in enumerate(todo.items(), 1):
         read_state(head)

@@ -1,4 +1,4 @@
-"""Ranks likely label errors of the training split by out-of-fold predictions."""
+"""Rank likely label errors of the training split by out-of-fold predictions."""
 
 import argparse
 from pathlib import Path

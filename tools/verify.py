@@ -65,7 +65,7 @@ class Findings:
 
 
 def check_rwlock(found: Findings) -> None:
-    """Checks for a running DVC process and for locks that a killed one left behind."""
+    """Check for a running DVC process and for locks that a killed one left behind."""
     if not RWLOCK.exists():
         return
     try:
@@ -137,7 +137,7 @@ def pipeline_outs() -> dict[str, dict[str, bool]]:
 def check_out(
     found: Findings, cache: Path, stage: str, path: Path, expected: str, cached: bool
 ) -> None:
-    """Compares an output, and its objects in the cache, with its MD5 in dvc.lock."""
+    """Compare an output, and its objects in the cache, with its MD5 in dvc.lock."""
     actual = md5(path)
     if actual != expected:
         found.faults.append(f"{path}: expected MD5 {expected} as in {LOCK}, found {actual}")
@@ -158,7 +158,7 @@ def check_out(
 
 
 def check() -> Findings:
-    """Checks the locks, the cache and the outputs of the project in the working directory."""
+    """Check the locks, the cache and the outputs of the project in the working directory."""
     found, cache = Findings(), cache_folder()
     check_rwlock(found)
     check_cache(found, cache)

@@ -171,7 +171,7 @@ def label_names(name: str, labels: np.ndarray) -> list[str]:
 
 
 def gray_levels(images: Sequence[np.ndarray], notes: list[str]) -> list[np.ndarray]:
-    """Brings images of any numeric type to uint8, all splits in the same way."""
+    """Bring images of any numeric type to uint8, all splits in the same way."""
     kinds = {array.dtype.kind for array in images}
     if not kinds <= {"b", "i", "u", "f"}:
         raise StageError(f"images: expected numbers, found {images[0].dtype}")
@@ -197,7 +197,7 @@ def gray_levels(images: Sequence[np.ndarray], notes: list[str]) -> list[np.ndarr
 
 
 def shaped(images: np.ndarray, size: tuple[int, int] | None, transposed: bool) -> np.ndarray:
-    """Gives flat images their height and width; returns shape (n, height, width[, 3])."""
+    """Give flat images their height and width; returns shape (n, height, width[, 3])."""
     if images.ndim == 2:
         for channels in (1, 3):
             side = math.isqrt(images.shape[1] // channels)
@@ -225,7 +225,7 @@ def choose_group(groups: Iterable[str], name: str) -> str:
 
 
 def read_arrays(files: Sequence[Path], name: str, notes: list[str]) -> Arrays:
-    """Reads the files of one dataset.
+    """Read the files of one dataset.
 
     Args:
         files: npz, CSV or IDX files, whose names (or the arrays' names) contain split and content.

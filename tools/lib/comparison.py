@@ -19,7 +19,7 @@ REPLICATE = ("train.seed", "normalize.seed")
 
 
 def group_by_configuration(runs: Sequence[Run]) -> list[list[Run]]:
-    """Groups runs that differ in their seeds only.
+    """Group runs that differ in their seeds only.
 
     Runs with identical predictions are one model and count once.
 
@@ -81,7 +81,7 @@ def differences(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def configuration_names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Names each group by the common prefix of its runs' names.
+    """Name each group by the common prefix of its runs' names.
 
     If they have none, or if it names two configurations, a group is named by its kind of model and
     by the parameters that differ.
@@ -110,7 +110,7 @@ def _common_prefix(group: Sequence[Run]) -> str:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Runs that differ in their seeds only, with their predictions of the test split.
+    """Run that differ in their seeds only, with their predictions of the test split.
 
     Attributes:
         name: As in tables and figures.
@@ -133,7 +133,7 @@ class Configuration:
 
 
 def configurations(runs: Sequence[Run]) -> list[Configuration]:
-    """Groups runs and reads their predictions.
+    """Group runs and reads their predictions.
 
     Raises:
         StageError: Runs contradict each other, or predictions cannot be read.
@@ -204,7 +204,7 @@ def score_lines(table: pd.DataFrame) -> list[str]:
 
 
 def run_lines(found: Sequence[Configuration]) -> list[str]:
-    """Lists the runs of each configuration, their seeds, and its parameters."""
+    """List the runs of each configuration, their seeds, and its parameters."""
     lines = []
     for each in found:
         names = [run.name for run in each.runs]
@@ -230,7 +230,7 @@ Pair = tuple[Configuration, Configuration]
 
 
 def compare_pairs(found: Sequence[Configuration], interest: float) -> list[tuple[Pair, Verdict]]:
-    """Compares every two configurations on the same dataset, the more accurate one first.
+    """Compare every two configurations on the same dataset, the more accurate one first.
 
     Args:
         found: As from `configurations`.

@@ -95,7 +95,7 @@ def _rare(published: Published, classes: list[str]) -> list[str]:
 
 
 def report(name: str, published: Published, classes: list[str], prints: np.ndarray) -> str:
-    """Describes a dataset in Markdown.
+    """Describe a dataset in Markdown.
 
     Args:
         name: The dataset's name, which is also its figure's.
@@ -128,7 +128,7 @@ def report(name: str, published: Published, classes: list[str], prints: np.ndarr
 
 
 def samples(name: str, published: Published, classes: list[str]) -> Figure:
-    """Draws the first training images of each class, a row per class."""
+    """Draw the first training images of each class, a row per class."""
     pixels = np.load(published.pixels, mmap_mode="r")
     labels, splits = np.array(published.classes), np.array(published.splits)
     shown = classes[:ROWS]

@@ -134,7 +134,7 @@ def _background(pixels: Path, left_out: Sequence[int]) -> tuple[int, ...]:
 
 
 def _decode_rows(rows: Sequence[int], files: Sequence[str], batch: Batch) -> Decoded:
-    """Decodes the files of some rows in parallel; `batch` says how."""
+    """Decode the files of some rows in parallel; `batch` says how."""
     parts = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
     batches = (replace(batch, files=[files[row] for row in part], rows=part) for part in parts)
     done = Decoded()
@@ -163,7 +163,7 @@ def decode_files(
     size: tuple[int, int] | None,
     always_gray: bool,
 ) -> Counter[str]:
-    """Decodes image files into one array on disk, in parallel and some images at a time.
+    """Decode image files into one array on disk, in parallel and some images at a time.
 
     Args:
         folder: Where the files are.

@@ -82,7 +82,7 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 def unzip(path: Path, folder: Path) -> None:
-    """Extracts a zip; no member is written outside `folder`, and links become plain files."""
+    """Extract a zip; no member is written outside `folder`, and links become plain files."""
     try:
         with arrays.check_archive(path) as archive:
             archive.extractall(folder)
@@ -93,7 +93,7 @@ def unzip(path: Path, folder: Path) -> None:
 
 
 def _read_folder(root: Path, files: list[str], scratch: Path, options: Options) -> Published:
-    """Reads FOLDER/CLASS/files, or FOLDER/train/CLASS/files and the same for other splits."""
+    """Read FOLDER/CLASS/files, or FOLDER/train/CLASS/files and the same for other splits."""
     tops = {file.partition("/")[0] for file in files}
     depth = int(any(FOLDERS.get(top.lower()) == "train" for top in tops))
     kept, classes, splits = [], [], []
@@ -116,7 +116,7 @@ def _read_folder(root: Path, files: list[str], scratch: Path, options: Options) 
 
 
 def _read_arrays(files: list[Path], scratch: Path, options: Options) -> Published:
-    """Reads npz, CSV or IDX files."""
+    """Read npz, CSV or IDX files."""
     notes: list[str] = []
     found = arrays.read_arrays(files, options.name, notes)
     splits = [split for split in ("train", "validation", "test", "") if (split, "images") in found]
@@ -185,7 +185,7 @@ def _below_wrappers(root: Path, files: list[str]) -> tuple[Path, list[str]]:
 
 
 def read(path: Path, scratch: Path, options: Options) -> Published:
-    """Reads images of any supported layout.
+    """Read images of any supported layout.
 
     Args:
         path: A folder of class folders, of npz, CSV or IDX files, a zip of one, or such a file.
@@ -264,7 +264,7 @@ def split(published: Published, prints: np.ndarray, share: float) -> None:
 
 
 def check_classes(published: Published) -> list[str]:
-    """Returns the classes in natural order.
+    """Return the classes in natural order.
 
     Raises:
         StageError: Fewer than two or more than 256, one without training images, or no test image.

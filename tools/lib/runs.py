@@ -126,7 +126,7 @@ def open_commit(commit: str) -> DirFileSystem:
 
 
 def read_run(name: str, commit: str) -> Run:
-    """Reads one run.
+    """Read one run.
 
     Args:
         name: What to call it.
@@ -259,7 +259,7 @@ def has_predictions(each: Run) -> bool:
 
 
 def read_runs(names: Sequence[str], *, every: bool = False) -> list[Run]:
-    """Reads runs by name.
+    """Read runs by name.
 
     An experiment that was not named is skipped, with a message, if it is unfinished or if its
     predictions are neither in the DVC cache nor in the remote.

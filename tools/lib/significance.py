@@ -254,7 +254,7 @@ def difference_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, f
 def sizes_needed(
     found: Estimate, interest: float, alpha: float = ALPHA
 ) -> tuple[int | None, int | None]:
-    """Runs and test images that would show a difference of interest, each with the other as now.
+    """Run and test images that would show a difference of interest, each with the other as now.
 
     Args:
         found: Of the difference of two configurations.
@@ -277,7 +277,7 @@ def sizes_needed(
 def verdict(
     first: np.ndarray, second: np.ndarray, interest: float, alpha: float = ALPHA
 ) -> Verdict:
-    """Compares two configurations, without correction for other pairs."""
+    """Compare two configurations, without correction for other pairs."""
     found = estimate(first, second)
     over_runs, df = found.over_runs()
     return Verdict(
@@ -291,7 +291,7 @@ def verdict(
 def verdicts(
     configurations: Sequence[np.ndarray], interest: float
 ) -> dict[tuple[int, int], Verdict]:
-    """Compares every two configurations on one dataset.
+    """Compare every two configurations on one dataset.
 
     p is corrected for all pairs (Holm 1979, Scandinavian Journal of Statistics 6:65). Sample sizes
     are for the strictest of Holm's levels, `ALPHA` over the number of pairs.
