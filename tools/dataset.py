@@ -53,7 +53,7 @@ def check(options: imports.Options) -> None:
 def _write_array(
     archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], chunks: Iterable[np.ndarray]
 ) -> str:
-    """Add a uint8 array to an npz, a chunk at a time; returns its SHA-256."""
+    """Add a uint8 array to an npz, a chunk at a time; return its SHA-256."""
     digest = hashlib.sha256()
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     # The default time of a ZipInfo is 1980, so equal arrays give equal files.
@@ -66,7 +66,7 @@ def _write_array(
 
 
 def write_npz(path: Path, published: imports.Published, classes: list[str]) -> dict[str, str]:
-    """Write images and labels of each split under Keras's names; returns SHA-256 by array."""
+    """Write images and labels of each split under Keras's names; return SHA-256 by array."""
     numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers[name] for name in published.classes], np.uint8)
     splits = np.array(published.splits)
@@ -95,7 +95,7 @@ def _inline(content: Any) -> Any:  # noqa: ANN401  # a list or a mapping
 
 
 def update_catalog(text: str, name: str, entry: dict[str, Any]) -> str:
-    """Add an entry to the text of datasets.yaml, or updates it, and keeps all comments.
+    """Add an entry to the text of datasets.yaml, or update it, and keep all comments.
 
     Raises:
         StageError: There is an entry of this name whose images are not from this tool.
@@ -157,7 +157,7 @@ def print_next(name: str, npz: Path, before: str) -> None:
 
 
 def make(path: Path, options: imports.Options, chosen: dict[str, Any]) -> str:
-    """Read images, writes `data/own/NAME.npz`, the entry, and the report in `reports/data`.
+    """Read images, write `data/own/NAME.npz`, the entry, and the report in `reports/data`.
 
     Args:
         path: The images.

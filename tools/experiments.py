@@ -80,7 +80,7 @@ def matches(name: str, part: str) -> bool:
 
 
 def call(*command: str) -> str:
-    """Run a command and returns its stdout.
+    """Run a command and return its stdout.
 
     Output goes to files because the DVC worker outlives the command that starts it and would keep a
     pipe open.
@@ -176,7 +176,7 @@ def describe(name: str, commit: str) -> str:
 
 
 def run_serially(todo: Grid, head: str) -> list[str]:
-    """Run experiments on HEAD one by one in temporary folders; returns those that failed."""
+    """Run experiments on HEAD one by one in temporary folders; return those that failed."""
     failed = []
     for number, (name, values) in enumerate(todo.items(), 1):
         read_state(head)
@@ -194,7 +194,7 @@ def run_serially(todo: Grid, head: str) -> list[str]:
 
 
 def run_in_queue(todo: Grid, head: str) -> list[str]:
-    """Queues experiments on HEAD, starts a DVC worker, waits; returns those that failed."""
+    """Queues experiments on HEAD, starts a DVC worker, waits; return those that failed."""
     state = read_state(head)
     earlier = state.failed.keys()
     for name, values in todo.items():

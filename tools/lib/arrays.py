@@ -197,7 +197,7 @@ def gray_levels(images: Sequence[np.ndarray], notes: list[str]) -> list[np.ndarr
 
 
 def shaped(images: np.ndarray, size: tuple[int, int] | None, transposed: bool) -> np.ndarray:
-    """Give flat images their height and width; returns shape (n, height, width[, 3])."""
+    """Give flat images their height and width; return shape (n, height, width[, 3])."""
     if images.ndim == 2:
         for channels in (1, 3):
             side = math.isqrt(images.shape[1] // channels)

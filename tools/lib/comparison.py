@@ -110,7 +110,7 @@ def _common_prefix(group: Sequence[Run]) -> str:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Run that differ in their seeds only, with their predictions of the test split.
+    """Runs that differ in their seeds only, with their predictions of the test split.
 
     Attributes:
         name: As in tables and figures.
@@ -133,7 +133,7 @@ class Configuration:
 
 
 def configurations(runs: Sequence[Run]) -> list[Configuration]:
-    """Group runs and reads their predictions.
+    """Group runs and read their predictions.
 
     Raises:
         StageError: Runs contradict each other, or predictions cannot be read.

@@ -254,7 +254,7 @@ def difference_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, f
 def sizes_needed(
     found: Estimate, interest: float, alpha: float = ALPHA
 ) -> tuple[int | None, int | None]:
-    """Run and test images that would show a difference of interest, each with the other as now.
+    """Runs and test images that would show a difference of interest, each with the other as now.
 
     Args:
         found: Of the difference of two configurations.
