@@ -194,7 +194,7 @@ def run_serially(todo: Grid, head: str) -> list[str]:
 
 
 def run_in_queue(todo: Grid, head: str) -> list[str]:
-    """Queues experiments on HEAD, starts a DVC worker, waits; return those that failed."""
+    """Queue experiments on HEAD, start a DVC worker, wait; return those that failed."""
     state = read_state(head)
     earlier = state.failed.keys()
     for name, values in todo.items():
