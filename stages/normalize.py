@@ -76,7 +76,8 @@ def validation_size(asked: float | str, count: int, published: int) -> int:
         size = round(asked * count) if 0 < asked < 1 else int(asked)
     if size >= count:
         raise StageError(
-            f"params.yaml: normalize.validation: expected fewer than {count:,} images, found {size:,}"
+            f"params.yaml: normalize.validation: expected fewer than {count:,} images, "
+            f"found {size:,}"
         )
     return size
 

@@ -300,7 +300,7 @@ def test_a_file_that_was_cut_off_is_rejected(tmp_path: Path) -> None:
 
 
 def test_a_file_is_never_read_as_another_format_than_the_one_checked(tmp_path: Path) -> None:
-    """ONNX Runtime would take bytes 4 to 8, ORTM, for a format of its own that may hold anything."""
+    """ONNX Runtime would take bytes 4 to 8, ORTM, for its own format, which may hold anything."""
     model = onnx.load_model_from_string(CONTENT)
     model.producer_name = "ORTM"
     content = model.SerializeToString(deterministic=True)

@@ -1,7 +1,7 @@
 """Our transcription of the tutorial, as one script in Keras.
 
-HyunMin Kim, "MNIST 데이터로 해보는 딥러닝 (Deep Learning)", 29 October 2020, hmkim312.github.io. The
-images become float32, as in every other implementation, and there is no progress bar.
+HyunMin Kim, "MNIST 데이터로 해보는 딥러닝 (Deep Learning)", 29 October 2020, hmkim312.github.io.
+The images become float32, as in every other implementation, and there is no progress bar.
 """
 
 import argparse

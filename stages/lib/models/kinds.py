@@ -1,4 +1,7 @@
-"""The kinds of model by their names in params.yaml. A new kind is a module, a section and a line."""
+"""The kinds of model by their names in params.yaml.
+
+A new kind is a module, a section of params.yaml and a line here.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial

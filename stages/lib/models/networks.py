@@ -73,8 +73,8 @@ def mlp(
     weights = sum(rows * columns for rows, columns in pairwise(sizes))
     if weights > MLP_WEIGHTS:
         raise StageError(
-            f"params.yaml: model.mlp: {weights:,} weights for images of {sizes[0]:,} values; at most "
-            f"{MLP_WEIGHTS:,} are supported: use model.kind=cnn, or smaller images or layers"
+            f"params.yaml: model.mlp: {weights:,} weights for images of {sizes[0]:,} values; "
+            f"at most {MLP_WEIGHTS:,} are supported: use model.kind=cnn, smaller images or layers"
         )
     stack = [keras.Input(_image(dataset)), keras.layers.Flatten()]
     for units in params.mlp.hidden:

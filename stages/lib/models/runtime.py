@@ -30,10 +30,10 @@ ADVICE = "dvc repro writes it again"
 # random numbers or state.
 # fmt: off
 OPERATORS = frozenset({
-    "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "Conv", "Div", "Flatten", "Gather",
-    "Gemm", "GlobalAveragePool", "MatMul", "Max", "MaxPool", "Mul", "Reciprocal", "ReduceMean",
-    "ReduceSum", "Relu", "Reshape", "Sigmoid", "Slice", "Softmax", "Sqrt", "Sub", "Tanh", "TopK",
-    "Transpose", "Unsqueeze",
+    "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "Conv", "Div", "Flatten",
+    "Gather", "Gemm", "GlobalAveragePool", "MatMul", "Max", "MaxPool", "Mul", "Reciprocal",
+    "ReduceMean", "ReduceSum", "Relu", "Reshape", "Sigmoid", "Slice", "Softmax", "Sqrt", "Sub",
+    "Tanh", "TopK", "Transpose", "Unsqueeze",
 })
 # fmt: on
 ELEMENT_SIZES = {TensorProto.FLOAT: 4, TensorProto.INT64: 8, TensorProto.UINT8: 1}
