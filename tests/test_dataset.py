@@ -428,6 +428,23 @@ def test_transparency_alone_shows_white() -> None:
     assert (make()["train_images"][:, 0] == 255).all()
 
 
+def test_an_image_that_differs_from_its_header_is_rejected(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An orientation after the pixels, which Pillow applies to a PNG, is not in the header."""
+    folders()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    png("0/x.png", ONE, exif=exif)
+    content = (DATA / "0/x.png").read_bytes()
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4])
+    moved = content[:start] + content[end:-12] + content[start:end] + content[-12:]
+    write("0/x.png", moved)
+    assert "0/x.png: expected 6 x 5 pixels as in its header, found 5 x 6" in fault()
+    assert "0/x.png" in capsys.readouterr().err
+
+
 def test_many_files_are_decoded_in_parallel_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).integers(0, 256, (400, 6, 5), dtype=np.uint8)
     folders(images, np.arange(400) % 2)

@@ -1,6 +1,7 @@
 """Decoding and resizing of image files."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> io.BytesIO: 
 
 
 def decoded(
-    file: io.BytesIO,
+    file: Path | io.BytesIO,
     gray: bool = False,
     background: Any = None,  # noqa: ANN401
 ) -> np.ndarray:
@@ -47,7 +48,7 @@ def test_colors_survive_every_lossless_format(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientations_give_one_array(orientation: int, kind: str) -> None:
+def test_exif_orientations_give_one_array(orientation: int, kind: str, tmp_path: Path) -> None:
     """Blocks of 16 x 16 survive JPEG, so that all eight files decode alike."""
     shown = np.kron(np.array([[0, 90, 180], [250, 40, 120]], np.uint8), np.ones((16, 16), np.uint8))
     transpose = Image.Transpose
@@ -70,6 +71,9 @@ def test_exif_orientations_give_one_array(orientation: int, kind: str) -> None:
         pass
     assert (header.height, header.width) == shown.shape
     np.testing.assert_allclose(decoded(file, gray=True), shown, atol=3)
+    path = tmp_path / "image"  # Pillow would map an uncompressed TIFF of a path into memory
+    path.write_bytes(file.getvalue())
+    np.testing.assert_allclose(decoded(path, gray=True), shown, atol=3)
 
 
 def test_sixteen_bits_are_divided_and_not_clipped() -> None:

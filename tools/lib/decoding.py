@@ -103,6 +103,11 @@ def _decode(batch: Batch) -> Decoded:
                     image = None
                     if batch.resize or (fits and known):
                         image = pictures.decode(opened, gray=not color, background=batch.background)
+                    if image is not None and image.shape[:2] != (header.height, header.width):
+                        raise ValueError(
+                            f"expected {header.height} x {header.width} pixels as in its header, "
+                            f"found {image.shape[0]} x {image.shape[1]}"
+                        )
             except pictures.UNREADABLE as error:
                 done.faults[row] = " ".join(str(error).split()) or type(error).__name__
                 continue
