@@ -482,21 +482,55 @@ def test_a_second_import_keeps_what_a_person_wrote_into_the_entry() -> None:
     assert "license: MIT # mine" in dataset.DATASETS.read_text()
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_an_import_that_ends_early_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch, error: BaseException
+def contents() -> dict[Path, bytes]:
+    """All that an import writes."""
+    paths = [dataset.DATASETS, *Path("data").rglob("*"), *Path("reports").rglob("*")]
+    return {path: path.read_bytes() for path in paths if path.is_file()}
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("function", ["update_catalog", "write_figure"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_import_that_ends_early_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, function: str, again: bool
 ) -> None:
     folders()
-    before = dataset.DATASETS.read_bytes()
+    if again:
+        make()
+        png("1/more.png", 255 - ONE)
+    before = contents()
 
     def stop(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(dataset, "update_catalog", stop)
-    with pytest.raises(type(error) if isinstance(error, OSError) else KeyboardInterrupt):
+    monkeypatch.setattr(dataset, function, stop)
+    with pytest.raises(type(error)):
         make()
-    assert dataset.DATASETS.read_bytes() == before
-    assert not list(Path("data/own").iterdir())
+    assert contents() == before
+
+
+def test_an_import_without_a_report_changes_nothing() -> None:
+    folders()
+    Path("reports").write_text("a file where the folder should be")
+    before = contents()
+    with pytest.raises(OSError, match="reports"):
+        make()
+    assert contents() == before
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_import_that_dvc_cannot_track_changes_nothing(again: bool) -> None:
+    """The project of these tests is no repository of DVC."""
+    folders()
+    if again:
+        make()
+        png("1/more.png", 255 - ONE)
+        Path("data/own/mine.npz.dvc").write_text("outs: []")
+    before = contents()
+    with pytest.raises(StageError, match="`dvc add` failed") as caught:
+        dataset.make(DATA, imports.Options("mine"), {}, dataset.track)
+    assert len(str(caught.value).splitlines()) == 1
+    assert contents() == before
 
 
 def test_an_import_removes_what_a_killed_one_left() -> None:

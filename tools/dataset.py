@@ -16,7 +16,8 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -138,7 +139,26 @@ def track(path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = " ".join(done.stderr.split())
-        raise StageError(f"{path} is written, but `dvc add` failed: {reason}")
+        raise StageError(f"`dvc add` failed, nothing is changed: {reason}")
+
+
+@contextmanager
+def restoring(npz: Path, scratch: Path) -> Iterator[None]:
+    """Puts a file and its .dvc file back if the block fails."""
+    record, old = npz.with_name(f"{npz.name}.dvc"), scratch / "old.npz"
+    text = record.read_bytes() if record.exists() else b""
+    try:
+        if npz.exists():
+            npz.rename(old)
+        yield
+    except BaseException:
+        npz.unlink(missing_ok=True)
+        record.unlink(missing_ok=True)
+        if old.exists():
+            old.rename(npz)
+        if text:
+            record.write_bytes(text)
+        raise
 
 
 def print_next(name: str, npz: Path, before: str) -> None:
@@ -156,13 +176,21 @@ def print_next(name: str, npz: Path, before: str) -> None:
     )
 
 
-def make(path: Path, options: imports.Options, chosen: dict[str, Any]) -> str:
+def make(
+    path: Path,
+    options: imports.Options,
+    chosen: dict[str, Any],
+    track: Callable[[Path], None] | None = None,
+) -> str:
     """Read images, write `data/own/NAME.npz`, the entry, and the report in `reports/data`.
+
+    If it fails, nothing is changed.
 
     Args:
         path: The images.
         options: How to read them.
         chosen: Keys of the entry that the images do not decide.
+        track: Called with the npz once it is in place.
 
     Returns:
         The report.
@@ -177,16 +205,22 @@ def make(path: Path, options: imports.Options, chosen: dict[str, Any]) -> str:
         prints = imports.fingerprints(published.pixels, options.seed)
         imports.split(published, prints, options.test)
         classes = imports.check_classes(published)
-        with replacing(DATASETS) as catalog, replacing(OWN / f"{name}.npz") as npz:
-            entry = chosen | make_entry(published, classes, write_npz(npz, published, classes))
+        written, npz = Path(scratch, "new.npz"), OWN / f"{name}.npz"
+        entry = chosen | make_entry(published, classes, write_npz(written, published, classes))
+        report = data_report.report(name, published, classes, prints)
+        figure = data_report.samples(name, published, classes)
+        with ExitStack() as stack:  # commits in reverse order, the catalog last
+            catalog = stack.enter_context(replacing(DATASETS))
             text = update_catalog(DATASETS.read_text(encoding="utf-8"), name, entry)
             catalog.write_text(text, encoding="utf-8")
             read_dataset(catalog, name)
-        report = data_report.report(name, published, classes, prints)
-        figure = data_report.samples(name, published, classes)
-    write_figure(REPORTS / f"{name}.png", figure)
-    with replacing(REPORTS / f"{name}.md") as file:
-        file.write_text(report, encoding="utf-8")
+            stack.enter_context(restoring(npz, Path(scratch)))
+            write_figure(stack.enter_context(replacing(REPORTS / f"{name}.png")), figure)
+            page = stack.enter_context(replacing(REPORTS / f"{name}.md"))
+            page.write_text(report, encoding="utf-8")
+            written.rename(npz)
+            if track:
+                track(npz)
     return report
 
 
@@ -208,10 +242,8 @@ def main() -> None:
     given = {"title": args.title, "flip": args.flip}
     chosen = {key: value for key, value in given.items() if value is not None}
     before = DATASETS.read_text(encoding="utf-8")
-    print(make(args.path, options, chosen))
-    npz = OWN / f"{args.name}.npz"
-    track(npz)
-    print_next(args.name, npz, before)
+    print(make(args.path, options, chosen, track))
+    print_next(args.name, OWN / f"{args.name}.npz", before)
 
 
 if __name__ == "__main__":
