@@ -567,6 +567,15 @@ def test_the_report_names_what_is_odd() -> None:
     assert Path("reports/data/mine.png").stat().st_size > 1000
 
 
+def test_any_class_name_is_drawn_and_tabulated() -> None:
+    """Neither mathematics nor a column of the table; and numbers replace what no font can draw."""
+    names = ["$a_{$", "b|c", "\ua9c1"]  # the last one is Javanese
+    npz(images=NOISE[:39], labels=np.array(names * 13))
+    make()
+    assert r"| b\|c | 10 | 3 |" in report()
+    assert Path("reports/data/mine.png").stat().st_size > 1000
+
+
 def test_the_report_finds_nothing_odd_in_good_data() -> None:
     images = np.random.default_rng(0).integers(0, 256, (300, 6, 5), dtype=np.uint8)
     npz(images=images, labels=np.arange(300) % 2)

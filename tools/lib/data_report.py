@@ -113,7 +113,9 @@ def report(name: str, published: Published, classes: list[str], prints: np.ndarr
     ]
     total = ["**all**", *(f"**{published.splits.count(split):,}**" for split in splits)]
     rows = [["class", *splits], ["---"] + ["--:"] * len(splits), total]
-    rows += [[c, *(f"{counts[split, c]:,}" for split in splits)] for c in classes]
+    for label in classes:
+        cell = label.replace("|", r"\|")
+        rows.append([cell, *(f"{counts[split, label]:,}" for split in splits)])
     return "\n".join(
         [
             f"# {name}\n",
@@ -145,7 +147,8 @@ def samples(name: str, published: Published, classes: list[str]) -> Figure:
     figure = Figure((8, 1 + 7 * mosaic.shape[0] / mosaic.shape[1]), layout="constrained")
     axes = figure.subplots()
     axes.imshow(mosaic, cmap="gray")
-    axes.set_yticks([(line + 0.5) * (height + 1) for line in range(len(shown))], shown)
+    centers = [(line + 0.5) * (height + 1) for line in range(len(shown))]
+    axes.set_yticks(centers, figures.drawable(classes)[:ROWS], parse_math=False)
     axes.set_xticks([])
     axes.spines[:].set_visible(False)
     axes.grid(visible=False)
