@@ -370,6 +370,21 @@ def test_images_of_any_kind_become_uint8(
     assert note in report()
 
 
+def test_a_small_range_of_sixteen_bits_is_noted() -> None:
+    """A camera of 12 bits uses 16 of the 256 gray levels."""
+    npz(images=NOISE.astype(np.uint16) * 15, labels=TWO)
+    make()
+    assert "16-bit levels divided by 257; 16 gray levels remain of 0 to 3825" in report()
+    npz(images=NOISE.astype(np.uint16) * 257, labels=TWO)
+    make()
+    assert "remain" not in report()
+
+
+def test_splits_whose_levels_differ_a_little_are_not_refused() -> None:
+    npz(x_train=NOISE[:30] / 255, y_train=TWO[:30], x_test=NOISE[30:] // 2 / 255, y_test=TWO[30:])
+    make()
+
+
 def test_a_published_validation_split_stays_one() -> None:
     rows = {"train": slice(20), "val": slice(20, 30), "test": slice(30, 40)}
     arrays: dict[str, Any] = {f"{s}_images": NOISE[r] for s, r in rows.items()}
@@ -839,6 +854,21 @@ INVALID: list[Any] = [  # one case a line
         "images: expected levels",
     ),
     (
+        "npz test in other levels",
+        lambda: npz_with(x_train=NOISE[:30] / 255),
+        "train from 0 to 1 and test from 0 to 255",
+    ),
+    (
+        "npz 8 and 16 bits",
+        lambda: npz_with(x_test=NOISE[30:].astype(np.uint16) * 257),
+        "train from 0 to 255 and test from 0 to 65535",
+    ),
+    (
+        "npz channels first",
+        lambda: npz_with(x_train=np.zeros((30, 3, 6, 5))),
+        r"images.transpose\(0, 2, 3, 1\)",
+    ),
+    (
         "npz train twice",
         lambda: npz(x_train=NOISE, train_images=NOISE, y_train=TWO),
         "once, found them again",
@@ -869,7 +899,17 @@ INVALID: list[Any] = [  # one case a line
     (
         "CSV semicolons",
         lambda: write("d.csv", csv(np.c_[TWO, PIXELS]).replace(",", ";")),
-        "d.csv: expected rows of a label and pixels",
+        "d.csv: expected commas between the cells, found ';'",
+    ),
+    (
+        "CSV tabs",
+        lambda: write("d.csv", csv(np.c_[TWO, PIXELS]).replace(",", "\t")),
+        r"expected commas between the cells, found '\\t'",
+    ),
+    (
+        "zip in a folder",
+        lambda: (png("0/a.png"), write("d.zip", zipped("0/a.png"))),
+        "d.zip: expected no zip inside the given path; unpack it first",
     ),
     ("CSV longer row", lambda: csv_with("\n1,", "\n1,1,"), "d.csv: expected a CSV, found"),
     (
@@ -965,6 +1005,14 @@ def test_refuses(arrange: Callable[[], object], expected: str) -> None:
 def test_refuses_a_zip(change: Callable[[bytes], bytes], expected: str) -> None:
     zip_with(change)
     assert re.search(expected, found := fault(DATA / "d.zip")), found
+
+
+def test_refuses_a_zip_in_a_zip() -> None:
+    png("0/a.png")
+    write("inner.zip", zipped("0/a.png"))
+    write("outer.zip", zipped("inner.zip"))
+    expected = "inner.zip: expected no zip inside the given path; unpack it first"
+    assert expected in fault(DATA / "outer.zip")
 
 
 def test_a_zip_writes_nothing_outside(tmp_path: Path) -> None:

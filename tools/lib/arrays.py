@@ -129,6 +129,8 @@ def _read_csv(path: Path, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
     except (*DAMAGED, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         found = " ".join(str(error).split())
         raise StageError(f"{path.name}: expected a CSV, found: {found}") from error
+    if len(names) == 1 and (found := next((d for d in ";\t|" if d in names[0]), "")):
+        raise StageError(f"{path.name}: expected commas between the cells, found {found!r}")
     if table.shape[1] != len(names) or len(names) < 2:
         raise StageError(
             f"{path.name}: expected rows of a label and pixels, found {len(names)} cells in the "
@@ -170,21 +172,47 @@ def label_names(name: str, labels: np.ndarray) -> list[str]:
     return [str(label).strip() for label in labels]
 
 
-def gray_levels(images: Sequence[np.ndarray], notes: list[str]) -> list[np.ndarray]:
-    """Bring images of any numeric type to uint8, all splits in the same way."""
+def _scale(array: np.ndarray, high: float) -> int:
+    """The level of white: 1, 255 or 65,535; 0 if integers up to 1 leave it open."""
+    if array.dtype.kind in "bf" and high <= 1:
+        return 1
+    if high <= 1:
+        return 0
+    return 255 if high <= 255 else 65_535
+
+
+def gray_levels(
+    images: Sequence[np.ndarray], splits: Sequence[str], notes: list[str]
+) -> list[np.ndarray]:
+    """Brings images of any numeric type to uint8, all splits in the same way.
+
+    Args:
+        images: Of each split, shape (n, height, width[, 3]).
+        splits: Their names.
+        notes: Conversions are appended.
+
+    Raises:
+        StageError: Negative or larger levels, or splits with different ranges.
+    """
     kinds = {array.dtype.kind for array in images}
     if not kinds <= {"b", "i", "u", "f"}:
         raise StageError(f"images: expected numbers, found {images[0].dtype}")
-    low = min(float(array.min()) for array in images)
-    high = max(float(array.max()) for array in images)
+    ranges = [(float(array.min()), float(array.max())) for array in images]
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     if not (math.isfinite(low) and math.isfinite(high)) or low < 0 or high > 65_535:
         raise StageError(
             f"images: expected levels from 0 to 255 or to 65,535, found {low} to {high}"
         )
+    scales = {_scale(array, top) for array, (_, top) in zip(images, ranges, strict=True)}
+    if len(scales - {0}) > 1:
+        found = (f"{s} from {a:g} to {b:g}" for s, (a, b) in zip(splits, ranges, strict=True))
+        raise StageError(f"images: expected one range for all splits, found {' and '.join(found)}")
     if kinds == {"b"} or ("f" in kinds and high <= 1):
         factor, conversion = 255.0, f"{images[0].dtype} from 0 to 1 multiplied by 255"
     elif high > 255:
         factor, conversion = 1 / 257, "16-bit levels divided by 257"
+        if (remaining := round(high / 257) + 1) < 128:
+            conversion += f"; {remaining} gray levels remain of {low:g} to {high:g}"
     else:
         if any(array.dtype != np.uint8 for array in images):
             notes.append(f"{images[0].dtype} from {low:g} to {high:g} rounded to uint8")
@@ -206,6 +234,11 @@ def shaped(images: np.ndarray, size: tuple[int, int] | None, transposed: bool) -
                     images = images.reshape(-1, *shape, channels)
     if images.ndim == 4 and images.shape[3] == 1:
         images = images[..., 0]
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] != 3:
+        raise StageError(
+            f"images: expected channels last, found shape {images.shape}; "
+            "store images.transpose(0, 2, 3, 1)"
+        )
     if images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)):
         raise StageError(
             f"images: expected (n, height, width), with 3 for color, or flat and square (else with "

@@ -145,7 +145,7 @@ def _read_arrays(files: list[Path], scratch: Path, options: Options) -> Publishe
         parts.append(arrays.shaped(found[split, "images"], options.size, options.transposed))
     if len(shapes := {part.shape[1:] for part in parts}) > 1:
         raise StageError(f"expected images of one shape in all splits, found {sorted(shapes)}")
-    parts = arrays.gray_levels(parts, notes)
+    parts = arrays.gray_levels(parts, splits, notes)
     shape = options.size or parts[0].shape[1:3]
     sizes = Counter({f"array, {' x '.join(map(str, parts[0].shape[1:]))}": len(rows)})
     target = scratch / "decoded.npy"
@@ -209,6 +209,9 @@ def read(path: Path, scratch: Path, options: Options) -> Published:
     images = [file for file in files if file.lower().endswith(pictures.SUFFIXES)]
     tables = [] if images else [root / file for file in files if arrays.SUFFIXES.search(file)]
     skipped["other files"] += len(files) - len(images) - len(tables)
+    archives = [file for file in files if file.lower().endswith(".zip")]
+    if archives and root != path.parent and not images and not tables:
+        raise StageError(f"{archives[0]}: expected no zip inside the given path; unpack it first")
     if not images and not tables:
         raise StageError(f"{path}: expected images, npz, CSV or IDX files, found none")
     if images and path.samefile(root / images[0]):
