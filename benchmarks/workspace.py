@@ -17,7 +17,10 @@ ROOT = Path(__file__).parent.parent
 DATA = ROOT / "benchmarks" / ".data"
 DATASETS = ("mnist", "fashion_mnist")
 # What the results depend on, except the machine and the versions, which are recorded.
-MEASURED = ("benchmarks/*.py", "stages", "datasets.yaml", "dvc.yaml", "params.yaml")
+MEASURED = (
+    *("benchmarks/*.py", "stages", "tools/dataset.py", "tools/lib"),
+    *("datasets.yaml", "dvc.yaml", "params.yaml"),
+)
 SETTINGS = (
     *("JAX_", "KERAS_", "MKL_", "OMP_", "OPENBLAS_", "PYTORCH_", "TF_"),
     *("TORCH", "TRITON_", "XLA_"),

@@ -130,6 +130,13 @@ def test_results_of_other_code_or_of_another_machine_are_dropped(
     run.RESULTS.write_text(json.dumps({"machine": {"CPU": "this"}, "parts": parts}))
     assert run.current_parts({"CPU": "this"}) == {"accuracy": {"commit": commits[1]}}
     assert run.current_parts({"CPU": "other"}) == {}
+    for path in ("tools/dataset.py", "tools/lib/imports.py"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("changed")
+        git("add", ".")
+        git("commit", "-qm", path)
+        assert not workspace.is_current(commits[1])
+        git("revert", "--no-edit", "HEAD")
     (tmp_path / "params.yaml").write_text("edited")
     with pytest.raises(RuntimeError, match="uncommitted changes"):
         workspace.commit()
