@@ -572,14 +572,22 @@ def test_the_report_names_what_is_odd() -> None:
         "2 images are in several splits (leakage: accuracy on test is too high): "
         "`train 4`, `test 10`",
         "2 identical images have different labels: `train 3`, `train 32`",
-        "1 constant images: `train 8`",
-        "1 images are dark on light, unlike the rest: `train 7`",
+        "1 constant image: `train 8`",
+        "1 image is dark on light, unlike the rest: `train 7`",
         "2 classes have fewer than 20 test images (0, 1): the recall of the "
         "rarest is known to about",
         "| **all** | **33** | **11** |",
     ):
         assert line in report()
     assert Path("reports/data/mine.png").stat().st_size > 1000
+
+
+def test_the_report_names_classes_without_test_images() -> None:
+    test = np.repeat([0, 1], [5, 25])
+    npz(x_train=NOISE, y_train=np.arange(40) % 3, x_test=255 - NOISE[:30], y_test=test)
+    make()
+    assert "- no test image of class 2: its recall cannot be measured" in report()
+    assert "- 1 class has fewer than 20 test images (0): the recall" in report()
 
 
 def test_any_class_name_is_drawn_and_tabulated() -> None:

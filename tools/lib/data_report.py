@@ -20,6 +20,10 @@ def _named(names: list[str], rows: np.ndarray) -> str:
     return ", ".join(f"`{names[row]}`" for row in rows[:SHOWN]) + more
 
 
+def _counted(count: int, noun: str, plural: str = "") -> str:
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 def _duplicates(published: Published, prints: np.ndarray) -> list[str]:
     values, counts_of = np.unique(prints, return_counts=True)
     repeated = np.flatnonzero(np.isin(prints, values[counts_of > 1]))
@@ -34,7 +38,9 @@ def _duplicates(published: Published, prints: np.ndarray) -> list[str]:
         within.update({split: count - 1 for split, count in counts.items() if count > 1})
         across += rows if len(counts) > 1 else []
         conflicts += rows if len({classes[row] for row in rows}) > 1 else []
-    findings = [f"{count:,} exact duplicates within {split}" for split, count in within.items()]
+    findings = [
+        f"{_counted(count, 'exact duplicate')} within {split}" for split, count in within.items()
+    ]
     for rows, finding in (
         (across, "images are in several splits (leakage: accuracy on test is too high)"),
         (conflicts, "identical images have different labels"),
@@ -54,7 +60,7 @@ def _pixels(published: Published) -> list[str]:
         bright.append(np.median(edges, axis=1) - flat.mean(axis=1))
     findings = []
     if (rows := np.flatnonzero(np.concatenate(constant))).size:
-        findings.append(f"{len(rows):,} constant images: {_named(published.names, rows)}")
+        findings.append(f"{_counted(len(rows), 'constant image')}: {_named(published.names, rows)}")
     # Where nearly all images have a darker border than center, the few others may be inverted.
     contrast = np.concatenate(bright)
     clear = np.abs(contrast) > 16
@@ -63,7 +69,8 @@ def _pixels(published: Published) -> list[str]:
     if 0 < len(rows) <= clear.sum() / 10:
         polarity = "dark on light" if rest < 0 else "light on dark"
         findings.append(
-            f"{len(rows):,} images are {polarity}, unlike the rest: {_named(published.names, rows)}"
+            f"{_counted(len(rows), 'image is', 'images are')} {polarity}, unlike the rest: "
+            f"{_named(published.names, rows)}"
         )
     return findings
 
@@ -71,13 +78,17 @@ def _pixels(published: Published) -> list[str]:
 def _rare(published: Published, classes: list[str]) -> list[str]:
     counts = Counter(zip(published.splits, published.classes, strict=True))
     findings = []
-    if few := [name for name in classes if counts["test", name] < FEW]:
+    findings += [
+        f"no test image of class {name}: its recall cannot be measured"
+        for name in classes
+        if not counts["test", name]
+    ]
+    if few := [name for name in classes if 0 < counts["test", name] < FEW]:
         least = min(counts["test", name] for name in few)
         shown = ", ".join(few[:SHOWN]) + (", ..." if len(few) > SHOWN else "")
-        margin = f"to about ±{100 / max(least, 1) ** 0.5:.0f} points" if least else "not at all"
         findings.append(
-            f"{len(few)} classes have fewer than {FEW} test images ({shown}): the recall of the "
-            f"rarest is known {margin}"
+            f"{_counted(len(few), 'class has', 'classes have')} fewer than {FEW} test images "
+            f"({shown}): the recall of the rarest is known to about ±{100 / least**0.5:.0f} points"
         )
     sizes = {name: counts["train", name] for name in classes}
     rarest, commonest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
@@ -88,7 +99,7 @@ def _rare(published: Published, classes: list[str]) -> list[str]:
         )
     if sizes[rarest] < 10:
         findings.append(
-            f"{rarest} has {sizes[rarest]} training images: a validation split of a tenth holds "
+            f"{rarest} has {_counted(sizes[rarest], 'training image')}: a validation split of a tenth holds "
             "out one or none of them"
         )
     return findings
