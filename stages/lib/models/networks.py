@@ -125,7 +125,9 @@ def augmentation(
     fill = {"fill_mode": "constant", "fill_value": background}
     stack: list[Any] = []
     if params.shift:
-        stack.append(layers.RandomTranslation(params.shift / height, params.shift / width, **fill))
+        # By whole pixels: interpolation would blur the training images, and no others.
+        size = (params.shift / height, params.shift / width)
+        stack.append(layers.RandomTranslation(*size, interpolation="nearest", **fill))
     if params.rotation:
         stack.append(layers.RandomRotation(params.rotation / 360, **fill))
     if flip:
