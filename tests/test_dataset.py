@@ -242,6 +242,46 @@ def test_a_zip_with_one_folder_above_the_classes() -> None:
     assert classes() == ["0", "1"] if len(make(DATA / "letters.zip")) else False
 
 
+def test_files_beside_the_only_folder_do_not_hide_its_classes() -> None:
+    folders(below="letters/")
+    png("cover.png")
+    write("LICENSE.txt", "MIT")
+    make()
+    assert classes() == ["0", "1"]
+    assert "skipped 2 files beside the only folder" in report()
+
+
+def test_a_folder_without_images_does_not_hide_an_npz() -> None:
+    npz(images=NOISE, labels=TWO)
+    write("docs/more/notes.txt", "x")
+    make()
+    assert classes() == ["0", "1"]
+
+
+def test_a_class_may_be_called_train() -> None:
+    folders(labels=np.array(["train", "bus"])[TWO])
+    make()
+    assert classes() == ["bus", "train"]
+
+
+def test_refuses_classes_beside_the_splits() -> None:
+    folders(below="train/")
+    png("bus/a.png")
+    assert "expected only folders of splits beside train, found bus" in fault()
+
+
+def test_images_of_the_validation_split_are_not_moved_to_test() -> None:
+    folders(below="train/")
+    folders(NOISE[:20], TWO[:20], below="val/")
+    make()
+    assert "in several splits" in report()  # train and validation
+    entry = read_dataset(dataset.DATASETS, "mine")
+    assert entry.images.validation == 20
+    test = {image.tobytes() for image in fetch_arrays(entry, "auto")["test_images"]}
+    assert len(test) == 8
+    assert not test & {image.tobytes() for image in NOISE[:20]}
+
+
 def test_a_zip_of_several_datasets_by_name() -> None:
     for name in ("letters", "digits"):
         for split, rows in (("train", slice(30)), ("test", slice(30, 40))):

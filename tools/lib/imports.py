@@ -92,10 +92,22 @@ def unzip(path: Path, folder: Path) -> None:
         raise StageError(f"{path.name}: expected a whole zip, found: {error}") from error
 
 
+def _has_classes(file: str) -> bool:
+    """Whether a file is in a subfolder of the train folder."""
+    return FOLDERS.get(file.partition("/")[0].lower()) == "train" and file.count("/") > 1
+
+
 def _read_folder(root: Path, files: list[str], scratch: Path, options: Options) -> Published:
     """Read FOLDER/CLASS/files, or FOLDER/train/CLASS/files and the same for other splits."""
-    tops = {file.partition("/")[0] for file in files}
-    depth = int(any(FOLDERS.get(top.lower()) == "train" for top in tops))
+    tops = {file.partition("/")[0] for file in files if "/" in file}
+    depth = 0
+    if any(FOLDERS.get(top.lower()) == "train" for top in tops):
+        others = [top for top in sorted(tops, key=natural) if top.lower() not in FOLDERS]
+        depth = int(not others)
+        if others and any(_has_classes(file) for file in files):
+            raise StageError(
+                f"{root}: expected only folders of splits beside train, found {', '.join(others)}"
+            )
     kept, classes, splits = [], [], []
     for file in files:
         parts = file.split("/", depth + 1)
@@ -174,13 +186,20 @@ def _to_gray(published: Published, scratch: Path, always: bool) -> None:
     published.pixels = target
 
 
-def _below_wrappers(root: Path, files: list[str]) -> tuple[Path, list[str]]:
-    """Descends while all files lie below one folder, as in most zips, which is no class folder."""
-    while files and all(file.count("/") > 1 for file in files):
-        top = files[0].partition("/")[0]
-        if not all(file.startswith(f"{top}/") for file in files):
+def _below_wrappers(root: Path, files: list[str], skipped: Counter[str]) -> tuple[Path, list[str]]:
+    """Descends while all folders lie in one, as in most zips, which is no class folder.
+
+    Files beside that folder stay behind.
+    """
+    while below := [file for file in files if "/" in file]:
+        top = below[0].partition("/")[0]
+        if not all(file.startswith(f"{top}/") and file.count("/") > 1 for file in below):
             break
-        root, files = root / top, [file.removeprefix(f"{top}/") for file in files]
+        tables = any("/" not in file and arrays.SUFFIXES.search(file) for file in files)
+        if tables and not any(file.lower().endswith(pictures.SUFFIXES) for file in below):
+            break
+        skipped["files beside the only folder"] += len(files) - len(below)
+        root, files = root / top, [file.removeprefix(f"{top}/") for file in below]
     return root, files
 
 
@@ -203,7 +222,7 @@ def read(path: Path, scratch: Path, options: Options) -> Published:
         root = scratch / "unzipped"
         unzip(path, root)
     if root.is_dir():
-        root, files = _below_wrappers(root, list(walk(root, skipped)))
+        root, files = _below_wrappers(root, list(walk(root, skipped)), skipped)
     else:
         root, files = root.parent, [root.name]
     images = [file for file in files if file.lower().endswith(pictures.SUFFIXES)]
@@ -244,13 +263,14 @@ def split(published: Published, prints: np.ndarray, share: float) -> None:
     """Moves a share of each class's training images to the test split, if none is published.
 
     The choice depends on the seed and the pixels alone, not on names or order, and identical images
-    stay together.
+    stay together. Images that are in a published validation split stay in training.
     """
     splits = np.array([name or "train" for name in published.splits])
     published.splits = splits.tolist()
     if "test" in published.splits:
         return
     classes = np.array(published.classes)
+    fixed = set(prints[splits == "validation"].tolist())
     moved: set[int] = set()
     for name in sorted(set(published.classes)):
         rows = np.flatnonzero((classes == name) & (splits == "train"))
@@ -258,7 +278,8 @@ def split(published: Published, prints: np.ndarray, share: float) -> None:
         wanted = max(1, round(share * len(rows)))
         count = sum(int(value) in moved for value in prints[rows])
         for value, copies in Counter(prints[order].tolist()).items():
-            if count < wanted and value not in moved and count + copies < len(rows):
+            free = value not in moved and value not in fixed
+            if free and count < wanted and count + copies < len(rows):
                 moved.add(value)
                 count += copies
     splits[np.isin(prints, list(moved)) & (splits == "train")] = "test"
