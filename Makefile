@@ -26,8 +26,8 @@ about: $(INSTALLED) ## show CPU, system and versions
 	@python -m tools.about
 
 ### Compare experiments
-experiments: $(INSTALLED) ## run the standard grid of experiments, about an hour (EXPERIMENTS=--serial)
-	@python -m tools.experiments $(EXPERIMENTS)
+experiments: $(INSTALLED) ## run six configurations, 1, 5 or 10 runs each (DATASETS="NAME NAME")
+	@python -m tools.experiments $(EXPERIMENTS) $(if $(DATASETS),--datasets $(DATASETS))
 
 compare: $(INSTALLED) ## compare the experiments on this commit (COMPARE="REV REV" or --all)
 	@python -m tools.compare $(COMPARE)

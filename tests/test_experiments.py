@@ -1,7 +1,11 @@
 """Which experiments of the grid `--only` selects; runs of it: slow/test_experiments.py."""
 
+import subprocess
+import sys
+
 import pytest
 
+from tests.helpers import ROOT
 from tools.experiments import grid, matches
 
 
@@ -23,3 +27,24 @@ def test_a_full_name_selects_itself(name: str) -> None:
 
 def test_a_model_is_selected_on_both_datasets() -> None:
     assert {name.partition("-")[0] for name in selected("linear")} == {"mnist", "fashion_mnist"}
+
+
+def test_the_grid_covers_the_given_datasets() -> None:
+    names = grid(["letters", "digits"])
+    assert {name.partition("-")[0] for name in names} == {"letters", "digits"}
+    assert len(names) == len(grid())
+    assert names["letters-cnn-4"]["dataset"] == "letters"
+
+
+def test_a_dataset_that_is_not_in_the_catalog_is_refused() -> None:
+    command = [sys.executable, "-m", "tools.experiments", "--datasets", "mnist", "mnits"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "found 'mnits'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_make_passes_the_datasets() -> None:
+    command = ["make", "-n", "-o", ".venv/installed", "experiments", "DATASETS=letters digits"]
+    said = subprocess.check_output(command, cwd=ROOT, text=True)
+    assert "tools.experiments  --datasets letters digits" in said

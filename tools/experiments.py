@@ -1,4 +1,4 @@
-"""Run the standard grid of experiments: every model kind on both datasets, with several seeds."""
+"""Run the standard grid of experiments: six configurations on each dataset, with several seeds."""
 
 import argparse
 import os
@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
+from pathlib import Path
 from tempfile import TemporaryFile
 
 from dvc.repo import Repo
 
+from stages.lib.sources.catalog import read_dataset
 from stages.lib.stage import StageError, run
 from tools.lib.runs import read_run
 
@@ -56,7 +58,7 @@ MAX_STARTS = 3  # workers started in a row that exit without finishing an experi
 Grid = Mapping[str, Mapping[str, object]]
 
 
-def grid() -> dict[str, dict[str, object]]:
+def grid(datasets: Sequence[str] = DATASETS) -> dict[str, dict[str, object]]:
     """The changes to params.yaml of each experiment, by its name.
 
     A replicate has a seed of its own for training and for the choice of the training images, so
@@ -69,7 +71,7 @@ def grid() -> dict[str, dict[str, object]]:
             "normalize.seed": seed,
             **changed,
         }
-        for (name, changed), dataset in product(SETTINGS.items(), DATASETS)
+        for (name, changed), dataset in product(SETTINGS.items(), datasets)
         for seed in range(SEEDS[name])
     }
 
@@ -239,15 +241,25 @@ def main() -> None:
         help="run one experiment, or all whose names contain these dash-separated parts "
         "(cnn, mnist-linear)",
     )
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        metavar="NAME",
+        default=DATASETS,
+        help=f"entries of datasets.yaml; default: {' '.join(DATASETS)}",
+    )
     args = parser.parse_args()
+    for dataset in args.datasets:
+        read_dataset(Path("datasets.yaml"), dataset)
+    experiments = grid(args.datasets)
     chosen = {
         name: values
-        for name, values in grid().items()
+        for name, values in experiments.items()
         if args.only is None or matches(name, args.only)
     }
     if not chosen:
         raise StageError(
-            f"--only: expected whole parts of a name such as {next(iter(grid()))}, "
+            f"--only: expected whole parts of a name such as {next(iter(experiments))}, "
             f"found {args.only!r}"
         )
     # Finished experiments are identified by name and commit alone.
