@@ -90,7 +90,13 @@ def test_equal_differences_are_no_less_evidence_than_unequal_ones() -> None:
 def test_identical_models_do_not_differ(counts: list[int]) -> None:
     verdict = significance.verdict(runs_with(counts), runs_with(counts), 0.005)
     assert (verdict.difference, verdict.p, verdict.better) == (0, 1, False)
-    assert verdict.low <= 0 <= verdict.high
+    assert verdict.low < 0 < verdict.high
+
+
+def test_perfect_models_have_an_interval() -> None:
+    low, high, p = significance.difference_interval(runs_with([0] * 3), runs_with([0] * 3))
+    assert -0.02 < low < 0 < high < 0.02
+    assert p == 1
 
 
 @pytest.mark.parametrize("seed", range(3))

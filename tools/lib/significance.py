@@ -22,6 +22,7 @@ ALPHA = 0.05
 POWER = 0.8
 BOUND = 0.8  # confidence of the upper bounds of variances with which sample sizes are planned
 MIN_RUNS = 3  # of a sample: with fewer, the variance between runs is not estimated
+MIN_DISCORDANT = 10  # images with different mean accuracies; with fewer, the interval is widened
 MAX_RUNS, MAX_IMAGES = 1_000, 10_000_000  # beyond these a sample size is not reported
 
 
@@ -231,7 +232,9 @@ def difference_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, f
     """95% confidence interval of the difference in accuracy, and p of no difference.
 
     Both are for new images, and for new runs of a configuration with at least `MIN_RUNS`. Of two
-    single models they are Newcombe's and McNemar's exact p (1947, Psychometrika 12:153).
+    single models they are Newcombe's and McNemar's exact p (1947, Psychometrika 12:153). With fewer
+    than `MIN_DISCORDANT` discordant images the variance is hardly estimated, and 0 without any: the
+    interval then also covers Newcombe's of the first run of each configuration.
 
     Args:
         first: Shape (runs, n), bool.
@@ -248,7 +251,11 @@ def difference_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, f
     found = estimate(first, second)
     variance, df = found.over_both()
     half = float(student.ppf(1 - ALPHA / 2, df)) * sqrt(variance)
-    return found.mean - half, found.mean + half, _p(found.mean, variance, df)
+    low, high = found.mean - half, found.mean + half
+    if (first.mean(axis=0) != second.mean(axis=0)).sum() < MIN_DISCORDANT:
+        low_1, high_1 = newcombe(first[0], second[0])
+        low, high = min(low, low_1), max(high, high_1)
+    return low, high, _p(found.mean, variance, df)
 
 
 def sizes_needed(
