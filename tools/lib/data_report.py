@@ -99,8 +99,8 @@ def _rare(published: Published, classes: list[str]) -> list[str]:
         )
     if sizes[rarest] < 10:
         findings.append(
-            f"{rarest} has {_counted(sizes[rarest], 'training image')}: a validation split of a tenth holds "
-            "out one or none of them"
+            f"{rarest} has {_counted(sizes[rarest], 'training image')}: a validation split of a "
+            "tenth holds out one or none of them"
         )
     return findings
 
