@@ -219,7 +219,7 @@ def test_missing_predictions_are_reported(clone: Clone) -> None:
     cache.rename(clone.path / ".dvc/away")
     try:
         output = clone.call(*COMPARE, "HEAD", "few", code=1)
-        assert "cannot read data/predictions.npz from the DVC cache" in output
+        assert "HEAD: cannot read data/predictions.npz" in output
         clone.call(*COMPARE, "linear-0", "linear-1", "linear-2")
     finally:
         (clone.path / ".dvc/away").rename(cache)
