@@ -272,9 +272,8 @@ def test_a_full_disk_is_one_line_and_forgotten_once_there_is_room(
     clean: Clone, tmp_path: Path, stage: str
 ) -> None:
     clone = before(clean, tmp_path / "clone", stage)
-    fault = lone(
-        clone, stage, limit=8_000 if stage == "train" else 100
-    )  # there, the history goes first
+    # TensorFlow writes small temporary files; the history of all epochs is larger.
+    fault = lone(clone, stage, limit=1_800 if stage == "train" else 100)
     refuses_and_recovers(clean, clone, stage, fault, "File too large: '")
     assert lone(clone, stage) == (0, "")
     assert content(clone) == content(clean)
