@@ -192,10 +192,9 @@ def family(mark: str) -> list[psutil.Process]:
 
 
 def clone_env(tools: Path, name: str) -> dict[str, str]:
-    """Return an environment without Git or DVC settings; `tools` is on PYTHONPATH."""
-    env = {
-        name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))
-    }
+    """Return an environment without settings of Git, DVC and make; `tools` is on PYTHONPATH."""
+    settings = "GIT_", "DVC_", "MAKE", "MFLAGS"  # `make test` passes its own on
+    env = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
     env |= {
         f"GIT_{who}_{what}": "test@example.org"
         for who in ("AUTHOR", "COMMITTER")
