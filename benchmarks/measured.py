@@ -1,4 +1,4 @@
-"""Runs a command and notes how long it took and how much memory it held at most.
+"""Run a command and note how long it took and how much memory it held at most.
 
 A process of its own, because Linux counts the memory of whoever starts a command, up to its own
 peak, as the command's.

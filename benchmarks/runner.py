@@ -51,7 +51,7 @@ class Interval:
 
 
 def run(command: Command, number: int) -> dict[str, Any]:
-    """Runs a command once.
+    """Run a command once.
 
     Args:
         command: What to run.
@@ -84,7 +84,7 @@ def run(command: Command, number: int) -> dict[str, Any]:
 
 
 def in_turn(commands: Sequence[Command], rounds: int, *, warm_up: bool = True) -> Runs:
-    """Runs all commands once per round, A B C A B C: a slow minute of the machine affects all.
+    """Run all commands once per round, A B C A B C: a slow minute of the machine affects all.
 
     Args:
         commands: In the order of their turns.

@@ -72,7 +72,7 @@ def _git(*arguments: str) -> str:
 
 
 def call(*command: str, cwd: Path) -> None:
-    """Runs a command that is not timed, silently; its output comes with the error if it fails."""
+    """Run a command that is not timed, silently; its output comes with the error if it fails."""
     done = subprocess.run(command, cwd=cwd, env=environment(), text=True, capture_output=True)
     if done.returncode:
         raise RuntimeError(
@@ -81,7 +81,7 @@ def call(*command: str, cwd: Path) -> None:
 
 
 def edit(path: Path, values: Mapping[str, Any]) -> None:
-    """Sets values of a YAML file by their dotted keys."""
+    """Set values of a YAML file by their dotted keys."""
     yaml = YAML()
     content = yaml.load(path.read_text(encoding="utf-8"))
     for key, value in values.items():
@@ -95,7 +95,7 @@ def edit(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def copy_project(folder: Path, params: Mapping[str, Any]) -> Path:
-    """Copies what belongs into Git, without a trace of earlier runs, as a repository of its own.
+    """Copy what belongs into Git, without a trace of earlier runs, as a repository of its own.
 
     Args:
         folder: Where to; must not exist.
@@ -122,7 +122,7 @@ def copy_project(folder: Path, params: Mapping[str, Any]) -> Path:
 
 
 def fetch_data(scratch: Path) -> None:
-    """Fetches both datasets once, and keeps each as Keras publishes them: an npz of four arrays.
+    """Fetch both datasets once, and keep each as Keras publishes them: an npz of four arrays.
 
     Args:
         scratch: An empty folder to work in.
@@ -140,7 +140,7 @@ def fetch_data(scratch: Path) -> None:
 
 
 def write_synthetic(raw: Path, train: int, test: int, classes: list[str]) -> None:
-    """Writes images that an MLP can classify, in chunks, so that this process stays small.
+    """Write images that an MLP can classify, in chunks, so that this process stays small.
 
     Each class is a random pattern under noise; 2 % of the labels are wrong, so that there are
     errors to extract.

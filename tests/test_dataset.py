@@ -225,14 +225,14 @@ def test_other_files_are_skipped_and_counted(tmp_path: Path) -> None:
     arrays = make()
     assert len(arrays["train_labels"]) + len(arrays["test_labels"]) == 40
     for line in (
-        "2 hidden files and thumbnails",
-        "1 __MACOSX",
-        "1 other files",
-        "1 empty folders",
-        "2 links to folders or out of the given path",
-        "1 images outside class folders",
+        "hidden files and thumbnails: 2",
+        "__MACOSX: 1",
+        "other files: 1",
+        "empty folders: 1",
+        "links to folders or out of the given path: 2",
+        "images outside class folders: 1",
     ):
-        assert f"skipped {line}" in report(), report()
+        assert f"skipped, {line}" in report(), report()
 
 
 def test_a_zip_with_one_folder_above_the_classes() -> None:
@@ -248,7 +248,7 @@ def test_files_beside_the_only_folder_do_not_hide_its_classes() -> None:
     write("LICENSE.txt", "MIT")
     make()
     assert classes() == ["0", "1"]
-    assert "skipped 2 files beside the only folder" in report()
+    assert "skipped, files beside the only folder: 2" in report()
 
 
 def test_a_folder_without_images_does_not_hide_an_npz() -> None:

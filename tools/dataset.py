@@ -1,10 +1,8 @@
-"""Make a dataset of your own images: `python -m tools.dataset NAME PATH`.
+"""Import your own images as a dataset: `python -m tools.dataset NAME PATH`.
 
 PATH is a folder with a folder of images for each class (or train and test folders of such), or npz,
 CSV or IDX files, or a zip of any of these.
 """
-
-from stages.lib.stage import StageError, run  # isort: skip  # first, see there
 
 import argparse
 import difflib
@@ -29,6 +27,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from stages.lib.files import read_chunks, replacing, write_figure
 from stages.lib.sources.catalog import read_dataset
 from stages.lib.sources.fetching import KERAS_NAMES
+from stages.lib.stage import StageError, run
 from tools.lib import data_report, imports
 
 DATASETS = Path("datasets.yaml")
@@ -144,7 +143,7 @@ def track(path: Path) -> None:
 
 @contextmanager
 def restoring(npz: Path, scratch: Path) -> Iterator[None]:
-    """Puts a file and its .dvc file back if the block fails."""
+    """Put a file and its .dvc file back if the block fails."""
     record, old = npz.with_name(f"{npz.name}.dvc"), scratch / "old.npz"
     text = record.read_bytes() if record.exists() else b""
     try:

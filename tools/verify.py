@@ -88,7 +88,7 @@ def check_rwlock(found: Findings) -> None:
 
 
 def check_cache(found: Findings, cache: Path) -> None:
-    """Hashes every object of the cache, those of earlier runs included.
+    """Hash every object of the cache, those of earlier runs included.
 
     DVC does not hash an object again as long as the file is read-only.
     """

@@ -74,7 +74,7 @@ READERS = {"ours": ours, "import": whole_import, "pillow": pillow, "keras": kera
 
 
 def main() -> None:
-    """Prints the seconds of one reader."""
+    """Print the seconds of one reader."""
     by, folder = sys.argv[1:]
     read_folder = READERS[by]()
     start = time.perf_counter()

@@ -78,7 +78,7 @@ def epoch(
 
 
 def main() -> None:
-    """Fits once; prints times and accuracies."""
+    """Fit once and print times and accuracies."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=10)

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 
 def main() -> None:
-    """Rebuilds the 784-1000-10 MLP, predicts the validation and the test split, and saves both."""
+    """Rebuild the 784-1000-10 MLP, predict the validation and the test split, and save both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("npz", help="receives the probabilities")
     output = parser.parse_args().npz

@@ -16,7 +16,7 @@ from stages.train import DATASET, NORMALIZED
 
 
 def main() -> None:
-    """Fits once; prints times and accuracies."""
+    """Fit once and print times and accuracies."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     seed = parser.parse_args().seed

@@ -39,7 +39,7 @@ def product(library: str, left: np.ndarray, right: np.ndarray) -> Callable[[], o
 
 
 def main() -> None:
-    """Prints the median rate of each shape, in GFLOP/s."""
+    """Print the median rate of each shape, in GFLOP/s."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("library", choices=["numpy", "tensorflow", "xla", "torch"])
     library = parser.parse_args().library

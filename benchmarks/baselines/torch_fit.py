@@ -14,7 +14,7 @@ NORMALIZED = Path("data/normalized")
 
 
 def main() -> None:
-    """Fits once; prints times and accuracies."""
+    """Fit once and print times and accuracies."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=10)

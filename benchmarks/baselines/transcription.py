@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Timer(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
-    """Records the end of each epoch, including its validation."""
+    """Record the end of each epoch, including its validation."""
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:  # noqa: D102
         self.ends: list[float] = []
@@ -30,7 +30,7 @@ def draw(
     history: dict[str, list[float]],
     predicted: np.ndarray,
 ) -> None:
-    """Draws the tutorial's three figures: samples, learning curves, misclassified images."""
+    """Draw the tutorial's three figures: samples, learning curves, misclassified images."""
     from matplotlib import pyplot
 
     def images(name: str, shown: np.ndarray, titles: list[str]) -> None:

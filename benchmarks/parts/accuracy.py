@@ -76,7 +76,7 @@ def time_ratio(runs: Runs, other: str, ours: str, target: float) -> Interval:
 
 
 def measure(settings: Settings) -> Part:
-    """Runs the part; each round has another seed."""
+    """Run the part; each round has another seed."""
     timed = [command for dataset in TARGETS for command in commands(settings, dataset)]
     runs = in_turn(timed, settings.rounds)
     rows, bars, checks = [], [], []

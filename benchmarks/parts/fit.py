@@ -74,7 +74,7 @@ def best(runs: Runs, *shapes: str) -> float:
 
 
 def measure(settings: Settings) -> Part:
-    """Runs the part."""
+    """Run the part."""
     folder = copy_project(
         settings.scratch / "fit",
         {"dataset": "mnist", "normalize.validation": 0, "train.epochs": settings.epochs},

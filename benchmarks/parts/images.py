@@ -17,7 +17,7 @@ FLAT = 1.25  # peak memory at 16x over that at 1x that still counts as not growi
 
 
 def write_images(folder: Path, count: int, suffix: str) -> Path:
-    """Writes images of ten classes: gray PNG of 28 x 28, or color JPEG of 256 x 256."""
+    """Write images of ten classes: gray PNG of 28 x 28, or color JPEG of 256 x 256."""
     rng = np.random.default_rng(0)
     for number in range(count):
         path = folder / str(number % 10) / f"{number}{suffix}"
@@ -33,7 +33,7 @@ def write_images(folder: Path, count: int, suffix: str) -> Path:
 
 
 def measure(settings: Settings) -> Part:
-    """Runs the part."""
+    """Run the part."""
     least = 100 if settings.quick else 1
     sets = {
         "PNG": write_images(settings.scratch / "images-png", 10_000 // least, ".png"),

@@ -52,12 +52,12 @@ def empty_stages(folder: Path) -> Path:
 
 
 def setting(folder: Path, key: str, values: Callable[[int], object]) -> Callable[[int], None]:
-    """Sets one number before each round."""
+    """Set one number before each round."""
     return lambda number: edit(folder / "params.yaml", {key: values(number)})
 
 
 def measure(settings: Settings) -> Part:
-    """Runs the part."""
+    """Run the part."""
     scratch = settings.scratch
     project = copy_project(scratch / "overhead", {"dataset": "mnist", "train.epochs": 1})
     switched = copy_project(scratch / "switched", {"dataset": "fashion_mnist", "train.epochs": 1})

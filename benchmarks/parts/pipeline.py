@@ -20,7 +20,7 @@ class Fetched:
         self.files = set(folder.rglob("*"))
 
     def restore(self, _: int) -> None:
-        """Removes newer files and restores dvc.lock."""
+        """Remove newer files and restore dvc.lock."""
         # In reverse order the files of a folder come before it.
         for path in sorted(set(self.folder.rglob("*")) - self.files, reverse=True):
             if path.is_dir():
@@ -31,7 +31,7 @@ class Fetched:
 
 
 def measure(settings: Settings) -> Part:
-    """Runs the part."""
+    """Run the part."""
     params = {"dataset": "mnist", "normalize.validation": 0, "train.epochs": settings.epochs}
     folder = copy_project(settings.scratch / "pipeline", params)
     figures = settings.scratch / "pipeline-figures"

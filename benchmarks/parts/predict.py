@@ -20,7 +20,7 @@ def largest_difference(ours: Path, theirs: Path) -> float:
 
 
 def measure(settings: Settings) -> Part:
-    """Runs the part: import, checks of the model file, 15,000 images of MNIST, and saving."""
+    """Run the part: import, checks of the model file, 15,000 images of MNIST, and saving."""
     folder = copy_project(settings.scratch / "predict", {"dataset": "mnist", "train.epochs": 1})
     call("dvc", "repro", "train", cwd=folder)
     probabilities = settings.scratch / "keras.npz"

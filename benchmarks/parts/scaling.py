@@ -13,7 +13,7 @@ FLAT = 1.25  # ratio of peak memory at 16x and 1x that counts as constant
 
 
 def measure(settings: Settings) -> Part:
-    """Runs the part: one epoch on synthetic images, 1, 4 and 16 times as many as in MNIST."""
+    """Run the part: one epoch on synthetic images, 1, 4 and 16 times as many as in MNIST."""
     train, test, validation = (n // (60 if settings.quick else 1) for n in (60_000, 10_000, 5_000))
     commands = []
     for factor in FACTORS:

@@ -33,7 +33,7 @@ def split_of(name: str) -> str:
 
 
 def check_archive(path: Path) -> zipfile.ZipFile:
-    """Opens a zip or npz whose members unpack to a plausible size."""
+    """Open a zip or npz whose members unpack to a plausible size."""
     try:
         archive = zipfile.ZipFile(path)
     except DAMAGED as error:
@@ -184,7 +184,7 @@ def _scale(array: np.ndarray, high: float) -> int:
 def gray_levels(
     images: Sequence[np.ndarray], splits: Sequence[str], notes: list[str]
 ) -> list[np.ndarray]:
-    """Brings images of any numeric type to uint8, all splits in the same way.
+    """Bring images of any numeric type to uint8, all splits in the same way.
 
     Args:
         images: Of each split, shape (n, height, width[, 3]).

@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 def _start_worker() -> None:
-    """Leaves signals to the process that decodes images, and ends with it."""
+    """Leave signals to the process that decodes images, and end with it."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -40,7 +40,7 @@ def _start_worker() -> None:
 
 
 def _in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Maps a function over items in as many processes as there are CPUs."""
+    """Map a function over items in as many processes as there are CPUs."""
     items = iter(items)
     window = list(islice(items, WINDOW))
     if len(window) < 8:

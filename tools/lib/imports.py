@@ -58,7 +58,7 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 
 def walk(folder: Path, skipped: Counter[str], prefix: str = "") -> Iterator[str]:
-    """Yields the files below a folder in natural order, relative to it; counts those it skips."""
+    """Yield the files below a folder in natural order, relative to it; count those it skips."""
     entries = sorted(os.scandir(folder / prefix), key=lambda entry: natural(entry.name))
     if not entries:
         skipped["empty folders"] += 1
@@ -123,7 +123,7 @@ def _read_folder(root: Path, files: list[str], scratch: Path, options: Options) 
         target, classes, splits, kept, decode_files(root, kept, target, options.size, options.gray)
     )
     if len(kept) < len(files):
-        published.notes.append(f"skipped {len(files) - len(kept):,} images outside class folders")
+        published.notes.append(f"skipped, images outside class folders: {len(files) - len(kept):,}")
     return published
 
 
@@ -171,7 +171,7 @@ def _read_arrays(files: list[Path], scratch: Path, options: Options) -> Publishe
 
 
 def _to_gray(published: Published, scratch: Path, always: bool) -> None:
-    """Converts color images to luma if asked to, or if red, green and blue are equal everywhere."""
+    """Convert color images to luma if asked to, or if red, green and blue are equal everywhere."""
     shape = np.load(published.pixels, mmap_mode="r").shape
     if len(shape) == 3:
         return
@@ -187,7 +187,7 @@ def _to_gray(published: Published, scratch: Path, always: bool) -> None:
 
 
 def _below_wrappers(root: Path, files: list[str], skipped: Counter[str]) -> tuple[Path, list[str]]:
-    """Descends while all folders lie in one, as in most zips, which is no class folder.
+    """Descend while all folders lie in one, as in most zips, which is no class folder.
 
     Files beside that folder stay behind.
     """
@@ -240,7 +240,7 @@ def read(path: Path, scratch: Path, options: Options) -> Published:
         if images
         else _read_arrays(tables, scratch, options)
     )
-    published.notes += [f"skipped {count:,} {what}" for what, count in skipped.items() if count]
+    published.notes += [f"skipped, {what}: {count:,}" for what, count in skipped.items() if count]
     _to_gray(published, scratch, options.gray)
     return published
 
@@ -260,7 +260,7 @@ def fingerprints(pixels: Path, seed: int) -> np.ndarray:
 
 
 def split(published: Published, prints: np.ndarray, share: float) -> None:
-    """Moves a share of each class's training images to the test split, if none is published.
+    """Move a share of each class's training images to the test split, if none is published.
 
     The choice depends on the seed and the pixels alone, not on names or order, and identical images
     stay together. Images that are in a published validation split stay in training.

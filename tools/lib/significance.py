@@ -119,7 +119,7 @@ def _degrees_of_freedom(variance: float, parts: Sequence[tuple[float, int]]) -> 
 
 
 def estimate(first: np.ndarray, second: np.ndarray | None = None) -> Estimate:
-    """Estimates an accuracy, or the difference of two on the same images.
+    """Estimate an accuracy, or the difference of two on the same images.
 
     Runs of the two configurations count as independent. If they share seeds or training images,
     the interval is wider than necessary, not narrower.
