@@ -16,8 +16,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("npz", help="receives the probabilities")
     output = parser.parse_args().npz
-    tensors = onnx.load("data/model.onnx").graph.initializer
-    offset, divisor, *weights = (numpy_helper.to_array(tensor) for tensor in tensors)
+    tensors = map(numpy_helper.to_array, onnx.load("data/model.onnx").graph.initializer)
+    # The others are shapes.
+    offset, divisor, *weights = (tensor for tensor in tensors if tensor.dtype == np.float32)
     model = keras.Sequential(
         [
             keras.Input((28, 28)),

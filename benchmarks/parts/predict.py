@@ -20,7 +20,7 @@ def largest_difference(ours: Path, theirs: Path) -> float:
 
 
 def measure(settings: Settings) -> Part:
-    """Run the part: import, checks of the model file, 15,000 images of MNIST, and saving."""
+    """Run the part: import, checks of the model file, 16,000 images of MNIST, and saving."""
     folder = copy_project(settings.scratch / "predict", {"dataset": "mnist", "train.epochs": 1})
     call("dvc", "repro", "train", cwd=folder)
     probabilities = settings.scratch / "keras.npz"
@@ -35,7 +35,7 @@ def measure(settings: Settings) -> Part:
     peaks = {name: middle(runs, name, "peak") / 1e6 for name in runs}
     difference = largest_difference(folder / "data/predictions.npz", probabilities)
     return Part(
-        "Predict: whole process, 5,000 validation and 10,000 test images of MNIST; "
+        "Predict: whole process, 6,000 validation and 10,000 test images of MNIST; "
         f"largest difference of two probabilities {difference:.1e}",
         ["", "s", "of ours", "peak, MB"],
         [
