@@ -173,7 +173,7 @@ def interrupt(clone: Clone, case: Case) -> tuple[bool, str]:
                 os.killpg(dvc.pid, case.number)
             elif hit or case.whom == "dvc":
                 os.kill(dvc.pid if case.whom == "dvc" else stage.pid, case.number)
-        dvc.wait(timeout=120)
+        dvc.wait(timeout=300)
     return hit, said.read_text()
 
 
@@ -190,7 +190,8 @@ def go_through(clean: Clone, case: Case) -> None:
 
     start = time.monotonic()
     while left := family(path.name):
-        assert time.monotonic() < start + 15, (
+        # A stage ends within seconds, on a busy machine within a minute.
+        assert time.monotonic() < start + 60, (
             f"still running: {[process.cmdline() for process in left]}"
         )
         time.sleep(0.1)
