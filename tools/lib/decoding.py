@@ -93,7 +93,7 @@ class Decoded:
 def _decode(batch: Batch) -> Decoded:
     done = Decoded()
     height, width, *color = batch.shape
-    with pictures.strict(), batch.target.open("r+b") as target:
+    with pictures.strict(), batch.target.open("r+b", buffering=0) as target:
         for row, file in zip(batch.rows, batch.files, strict=True):
             try:
                 with pictures.open_image(f"{batch.folder}/{file}") as (header, opened):
