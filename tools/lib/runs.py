@@ -5,7 +5,6 @@ import io
 import json
 import os
 import shlex
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from stages.lib.files import DAMAGED
 from stages.lib.params import parse_yaml
 from stages.lib.stage import StageError
+from tools.lib.records import flat, git, md5
 
 SCORES = ("accuracy", "errors", "loss", "ece")
 ECE_QUANTILE = "ece_if_calibrated_q95"  # of a perfectly calibrated model; older runs lack it
@@ -64,49 +64,44 @@ class Run:
         """What determined the predictions, except the dataset and the replicate."""
         return repr(sorted(self.params.items()))
 
+    @property
+    def commit(self) -> str:
+        """Its hash."""
+        return str(self.files.fs.repo.get_rev())
+
+    def read_bytes(self, path: str) -> bytes:
+        """Read a file of the run.
+
+        Raises:
+            StageError: DVC's cache does not have it.
+        """
+        try:
+            return bytes(self.files.read_bytes(path))
+        except (*DAMAGED, DvcException, DataIndexDirError) as error:
+            raise self._unreadable(path, error) from error
+
     def read(self, path: str) -> Any:  # noqa: ANN401  # arrays or JSON
         """Read an npy, npz or JSON file of the run.
 
         Raises:
             StageError: DVC's cache does not have it, or not whole.
         """
+        content = self.read_bytes(path)
         try:
-            content = self.files.read_bytes(path)
             return (
                 json.loads(content)
                 if path.endswith(".json")
                 else np.load(io.BytesIO(content), allow_pickle=False)
             )
-        except (*DAMAGED, DvcException, DataIndexDirError) as error:
-            words = " ".join(str(error).split())
-            raise StageError(
-                f"{self.name}: cannot read {path} ({words}); "
-                f"restore it: {'; '.join(restore_commands([self]))}"
-            ) from error
+        except DAMAGED as error:
+            raise self._unreadable(path, error) from error
 
-
-def md5(content: bytes) -> str:
-    """By which DVC knows a file."""
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def flat(content: Mapping[str, object], *prefix: str) -> dict[str, object]:
-    """A nested mapping by dotted keys."""
-    found: dict[str, object] = {}
-    for key, value in content.items():
-        found |= (
-            flat(value, *prefix, key)
-            if isinstance(value, dict)
-            else {".".join((*prefix, key)): value}
+    def _unreadable(self, path: str, error: Exception) -> StageError:
+        words = " ".join(str(error).split())
+        return StageError(
+            f"{self.name}: cannot read {path} ({words}); "
+            f"restore it: {'; '.join(restore_commands([self]))}"
         )
-    return found
-
-
-def git(*arguments: str) -> str:
-    """The output of a Git command in the working directory."""
-    return subprocess.run(
-        ["git", *arguments], check=True, capture_output=True, text=True
-    ).stdout.strip()
 
 
 def open_commit(commit: str) -> DirFileSystem:
@@ -200,7 +195,7 @@ def restore_commands(runs: Sequence[Run]) -> list[str]:
     shared = main / git("rev-parse", "--show-prefix") / ".dvc/cache"
     commands = []
     for each in runs:
-        commit = each.files.fs.repo.get_rev()
+        commit = each.commit
         if (shared / "files/md5" / each.predictions[:2] / each.predictions[2:]).exists():
             commands.append(shlex.join(["dvc", "cache", "dir", "--local", str(shared)]))
         elif commit in experiments:

@@ -1,0 +1,340 @@
+"""The sections of the report as HTML, escaped by the serializer of the standard library."""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from xml.etree.ElementTree import Element, tostring
+
+import numpy as np
+
+from stages.lib.results import metrics
+from tools.lib.records import WORKSPACE, Record, uncommitted_sources
+from tools.lib.significance import verdicts
+
+MAX_CLASSES = 20  # of a confusion matrix; of more classes, those with the most errors
+SHADES = 6  # of the cells of a confusion matrix, as in report.css
+INTEREST = 0.005  # as in tools.compare; it does not change a verdict
+
+Content = Element | str | Iterable["Content"]
+
+
+def tag(name: str, *content: Content, **attributes: object) -> Element:
+    """An element; `data_run=1, class_="run"` are the attributes data-run and class."""
+    words = {key.rstrip("_").replace("_", "-"): str(value) for key, value in attributes.items()}
+    element = Element(name, words)
+    for item in content:
+        _add(element, item)
+    return element
+
+
+def _add(element: Element, item: Content) -> None:
+    if isinstance(item, Element):
+        element.append(item)
+    elif not isinstance(item, str):
+        for each in item:
+            _add(element, each)
+    elif len(element):
+        element[-1].tail = (element[-1].tail or "") + item
+    else:
+        element.text = (element.text or "") + item
+
+
+def html(*content: Content) -> str:
+    """Serialize elements and text."""
+    wrapped = tostring(tag("div", *content), encoding="unicode", method="html")
+    return wrapped.removeprefix("<div>").removesuffix("</div>")
+
+
+def table(header: Sequence[Content], rows: Iterable[Sequence[Content]], caption: str) -> Element:
+    """A table whose first column has the headings of the rows; it scrolls in a narrow window."""
+    head = tag("tr", (tag("th", cell, scope="col") for cell in header))
+    body = (
+        tag("tr", tag("th", first, scope="row"), (tag("td", cell) for cell in others))
+        for first, *others in rows
+    )
+    content = tag("caption", caption), tag("thead", head), tag("tbody", body)
+    return tag("div", tag("table", *content), class_="scroll", tabindex=0, role="group")
+
+
+def name(text: str) -> Element:
+    """A name of a class or a run, in any script and direction."""
+    return tag("bdi", text)
+
+
+def select(words: Content, title: str, total: int, **which: object) -> Element:
+    """A button that shows images in the error browser: `which` is read by report.js."""
+    return tag("button", words, type="button", data_title=title, data_total=total, **which)
+
+
+def percent(share: object) -> str:
+    """A share with two decimals; a dash if there is none, which CSV has as an empty cell."""
+    return "–" if share in ("", None) else f"{float(str(share)):.2%}".replace("%", " %")
+
+
+def interval(low: object, high: object) -> str:
+    """A confidence interval of shares."""
+    return "–" if low in ("", None) else f"{percent(low).removesuffix(' %')}–{percent(high)}"
+
+
+def bar(share: str, *ticks: str) -> Element:
+    """A bar from 0 to 1, with ticks: for example the mean confidence beside the accuracy."""
+    width = 100 * float(share or 0)
+    marks = (
+        tag("line", x1=f"{100 * float(x):.2f}", x2=f"{100 * float(x):.2f}", y1=0, y2=10)
+        for x in ticks
+    )
+    shapes = (
+        tag("rect", class_="whole", width=100, height=10),
+        tag("rect", width=f"{width:.2f}", height=10),
+    )
+    box = {"viewBox": "0 0 100 10", "preserveAspectRatio": "none", "aria-hidden": "true"}
+    drawn = tag("svg", *shapes, marks, class_="bar")
+    drawn.attrib.update(box)
+    return drawn
+
+
+def summary(records: Sequence[Record]) -> str:
+    """Headline per run, all scores, and the differences of runs on the same test images."""
+    metric = [record.read_json("reports/metrics.json") for record in records]
+    scores = [record.read_json("reports/scores.json") for record in records]
+    cards, columns = [], []
+    for record, main, other in zip(records, metric, scores, strict=True):
+        count, held_out = other["test_examples"], main.get("validation", {})
+        limits = interval(main["accuracy_low"], main["accuracy_high"])
+        errors = f"{main['errors']:,} of {count:,} test images misclassified"
+        kind = f"{record.params['model.kind']} on {record.dataset['title']}"
+        cards.append(
+            tag(
+                "div",
+                tag("h3", name(record.name), " ", tag("small", kind)),
+                tag("p", percent(main["accuracy"]), class_="number"),
+                tag("p", f"accuracy, 95% interval {limits}"),
+                tag("p", errors),
+                class_="card",
+            )
+        )
+        columns.append(
+            {
+                "accuracy": percent(main["accuracy"]),
+                "95% confidence interval": limits,
+                "misclassified": f"{main['errors']:,} of {count:,}",
+                "top-2 accuracy": percent(other["top2_accuracy"]),
+                "macro F1": f"{main['macro_f1']:.4f}",
+                "loss (nats)": f"{main['loss']:.4f}",
+                "Brier score": f"{other['brier']:.4f}",
+                "calibration error (ECE)": f"{main['ece']:.4f}",
+                "ECE if calibrated": f"below {other['ece_if_calibrated_q95']:.4f}",
+                "validation accuracy": percent(held_out.get("accuracy")),
+                "parameters": f"{other['parameters']:,}",
+                "multiply-adds per image": f"{other['multiply_adds']:,}",
+            }
+        )
+    rows = ([key, *(column[key] for column in columns)] for key in columns[0])
+    header = ["score", *(name(record.name) for record in records)]
+    scored = table(header, rows, "Scores on the test split")
+    return html(tag("div", cards, class_="cards"), compared(records), scored)
+
+
+def compared(records: Sequence[Record]) -> Content:
+    """The differences of accuracy between runs on the same test images; empty without any."""
+    rows = []
+    for images in dict.fromkeys(record.images for record in records):
+        same = [record for record in records if record.images == images]
+        found = verdicts([record.correct[None] for record in same], INTEREST)
+        for (i, j), verdict in found.items():
+            points = (100 * x for x in (verdict.difference, verdict.low, verdict.high))
+            difference, low, high = (f"{x:+.2f}" for x in points)
+            p = "< .001" if verdict.p < 0.001 else f"{verdict.p:.3f}".lstrip("0")
+            words = "different" if verdict.better else "no difference shown"
+            cells = difference, f"{low} to {high}", p, words
+            rows.append([[name(same[i].name), " − ", name(same[j].name)], *cells])
+    header = ["runs", "difference", "95% interval", "p", "verdict"]
+    caption = (
+        "Difference in accuracy on the same test images, in percentage points. The verdicts are on "
+        "these models, for new test images; they do not cover other training seeds."
+    )
+    return table(header, rows, caption) if rows else []
+
+
+def configuration(records: Sequence[Record]) -> str:
+    """The parameters of the runs: those that differ, and the others folded."""
+    columns = [
+        record.params | {"source code": record.code, "packages": record.packages}
+        for record in records
+    ]
+    keys = [*dict.fromkeys(key for column in columns for key in column)]
+    rows = {key: [_value(column, key) for column in columns] for key in keys}
+    differing = {key: row for key, row in rows.items() if len({*row}) > 1}
+    header = ["parameter", *(name(record.name) for record in records)]
+    if len(records) == 1:
+        caption = "Parameters, and digests of the source code of the stages and of the lock file"
+        return html(table(header, ([key, *row] for key, row in rows.items()), caption))
+    same = [(key, row[0]) for key, row in rows.items() if key not in differing]
+    found = ([key, *row] for key, row in differing.items())
+    shown = (
+        table(header, found, "Parameters that differ")
+        if differing
+        else tag("p", "All parameters, the source code and the packages are equal.")
+    )
+    folded = tag(
+        "details",
+        tag("summary", f"{len(same)} equal parameters"),
+        table(["parameter", "value"], same, "Parameters that are equal in all runs"),
+    )
+    return html(shown, folded)
+
+
+def _value(column: Mapping[str, object], key: str) -> str:
+    value = column.get(key, "–")
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def matrix(record: Record) -> Element:
+    """The confusion matrix; if there are too many classes, of those with the most errors."""
+    names = record.dataset["classes"]
+    counts = metrics.confusion(record.labels, record.predicted, len(names))
+    errors = counts - np.diag(np.diag(counts))
+    involved = errors.sum(axis=0) + errors.sum(axis=1)
+    chosen = np.sort(np.argsort(-involved, kind="stable")[:MAX_CLASSES])
+    most = max(1, int(errors[np.ix_(chosen, chosen)].max()))
+    header = [tag("td", tag("small", "label ↓ predicted →"))]
+    for j in chosen:
+        button = select(
+            name(names[j]),
+            f"predicted as {names[j]}",
+            int(counts[:, j].sum()),
+            data_predicted=j,
+        )
+        header.append(tag("th", button, scope="col"))
+    rows = [tag("tr", header)]
+    for i in chosen:
+        title, total = f"label {names[i]}", int(counts[i].sum())
+        cells = [tag("th", select(name(names[i]), title, total, data_label=i), scope="row")]
+        for j in chosen:
+            count = int(counts[i, j])
+            shade = "diagonal" if i == j else f"shade{-(-SHADES * count // most)}"
+            title = f"label {names[i]}, predicted as {names[j]}"
+            words = {"data_label": i, "data_predicted": j, "aria_label": f"{count:,}: {title}"}
+            button = select(f"{count:,}", title, count, **words) if count else tag("span", "·")
+            cells.append(tag("td", button, class_=shade if count else "none"))
+        rows.append(tag("tr", cells))
+    caption = "Confusion matrix (test images). Select a cell, or the name of a class."
+    if len(names) > MAX_CLASSES:
+        caption += f" Of {len(names)} classes, the {MAX_CLASSES} with the most errors are shown."
+    content = tag("table", tag("caption", caption), rows, class_="matrix")
+    return tag("div", content, class_="scroll", tabindex=0, role="group")
+
+
+def class_table(record: Record) -> Element:
+    """Recall, precision and F1 of each class; the numbers show the errors behind them."""
+    rows = []
+    errors = record.labels[~record.correct], record.predicted[~record.correct]
+    for i, row in enumerate(record.read_rows("reports/classes.csv")):
+        missed, taken = (int((side == i).sum()) for side in errors)
+        recall = select(
+            percent(row["recall"]),
+            f"label {row['class']}, predicted as another class",
+            missed,
+            data_label=i,
+            data_wrong=1,
+        )
+        precision = select(
+            percent(row["precision"]),
+            f"predicted as {row['class']}, labeled as another class",
+            taken,
+            data_predicted=i,
+            data_wrong=1,
+        )
+        limits = interval(row["recall_low"], row["recall_high"])
+        images, f1 = f"{int(row['images']):,}", f"{float(row['f1'] or 'nan'):.4f}"
+        rows.append(
+            [name(row["class"]), images, [recall, bar(row["recall"])], limits, precision, f1]
+        )
+    header = ["class", "images", "recall", "95% interval", "precision", "F1"]
+    caption = "Scores by class. Select a recall or a precision to see the images that lower it."
+    return table(header, rows, caption)
+
+
+def calibration_table(record: Record) -> Element:
+    """The reliability diagram as rows, which show the images of each bin."""
+    numbers = np.unique(record.bins)
+    rows = []
+    for number, row in zip(numbers, record.read_rows("reports/calibration.csv"), strict=True):
+        limits = f"{float(row['low']):.2f}–{float(row['high']):.2f}"
+        count = int(row["images"])
+        button = select(limits, f"confidence {limits}", count, data_bin=number)
+        drawn = bar(row["accuracy"], row["confidence"])
+        accuracy = tag("span", percent(row["accuracy"])), drawn
+        error_limits = interval(row["accuracy_low"], row["accuracy_high"])
+        rows.append([button, f"{count:,}", percent(row["confidence"]), accuracy, error_limits])
+    header = ["confidence", "images", "mean confidence", "accuracy", "95% interval"]
+    caption = (
+        "Calibration. Bars are the accuracy, ticks the mean confidence: a tick to the right of its "
+        "bar means overconfidence. Select a range to see its images."
+    )
+    return table(header, rows, caption)
+
+
+def presets(records: Sequence[Record], number: int, kept: int) -> Element:
+    """Buttons for the images that a person looks at first; `kept` of them are in the page."""
+    record = records[number]
+    wrong, count = ~record.correct, len(record.labels)
+    errors = int(wrong.sum())
+    buttons = [
+        select("Errors", "misclassified, most confident first", errors, data_wrong=1),
+        select(
+            "Likely label errors",
+            "misclassified, lowest label quality first",
+            errors,
+            data_wrong=1,
+            data_order="quality",
+        ),
+        select("Correct", "correctly classified", count - errors, data_right=1),
+    ]
+    for i, other in enumerate(records):
+        if i != number and other.images == record.images:
+            words = ["Correct in ", name(other.name)]
+            title = f"misclassified here, correct in {other.name}"
+            fixed = int((wrong & other.correct).sum())
+            buttons.append(select(words, title, fixed, data_wrong=1, data_than=i))
+    words = f"{kept:,} of {count:,} test images are in this file."
+    return tag("div", buttons, tag("small", words), class_="presets")
+
+
+def browser(records: Sequence[Record], data: Mapping[str, Any]) -> str:
+    """The tables of each run that select images."""
+    shown = []
+    for number, (record, run) in enumerate(zip(records, data["runs"], strict=True)):
+        heading = tag("h3", name(record.name), " ", tag("small", record.dataset["title"]))
+        kept = len(data["sets"][run["set"]]["index"])
+        content = matrix(record), class_table(record), calibration_table(record)
+        first = heading, presets(records, number, kept)
+        shown.append(tag("div", first, content, class_="run", data_run=number))
+    return html(shown)
+
+
+def figures(paths: Sequence[tuple[str, Sequence[str]]], records: Sequence[Record]) -> str:
+    """The figures of the runs, side by side."""
+    shown = []
+    for path, urls in paths:
+        title = path.rpartition("/")[2].removesuffix(".png").replace("_", " ")
+        for record, url in zip(records, urls, strict=True):
+            words = [title.capitalize(), *([", ", name(record.name)] if len(records) > 1 else [])]
+            image = tag("img", src=url, alt=f"{title}, {record.name}", loading="lazy")
+            shown.append(tag("figure", tag("figcaption", words), image))
+    return html(tag("div", shown, class_="figures"))
+
+
+def commands(records: Sequence[Record]) -> str:
+    """Commands that reproduce each run, in a clone of the repository."""
+    shown: list[Content] = []
+    for record in records:
+        lines = record.reproduce()
+        if record.restore:
+            lines = [f"{record.restore}  # its files, without a run; or run it again:", *lines]
+        shown += [tag("h3", name(record.name)), tag("pre", tag("code", "\n".join(lines)))]
+        changed = uncommitted_sources() if record.name == WORKSPACE and record.base else []
+        if changed:
+            words = f"The workspace has uncommitted changes in {shlex.join(changed)}"
+            shown.append(tag("p", f"{words}, which these commands do not bring.", class_="warning"))
+    return html(shown)
