@@ -11,7 +11,6 @@ from dvc_render.vega import VegaRenderer
 from stages.lib.stage import StageError
 from tools.lib.records import Record
 
-VEGA_LITE = "5.21"  # of the templates, which name version 5
 TEMPLATES = Path(".dvc/plots")
 MAX_ROWS = 10_000  # of a chart: the confusion matrix of more than 100 classes is megabytes
 SEVERAL = "dvc_inferred_y_value"  # the column of a chart of several columns, as DVC names it
@@ -19,7 +18,7 @@ SEVERAL = "dvc_inferred_y_value"  # the column of a chart of several columns, as
 
 def read_vega() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script, safe within a script element."""
-    script: str = vl_convert.javascript_bundle(vl_version=VEGA_LITE)
+    script: str = vl_convert.javascript_bundle()
     return script.replace("</script", "<\\/script").replace("<!--", "\\x3C!--")
 
 
@@ -35,7 +34,8 @@ def fill_charts(records: Sequence[Record], plots: Sequence[Any]) -> list[dict[st
     """
     definitions = [chart for plot in plots if isinstance(plot, dict) for chart in plot.items()]
     filled = [_fill_chart(records, name, definition) for name, definition in definitions]
-    return [chart for chart in filled if chart]
+    # Without the version that the templates name, which is older, Vega prints no warning.
+    return [{**chart, "$schema": None} for chart in filled if chart]
 
 
 def _fill_chart(

@@ -1,7 +1,8 @@
 """The sections of the report as HTML, escaped by the serializer of the standard library."""
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import floor
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
@@ -12,6 +13,7 @@ from tools.lib.records import WORKSPACE, Record, uncommitted_sources
 from tools.lib.significance import verdicts
 
 MAX_CLASSES = 20  # of a confusion matrix; of more classes, those with the most errors
+SPACE = "\N{NO-BREAK SPACE}"
 SHADES = 6  # of the cells of a confusion matrix, as in report.css
 INTEREST = 0.005  # as in tools.compare; it does not change a verdict
 
@@ -68,28 +70,35 @@ def select(words: Content, title: str, total: int, **which: object) -> Element:
 
 def percent(share: object) -> str:
     """A share with two decimals; a dash if there is none, which CSV has as an empty cell."""
-    return "–" if share in ("", None) else f"{float(str(share)):.2%}".replace("%", " %")
+    return "–" if share in ("", None) else f"{float(str(share)):.2%}".replace("%", f"{SPACE}%")
 
 
 def interval(low: object, high: object) -> str:
     """A confidence interval of shares."""
-    return "–" if low in ("", None) else f"{percent(low).removesuffix(' %')}–{percent(high)}"
+    return "–" if low in ("", None) else f"{100 * float(str(low)):.2f}–{percent(high)}"
 
 
-def bar(share: str, *ticks: str) -> Element:
-    """A bar from 0 to 1, with ticks: for example the mean confidence beside the accuracy."""
-    width = 100 * float(share or 0)
-    marks = (
-        tag("line", x1=f"{100 * float(x):.2f}", x2=f"{100 * float(x):.2f}", y1=0, y2=10)
-        for x in ticks
-    )
-    shapes = (
-        tag("rect", class_="whole", width=100, height=10),
-        tag("rect", width=f"{width:.2f}", height=10),
-    )
-    box = {"viewBox": "0 0 100 10", "preserveAspectRatio": "none", "aria-hidden": "true"}
-    drawn = tag("svg", *shapes, marks, class_="bar")
-    drawn.attrib.update(box)
+def bar(share: str, tick: str) -> Element:
+    """A bar from 0 to 1 with a tick, both shares."""
+    width, x = (f"{100 * float(value):.2f}" for value in (share, tick))
+    whole = tag("rect", class_="whole", width=100, height=10)
+    return _drawing(whole, tag("rect", width=width, height=10), tag("line", x1=x, x2=x, y2=10))
+
+
+def whisker(low: str, share: str, high: str, start: float) -> Element:
+    """A share with its interval, drawn from `start` to 1; empty if there is none."""
+    if not share:
+        return _drawing()
+    ends = (100 * (float(value) - start) / (1 - start) for value in (low, share, high))
+    left, middle, right = (f"{end:.2f}" for end in ends)
+    line = tag("rect", class_="whole", x=left, y=3, height=4, width=float(right) - float(left))
+    return _drawing(line, tag("circle", cx=middle, cy=5, r=3.5))
+
+
+def _drawing(*shapes: Element) -> Element:
+    size = {"viewBox": "-4 0 108 10", "width": "130", "height": "12", "aria-hidden": "true"}
+    drawn = tag("svg", shapes)
+    drawn.attrib.update(size)
     return drawn
 
 
@@ -101,15 +110,14 @@ def summary(records: Sequence[Record]) -> str:
     for record, main, other in zip(records, metric, scores, strict=True):
         count, held_out = other["test_examples"], main.get("validation", {})
         limits = interval(main["accuracy_low"], main["accuracy_high"])
-        errors = f"{main['errors']:,} of {count:,} test images misclassified"
         kind = f"{record.params['model.kind']} on {record.dataset['title']}"
         cards.append(
             tag(
                 "div",
                 tag("h3", name(record.name), " ", tag("small", kind)),
                 tag("p", percent(main["accuracy"]), class_="number"),
-                tag("p", f"accuracy, 95% interval {limits}"),
-                tag("p", errors),
+                tag("p", f"accuracy on {count:,} test images (95% interval {limits})"),
+                tag("ul", (tag("li", finding) for finding in findings(record, main, other))),
                 class_="card",
             )
         )
@@ -133,6 +141,38 @@ def summary(records: Sequence[Record]) -> str:
     header = ["score", *(name(record.name) for record in records)]
     scored = table(header, rows, "Scores on the test split")
     return html(tag("div", cards, class_="cards"), compared(records), scored)
+
+
+def findings(
+    record: Record, main: Mapping[str, Any], other: Mapping[str, Any]
+) -> Iterator[Sequence[Content]]:
+    """What a person should see first: confused classes, the worst class, calibration."""
+    rows = [row for row in record.read_rows("reports/confusion.csv") if row["count"] != "0"]
+    errors = [row for row in rows if row["label"] != row["predicted"]]
+    worst = sorted(errors, key=lambda row: -int(row["count"]))[:3]
+    if worst:
+        yield [
+            f"Most confused of {main['errors']:,} errors: ",
+            (
+                [name(row["label"]), " as ", name(row["predicted"]), f" ({row['count']}); "]
+                for row in worst[:-1]
+            ),
+            [
+                name(worst[-1]["label"]),
+                " as ",
+                name(worst[-1]["predicted"]),
+                f" ({worst[-1]['count']})",
+            ],
+        ]
+    classes = [row for row in record.read_rows("reports/classes.csv") if row["recall"]]
+    lowest = min(classes, key=lambda row: float(row["recall"]))
+    yield ["Lowest recall: ", name(lowest["class"]), f" ({percent(lowest['recall'])})"]
+    expected = other["ece_if_calibrated_q95"]
+    over = record.probabilities.max(axis=1).mean() > main["accuracy"]
+    verdict = "Overconfident" if over else "Underconfident"
+    if main["ece"] <= expected:
+        verdict = "Calibrated"
+    yield [f"{verdict}: calibration error {main['ece']:.4f}, below {expected:.4f} if calibrated"]
 
 
 def compared(records: Sequence[Record]) -> Content:
@@ -186,6 +226,8 @@ def configuration(records: Sequence[Record]) -> str:
 
 def _value(column: Mapping[str, object], key: str) -> str:
     value = column.get(key, "–")
+    if isinstance(value, bool):
+        return str(value).lower()
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -221,7 +263,8 @@ def matrix(record: Record) -> Element:
     caption = "Confusion matrix (test images). Select a cell, or the name of a class."
     if len(names) > MAX_CLASSES:
         caption += f" Of {len(names)} classes, the {MAX_CLASSES} with the most errors are shown."
-    content = tag("table", tag("caption", caption), rows, class_="matrix")
+    long = any(len(names[i]) > 3 for i in chosen)
+    content = tag("table", tag("caption", caption), rows, class_="matrix" + " long" * long)
     return tag("div", content, class_="scroll", tabindex=0, role="group")
 
 
@@ -229,7 +272,10 @@ def class_table(record: Record) -> Element:
     """Recall, precision and F1 of each class; the numbers show the errors behind them."""
     rows = []
     errors = record.labels[~record.correct], record.predicted[~record.correct]
-    for i, row in enumerate(record.read_rows("reports/classes.csv")):
+    table_rows = record.read_rows("reports/classes.csv")
+    lows = [float(row["recall_low"]) for row in table_rows if row["recall_low"]]
+    start = min(floor(20 * min(lows)) / 20, 0.95)
+    for i, row in enumerate(table_rows):
         missed, taken = (int((side == i).sum()) for side in errors)
         recall = select(
             percent(row["recall"]),
@@ -246,11 +292,11 @@ def class_table(record: Record) -> Element:
             data_wrong=1,
         )
         limits = interval(row["recall_low"], row["recall_high"])
-        images, f1 = f"{int(row['images']):,}", f"{float(row['f1'] or 'nan'):.4f}"
-        rows.append(
-            [name(row["class"]), images, [recall, bar(row["recall"])], limits, precision, f1]
-        )
-    header = ["class", "images", "recall", "95% interval", "precision", "F1"]
+        drawn = whisker(row["recall_low"], row["recall"], row["recall_high"], start)
+        images, f1 = f"{int(row['images']):,}", f"{float(row['f1']):.4f}" if row["f1"] else "–"
+        rows.append([name(row["class"]), images, recall, limits, drawn, precision, f1])
+    scale = f"{start:.0%} to 100%".replace("%", f"{SPACE}%")
+    header = ["class", "images", "recall", "95% interval", scale, "precision", "F1"]
     caption = "Scores by class. Select a recall or a precision to see the images that lower it."
     return table(header, rows, caption)
 
@@ -263,11 +309,11 @@ def calibration_table(record: Record) -> Element:
         limits = f"{float(row['low']):.2f}–{float(row['high']):.2f}"
         count = int(row["images"])
         button = select(limits, f"confidence {limits}", count, data_bin=number)
-        drawn = bar(row["accuracy"], row["confidence"])
-        accuracy = tag("span", percent(row["accuracy"])), drawn
-        error_limits = interval(row["accuracy_low"], row["accuracy_high"])
-        rows.append([button, f"{count:,}", percent(row["confidence"]), accuracy, error_limits])
-    header = ["confidence", "images", "mean confidence", "accuracy", "95% interval"]
+        mean, accuracy = row["confidence"], row["accuracy"]
+        around = interval(row["accuracy_low"], row["accuracy_high"])
+        drawn = bar(accuracy, mean)
+        rows.append([button, f"{count:,}", percent(mean), percent(accuracy), around, drawn])
+    header = ["confidence", "images", "mean", "accuracy", "95% interval", f"0 to 100{SPACE}%"]
     caption = (
         "Calibration. Bars are the accuracy, ticks the mean confidence: a tick to the right of its "
         "bar means overconfidence. Select a range to see its images."
@@ -320,7 +366,7 @@ def figures(paths: Sequence[tuple[str, Sequence[str]]], records: Sequence[Record
         title = path.rpartition("/")[2].removesuffix(".png").replace("_", " ")
         for record, url in zip(records, urls, strict=True):
             words = [title.capitalize(), *([", ", name(record.name)] if len(records) > 1 else [])]
-            image = tag("img", src=url, alt=f"{title}, {record.name}", loading="lazy")
+            image = tag("img", src=url, alt=f"{title}, {record.name}")
             shown.append(tag("figure", tag("figcaption", words), image))
     return html(tag("div", shown, class_="figures"))
 

@@ -1,6 +1,6 @@
 "use strict";
 
-const PAGE = 120; // tiles that are drawn at once
+const PAGE = 60; // tiles that are drawn at once
 const data = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);
 const marks = new Map(); // "run:position" to its note
@@ -125,7 +125,7 @@ function open(place) {
   draw(find("large"), i);
   find("large").setAttribute("aria-label", describe(i));
   const facts = {
-    image: `${set().index[i]} of the test split`,
+    "test image": set().index[i],
     label: label(i),
     predicted: predicted(i),
     confidence: run().confidence[i].toFixed(6),
