@@ -5,7 +5,7 @@ LOCK ?= --upgrade
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/installed
 
-.PHONY: help repro experiments compare verify about test test-slow lint bench audit lock clean
+.PHONY: help repro report experiments compare verify about test test-slow lint bench audit lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^### / { print "\n" substr($$0, 5) } \
@@ -21,6 +21,9 @@ repro: $(INSTALLED) ## run the stages that changed, and show the results
 
 verify: $(INSTALLED) ## verify checksums of the DVC cache and outputs, and print repair commands
 	@python -m tools.verify
+
+report: $(INSTALLED) ## write reports/report.html, one file for anybody (REPORT="REV REV" or workspace)
+	@python -m tools.report $(REPORT)
 
 about: $(INSTALLED) ## show CPU, system and versions
 	@python -m tools.about
@@ -71,6 +74,8 @@ $(INSTALLED): requirements.lock
 	@echo "Installing the locked packages: one to a few minutes"
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 		--requirement requirements.lock
+	@.venv/bin/python -m tools.plots_page && \
+		.venv/bin/dvc config --local plots.html_template offline.html
 	@touch $@
 
 benchmarks/.venv/installed: requirements-bench.lock

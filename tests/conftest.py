@@ -1,11 +1,13 @@
-"""Fixtures: folders and clones in which the stages run on the tiny dataset."""
+"""Fixtures: folders and clones in which the stages run on the tiny dataset, and a browser."""
 
+import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from tests.helpers import (
     ODD,
@@ -18,6 +20,11 @@ from tests.helpers import (
     new_clone,
     set_params,
 )
+
+# No request of its own, for updates or trials.
+QUIET = [
+    f"--disable-{what}" for what in ("quic", "background-networking", "component-update", "sync")
+]
 
 # A program that a shell starts in the background ignores Ctrl-C, and so would all that it starts in
 # turn.
@@ -62,3 +69,16 @@ def first_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Clon
         clone.call("git", "add", "-A")
         clone.call("git", "commit", "-qm", "After")
     return dict(zip(("plain", "odd"), zip(clones, ran, strict=True), strict=True))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium; tests of pages are skipped without it."""
+    path = shutil.which("chromium")
+    if not path:
+        pytest.skip("needs chromium on PATH")
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--no-first-run", *QUIET]
+        started = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield started
+        started.close()

@@ -137,7 +137,8 @@ class Record:
     @cached_property
     def dataset(self) -> dict[str, Any]:
         """The content of dataset.json."""
-        return dict(self.read_json("data/raw/dataset.json"))
+        older = {"levels": [0, 255], "background": 0}  # runs that did not record them
+        return older | dict(self.read_json("data/raw/dataset.json"))
 
     @cached_property
     def probabilities(self) -> np.ndarray:
@@ -203,7 +204,7 @@ def read_records(names: Sequence[str]) -> list[Record]:
     """
     found = {}
     if revisions := [name for name in names if name != WORKSPACE]:
-        from tools.lib.runs import read_runs  # noqa: PLC0415  # imports DVC
+        from tools.lib.runs import read_runs  # imports DVC, a report of the workspace does not
 
         for each in read_runs(revisions):
             base, restore = _origin(each.commit)

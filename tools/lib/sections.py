@@ -9,13 +9,31 @@ from xml.etree.ElementTree import Element, tostring
 import numpy as np
 
 from stages.lib.results import metrics
-from tools.lib.records import WORKSPACE, Record, uncommitted_sources
+from tools.lib.records import WORKSPACE, Record, flat, uncommitted_sources
 from tools.lib.significance import verdicts
 
 MAX_CLASSES = 20  # of a confusion matrix; of more classes, those with the most errors
 SPACE = "\N{NO-BREAK SPACE}"
 SHADES = 6  # of the cells of a confusion matrix, as in report.css
 INTEREST = 0.005  # as in tools.compare; it does not change a verdict
+NONE = "-"
+SCORES = {  # key in metrics.json or scores.json, and format
+    "accuracy": ("accuracy", ".2%"),
+    "lower end of its 95% interval": ("accuracy_low", ".2%"),
+    "upper end": ("accuracy_high", ".2%"),
+    "misclassified": ("errors", ","),
+    "top-2 accuracy": ("top2_accuracy", ".2%"),
+    "macro F1": ("macro_f1", ".4f"),
+    "loss (nats)": ("loss", ".4f"),
+    "Brier score": ("brier", ".4f"),
+    "calibration error (ECE)": ("ece", ".4f"),
+    "ECE if calibrated, 95% quantile": ("ece_if_calibrated_q95", ".4f"),
+    "ECE after temperature scaling": ("temperature_scaling.ece", ".4f"),
+    "validation accuracy": ("validation.accuracy", ".2%"),
+    "validation loss (nats)": ("validation.loss", ".4f"),
+    "parameters": ("parameters", ","),
+    "multiply-adds per image": ("multiply_adds", ","),
+}
 
 Content = Element | str | Iterable["Content"]
 
@@ -70,12 +88,12 @@ def select(words: Content, title: str, total: int, **which: object) -> Element:
 
 def percent(share: object) -> str:
     """A share with two decimals; a dash if there is none, which CSV has as an empty cell."""
-    return "–" if share in ("", None) else f"{float(str(share)):.2%}".replace("%", f"{SPACE}%")
+    return NONE if share in ("", None) else f"{float(str(share)):.2%}".replace("%", f"{SPACE}%")
 
 
 def interval(low: object, high: object) -> str:
     """A confidence interval of shares."""
-    return "–" if low in ("", None) else f"{100 * float(str(low)):.2f}–{percent(high)}"
+    return NONE if low in ("", None) else f"{100 * float(str(low)):.2f} to {percent(high)}"
 
 
 def bar(share: str, tick: str) -> Element:
@@ -104,75 +122,59 @@ def _drawing(*shapes: Element) -> Element:
 
 def summary(records: Sequence[Record]) -> str:
     """Headline per run, all scores, and the differences of runs on the same test images."""
-    metric = [record.read_json("reports/metrics.json") for record in records]
-    scores = [record.read_json("reports/scores.json") for record in records]
     cards, columns = [], []
-    for record, main, other in zip(records, metric, scores, strict=True):
-        count, held_out = other["test_examples"], main.get("validation", {})
-        limits = interval(main["accuracy_low"], main["accuracy_high"])
+    for record in records:
+        scores = flat(record.read_json("reports/scores.json"))
+        scores |= flat(record.read_json("reports/metrics.json"))
+        columns.append([_score(scores, key, form) for key, form in SCORES.values()])
+        limits = interval(scores["accuracy_low"], scores["accuracy_high"])
         kind = f"{record.params['model.kind']} on {record.dataset['title']}"
+        words = f"accuracy on {len(record.labels):,} test images (95% interval {limits})"
         cards.append(
             tag(
                 "div",
                 tag("h3", name(record.name), " ", tag("small", kind)),
-                tag("p", percent(main["accuracy"]), class_="number"),
-                tag("p", f"accuracy on {count:,} test images (95% interval {limits})"),
-                tag("ul", (tag("li", finding) for finding in findings(record, main, other))),
+                tag("p", percent(scores["accuracy"]), class_="number"),
+                tag("p", words),
+                tag("ul", (tag("li", finding) for finding in findings(record, scores))),
                 class_="card",
             )
         )
-        columns.append(
-            {
-                "accuracy": percent(main["accuracy"]),
-                "95% confidence interval": limits,
-                "misclassified": f"{main['errors']:,} of {count:,}",
-                "top-2 accuracy": percent(other["top2_accuracy"]),
-                "macro F1": f"{main['macro_f1']:.4f}",
-                "loss (nats)": f"{main['loss']:.4f}",
-                "Brier score": f"{other['brier']:.4f}",
-                "calibration error (ECE)": f"{main['ece']:.4f}",
-                "ECE if calibrated": f"below {other['ece_if_calibrated_q95']:.4f}",
-                "validation accuracy": percent(held_out.get("accuracy")),
-                "parameters": f"{other['parameters']:,}",
-                "multiply-adds per image": f"{other['multiply_adds']:,}",
-            }
-        )
-    rows = ([key, *(column[key] for column in columns)] for key in columns[0])
+    rows = [row for row in zip(SCORES, *columns, strict=True) if {*row[1:]} != {NONE}]
     header = ["score", *(name(record.name) for record in records)]
-    scored = table(header, rows, "Scores on the test split")
+    scored = table(header, rows, "Scores on the test split, and on the validation split")
     return html(tag("div", cards, class_="cards"), compared(records), scored)
 
 
-def findings(
-    record: Record, main: Mapping[str, Any], other: Mapping[str, Any]
-) -> Iterator[Sequence[Content]]:
+def _score(scores: Mapping[str, Any], key: str, form: str) -> str:
+    """A score as text; older runs lack some."""
+    if key not in scores:
+        return NONE
+    return format(scores[key], form).replace("%", f"{SPACE}%")
+
+
+def findings(record: Record, scores: Mapping[str, Any]) -> Iterator[Sequence[Content]]:
     """What a person should see first: confused classes, the worst class, calibration."""
     rows = [row for row in record.read_rows("reports/confusion.csv") if row["count"] != "0"]
     errors = [row for row in rows if row["label"] != row["predicted"]]
-    worst = sorted(errors, key=lambda row: -int(row["count"]))[:3]
-    if worst:
-        yield [
-            f"Most confused of {main['errors']:,} errors: ",
-            (
-                [name(row["label"]), " as ", name(row["predicted"]), f" ({row['count']}); "]
-                for row in worst[:-1]
-            ),
-            [
-                name(worst[-1]["label"]),
-                " as ",
-                name(worst[-1]["predicted"]),
-                f" ({worst[-1]['count']})",
-            ],
-        ]
+    errors.sort(key=lambda row: -int(row["count"]))
+    pairs = [
+        [name(row["label"]), " as ", name(row["predicted"]), f" ({row['count']})"]
+        for row in errors[:3]
+    ]
+    if pairs:
+        listed = ([", " if i else "", pair] for i, pair in enumerate(pairs))
+        yield [f"Most confused of {scores['errors']:,} errors: ", listed]
     classes = [row for row in record.read_rows("reports/classes.csv") if row["recall"]]
     lowest = min(classes, key=lambda row: float(row["recall"]))
     yield ["Lowest recall: ", name(lowest["class"]), f" ({percent(lowest['recall'])})"]
-    expected = other["ece_if_calibrated_q95"]
-    over = record.probabilities.max(axis=1).mean() > main["accuracy"]
-    verdict = "Overconfident" if over else "Underconfident"
-    if main["ece"] <= expected:
-        verdict = "Calibrated"
-    yield [f"{verdict}: calibration error {main['ece']:.4f}, below {expected:.4f} if calibrated"]
+    if expected := scores.get("ece_if_calibrated_q95"):  # older runs lack it
+        over = record.probabilities.max(axis=1).mean() > scores["accuracy"]
+        verdict = "Overconfident" if over else "Underconfident"
+        if scores["ece"] <= expected:
+            verdict = "Calibrated"
+        words = f"calibration error {scores['ece']:.4f}, below {expected:.4f} if calibrated"
+        yield [f"{verdict}: {words}"]
 
 
 def compared(records: Sequence[Record]) -> Content:
@@ -187,10 +189,10 @@ def compared(records: Sequence[Record]) -> Content:
             p = "< .001" if verdict.p < 0.001 else f"{verdict.p:.3f}".lstrip("0")
             words = "different" if verdict.better else "no difference shown"
             cells = difference, f"{low} to {high}", p, words
-            rows.append([[name(same[i].name), " − ", name(same[j].name)], *cells])
-    header = ["runs", "difference", "95% interval", "p", "verdict"]
+            rows.append([name(same[i].name), name(same[j].name), *cells])
+    header = ["first", "second", "difference", "95% interval", "p", "verdict"]
     caption = (
-        "Difference in accuracy on the same test images, in percentage points. The verdicts are on "
+        "Accuracy of the first minus that of the second, in percentage points. The verdicts are on "
         "these models, for new test images; they do not cover other training seeds."
     )
     return table(header, rows, caption) if rows else []
@@ -225,7 +227,7 @@ def configuration(records: Sequence[Record]) -> str:
 
 
 def _value(column: Mapping[str, object], key: str) -> str:
-    value = column.get(key, "–")
+    value = column.get(key, NONE)
     if isinstance(value, bool):
         return str(value).lower()
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -293,7 +295,7 @@ def class_table(record: Record) -> Element:
         )
         limits = interval(row["recall_low"], row["recall_high"])
         drawn = whisker(row["recall_low"], row["recall"], row["recall_high"], start)
-        images, f1 = f"{int(row['images']):,}", f"{float(row['f1']):.4f}" if row["f1"] else "–"
+        images, f1 = f"{int(row['images']):,}", f"{float(row['f1']):.4f}" if row["f1"] else NONE
         rows.append([name(row["class"]), images, recall, limits, drawn, precision, f1])
     scale = f"{start:.0%} to 100%".replace("%", f"{SPACE}%")
     header = ["class", "images", "recall", "95% interval", scale, "precision", "F1"]
@@ -306,7 +308,7 @@ def calibration_table(record: Record) -> Element:
     numbers = np.unique(record.bins)
     rows = []
     for number, row in zip(numbers, record.read_rows("reports/calibration.csv"), strict=True):
-        limits = f"{float(row['low']):.2f}–{float(row['high']):.2f}"
+        limits = f"{float(row['low']):.2f} to {float(row['high']):.2f}"
         count = int(row["images"])
         button = select(limits, f"confidence {limits}", count, data_bin=number)
         mean, accuracy = row["confidence"], row["accuracy"]
