@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
-from stages import evaluate, extract_errors, fetch, normalize, plot
+from stages import evaluate, fetch, normalize
 from tests.helpers import Clone, new_clone, read_yaml, tiny_arrays, write_yaml
 from tools.lib import reporting, sections
 from tools.lib.records import Record
@@ -51,15 +51,14 @@ def predict(seed: int) -> None:
 
 
 def finish(clone: Clone, dataset: str, seed: int, tag: str) -> None:
-    """Run the stages, except training, and commit the run as a revision."""
+    """Make a run and commit it as a revision; its figures are those of the shipped run."""
     clone.edit({"dataset": dataset, "train.seed": seed})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(clone.path)
         fetch.main()
         normalize.main()
         predict(seed)
-        for stage in (evaluate, plot, extract_errors):
-            stage.main()
+        evaluate.main()
     clone.call("dvc", "commit", "--force", "--quiet")
     clone.call("git", "add", "-A")
     clone.call("git", "commit", "-qm", tag)
@@ -201,7 +200,7 @@ def test_several_runs_share_images_only_if_their_datasets_do(several: Path) -> N
 
 def test_the_commands_give_the_parameters_of_the_run(clone: Clone, single: Path) -> None:
     head = clone.call("git", "rev-parse", "HEAD").strip()
-    assert f"git checkout {head}\ndvc repro" in single.read_text()
+    assert f"git checkout {head[:12]}\ndvc repro" in single.read_text()
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ class Record:
     Attributes:
         name: `WORKSPACE`, or an experiment, a branch, a tag or a commit.
         base: The commit that its parameters were changed from, a hash; empty if there is none.
-        restore: A command that brings its outputs into the workspace; empty in the workspace.
+        restore: A command that brings its files into the workspace; empty if it is no experiment.
         content: Reads a file by its path in the project.
     """
 
@@ -187,7 +187,7 @@ class Record:
         changes = [f"{k}={v}" for k, v in self.params.items() if before.get(k) != v]
         options = [word for change in changes for word in ("-S", change)]
         run = ["dvc", "exp", "run", *options] if changes else ["dvc", "repro"]
-        return [f"git checkout {self.base}", shlex.join(run)]
+        return [f"git checkout {self.base[:12]}", shlex.join(run)]
 
     def _unfinished(self, found: str) -> StageError:
         return StageError(f"{self.name}: expected a finished run, found {found}; run dvc repro")
@@ -220,12 +220,12 @@ def read_records(names: Sequence[str]) -> list[Record]:
 
 
 def _origin(commit: str) -> tuple[str, str]:
-    """The base of a commit, and the command that restores it: an experiment is on another one."""
+    """The base of a commit, and the command that restores its files if it is an experiment."""
     refs = git("for-each-ref", "--points-at", commit, "--format=%(refname)", "refs/exps")
     for match in map(EXPERIMENT.fullmatch, refs.splitlines()):
         if match:
             return match[1] + match[2], f"dvc exp apply {shlex.quote(match[3])}"
-    return commit, f"git checkout {commit} && dvc checkout"
+    return commit, ""
 
 
 def uncommitted_sources() -> list[str]:

@@ -159,7 +159,7 @@ def findings(record: Record, scores: Mapping[str, Any]) -> Iterator[Sequence[Con
     errors = [row for row in rows if row["label"] != row["predicted"]]
     errors.sort(key=lambda row: -int(row["count"]))
     pairs = [
-        [name(row["label"]), " as ", name(row["predicted"]), f" ({row['count']})"]
+        [name(row["label"]), " as ", name(row["predicted"]), f"{SPACE}({row['count']})"]
         for row in errors[:3]
     ]
     if pairs:
@@ -379,7 +379,7 @@ def commands(records: Sequence[Record]) -> str:
     for record in records:
         lines = record.reproduce()
         if record.restore:
-            lines = [f"{record.restore}  # its files, without a run; or run it again:", *lines]
+            lines = [f"{record.restore}  # where the experiment is; elsewhere:", *lines]
         shown += [tag("h3", name(record.name)), tag("pre", tag("code", "\n".join(lines)))]
         changed = uncommitted_sources() if record.name == WORKSPACE and record.base else []
         if changed:
