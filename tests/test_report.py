@@ -9,17 +9,18 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from playwright.sync_api import Browser, Page, Request, expect
 
 from stages import evaluate, fetch, normalize
+from stages.lib.stage import StageError
 from tests.helpers import Clone, new_clone, read_yaml, tiny_arrays, write_yaml
-from tools.lib import reporting, sections
-from tools.lib.records import Record
+from tools.lib import charts, reporting, sections
+from tools.lib.records import Record, read_records
 
 NAMES = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", 'عربى, "한글" & \'']
 REPORT = ["python", "-m", "tools.report"]
@@ -217,7 +218,10 @@ def test_other_revisions_are_refused_in_one_line(clone: Clone, revision: str, li
     assert not (clone.path.parent / "none.html").exists()
 
 
-def test_changed_and_missing_files_are_refused_in_one_line(clone: Clone) -> None:
+def test_changed_and_missing_files_are_refused_in_one_line(
+    clone: Clone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clone.path)
     for name, line in {
         "reports/classes.csv": "workspace: expected a finished run, found another reports/clas",
         "data/predictions.npz": "workspace: expected a finished run, found another data/predic",
@@ -227,12 +231,18 @@ def test_changed_and_missing_files_are_refused_in_one_line(clone: Clone) -> None
         content = path.read_bytes()
         path.chmod(0o644)
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        output = clone.call(*REPORT, code=1)
-        assert output.startswith(f"report: {line}")
+        with pytest.raises(StageError) as error:
+            reporting.render(read_records(["workspace"]))
+        assert str(error.value).startswith(f"{line}")
         path.unlink()
-        missing = f"report: {name}: no such file; dvc repro creates what is missing\n"
-        assert clone.call(*REPORT, code=1) == missing
+        with pytest.raises(FileNotFoundError) as absent:
+            reporting.render(read_records(["workspace"]))
+        assert absent.value.filename == name
         path.write_bytes(content)
+    (clone.path / "dvc.lock").rename(clone.path / "dvc.lock.bak")
+    missing = "report: dvc.lock: no such file; dvc repro creates what is missing\n"
+    assert clone.call(*REPORT, code=1) == missing
+    (clone.path / "dvc.lock.bak").rename(clone.path / "dvc.lock")
 
 
 def fabricate(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Record:
@@ -283,9 +293,9 @@ def test_images_of_any_shape_are_drawn_within_64_pixels(shape: tuple[int, ...]) 
     assert (cell == drawn[69]).all()
 
 
-def test_a_chart_of_very_many_cells_is_left_out(clone: Clone, monkeypatch: Any) -> None:  # noqa: ANN401
-    from tools.lib import charts
-
+def test_a_chart_of_very_many_cells_is_left_out(
+    clone: Clone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(clone.path)
     record = Record("workspace", "", "", lambda path: Path(path).read_bytes())
     plots = read_yaml(Path("dvc.yaml"))["plots"]
@@ -296,30 +306,32 @@ def test_a_chart_of_very_many_cells_is_left_out(clone: Clone, monkeypatch: Any) 
     assert "Recall by class (test)" in titles
 
 
+class Open(Protocol):
+    """Opens a file in a new page."""
+
+    def __call__(self, path: Path, *, quiet: bool = True, **media: Any) -> Page: ...  # noqa: ANN401
+
+
 @pytest.fixture
-def opened(browser: Browser) -> Iterator[Any]:
-    """Open a file without a network and assert that it requests and reports nothing."""
+def opened(browser: Browser) -> Iterator[Open]:
+    """Open a file without a network; it must neither request anything nor, if quiet, print."""
     context = browser.new_context(offline=True, accept_downloads=True)
+    context.set_default_timeout(120_000)  # a busy machine
+    expect.set_options(timeout=120_000)
     faults: list[str] = []
 
-    def note(message: ConsoleMessage) -> None:
-        faults.append(message.text)
+    def check(request: Request) -> None:
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            faults.append(request.url)
 
-    def start(path: Path, **media: Any) -> Page:  # noqa: ANN401  # Playwright's options
+    def start(path: Path, *, quiet: bool = True, **media: Any) -> Page:  # noqa: ANN401
         page = context.new_page()
-        page.set_default_timeout(120_000)
-        expect.set_options(timeout=120_000)
-        page.on("console", note)
-        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", check)
         page.on("requestfailed", lambda request: faults.append(request.url))
-        page.on(
-            "request",
-            lambda request: (
-                None if request.url.startswith(("file:", "data:", "blob:")) else note(request)
-            ),
-        )
-        if media:
-            page.emulate_media(**media)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        if quiet:
+            page.on("console", lambda message: faults.append(message.text))
+        page.emulate_media(**media)
         page.goto(path.as_uri())
         return page
 
@@ -332,7 +344,7 @@ def captions(page: Page) -> list[str]:
     return page.locator(".tile b").all_text_contents()
 
 
-def test_a_cell_shows_its_images(opened: Any, single: Path) -> None:  # noqa: ANN401
+def test_a_cell_shows_its_images(opened: Open, single: Path) -> None:
     page = opened(single)
     assert len(captions(page)) == 9
     page.locator(CELL).click()
@@ -355,7 +367,7 @@ def test_a_cell_shows_its_images(opened: Any, single: Path) -> None:  # noqa: AN
     assert np.corrcoef(levels.ravel(), image.ravel())[0, 1] < -0.999
 
 
-def test_a_class_and_a_bin_show_their_images(opened: Any, single: Path) -> None:  # noqa: ANN401
+def test_a_class_and_a_bin_show_their_images(opened: Open, single: Path) -> None:
     page = opened(single)
     page.locator('td button[data-predicted="1"][data-wrong]').click()
     assert captions(page) == [f"{NAMES[0]} → {NAMES[1]}"] * 3
@@ -367,7 +379,7 @@ def test_a_class_and_a_bin_show_their_images(opened: Any, single: Path) -> None:
     assert len(captions(page)) == 9
 
 
-def test_keys_move_open_mark_and_close(opened: Any, single: Path, tmp_path: Path) -> None:  # noqa: ANN401
+def test_keys_move_open_mark_and_close(opened: Open, single: Path, tmp_path: Path) -> None:
     page = opened(single)
     page.locator(CELL).focus()
     page.keyboard.press("ArrowUp")  # the heading of the column
@@ -405,7 +417,7 @@ def test_keys_move_open_mark_and_close(opened: Any, single: Path, tmp_path: Path
     assert float(rows[0]["confidence"]) in data["runs"][0]["confidence"]
 
 
-def test_runs_are_switched(opened: Any, several: Path) -> None:  # noqa: ANN401
+def test_runs_are_switched(opened: Open, several: Path) -> None:
     page = opened(several)
     assert len(captions(page)) == 6
     page.locator("#switch button").nth(1).click()
@@ -418,7 +430,7 @@ def test_runs_are_switched(opened: Any, several: Path) -> None:  # noqa: ANN401
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_narrow_window_does_not_scroll_sideways(opened: Any, several: Path, scheme: str) -> None:  # noqa: ANN401
+def test_a_narrow_window_does_not_scroll_sideways(opened: Open, several: Path, scheme: str) -> None:
     page = opened(several, color_scheme=scheme)
     page.set_viewport_size({"width": 320, "height": 640})
     page.locator(".plot svg").nth(5).wait_for()
@@ -427,7 +439,7 @@ def test_a_narrow_window_does_not_scroll_sideways(opened: Any, several: Path, sc
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
 
 
-def test_charts_are_drawn(opened: Any, several: Path) -> None:  # noqa: ANN401
+def test_charts_are_drawn(opened: Open, several: Path) -> None:
     page = opened(several)
     charts = page.locator(".plot svg")
     charts.nth(5).wait_for()
@@ -438,7 +450,7 @@ def test_charts_are_drawn(opened: Any, several: Path) -> None:  # noqa: ANN401
         assert charts.nth(i).locator("path").count() > 3
 
 
-def test_it_prints(opened: Any, several: Path) -> None:  # noqa: ANN401
+def test_it_prints(opened: Open, several: Path) -> None:
     page = opened(several, media="print")
     page.locator(".plot svg").nth(5).wait_for()
     assert page.pdf(format="A4").startswith(b"%PDF")
@@ -457,27 +469,24 @@ def test_tables_and_figures_are_there_without_javascript(browser: Browser, singl
 
 
 def test_dvc_plots_need_no_network_with_the_page_that_make_writes(
-    clone: Clone, browser: Browser
+    shipped: Clone, opened: Open
 ) -> None:
     """Without it they fall back to the committed page, which names what is missing."""
-    clone.call("python", "-m", "tools.plots_page")
-    clone.call("dvc", "config", "--local", "plots.html_template", "offline.html")
-    assert clone.changed() == set()
-    context = browser.new_context(offline=True)
-    for command in (["show"], ["diff", "first", "other"]):
-        clone.call("dvc", "plots", *command)
-        page = context.new_page()
-        page.goto((clone.path / "dvc_plots/index.html").as_uri(), timeout=120_000)
-        drawn = page.locator("main canvas, main svg.marks")
-        drawn.nth(5).wait_for(timeout=120_000)
+    shipped.call("python", "-m", "tools.plots_page")
+    shipped.call("dvc", "config", "--local", "plots.html_template", "offline.html")
+    shipped.call("git", "commit", "--allow-empty", "-qm", "Second")
+    assert shipped.changed() == set()
+    written = shipped.path / "dvc_plots/index.html"
+    for command in (["show"], ["diff", "HEAD~1", "HEAD"]):
+        shipped.call("dvc", "plots", *command)
+        charts = opened(written, quiet=False).locator("main svg.marks")
+        charts.nth(5).wait_for()
         for i in range(6):
-            box = drawn.nth(i).bounding_box()
+            box = charts.nth(i).bounding_box()
             assert box
             assert min(box["width"], box["height"]) > 100
-        assert page.locator("p.offline").count() == 0
-    clone.call("dvc", "config", "--local", "--unset", "plots.html_template")
-    clone.call("dvc", "plots", "show")
-    page = context.new_page()
-    page.goto((clone.path / "dvc_plots/index.html").as_uri(), timeout=120_000)
-    assert page.locator("p.offline").count() == 1
-    context.close()
+    shipped.call("make", "clean")  # which must not leave DVC with a page that is gone
+    assert (shipped.path / ".dvc/offline.html").exists()
+    shipped.call("git", "clean", "-qfdX")
+    shipped.call("dvc", "plots", "show")
+    assert 'src="https://cdn.jsdelivr.net' in written.read_text()
