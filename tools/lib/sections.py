@@ -35,7 +35,7 @@ SCORES = {  # key in metrics.json or scores.json, and format
     "multiply-adds per image": ("multiply_adds", ","),
 }
 
-Content = Element | str | Iterable["Content"]
+Content = Any  # an element, text, or an iterable of contents
 
 
 def tag(name: str, *content: Content, **attributes: object) -> Element:
