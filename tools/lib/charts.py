@@ -18,7 +18,7 @@ SEVERAL = "dvc_inferred_y_value"  # the column of a chart of several columns, as
 
 def read_vega() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script, safe within a script element."""
-    script: str = vl_convert.javascript_bundle(None)
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed")
     return script.replace("</script", "<\\/script").replace("<!--", "\\x3C!--")
 
 

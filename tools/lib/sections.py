@@ -341,10 +341,10 @@ def presets(records: Sequence[Record], number: int, kept: int) -> Element:
     ]
     for i, other in enumerate(records):
         if i != number and other.images == record.images:
-            words = ["Correct in ", name(other.name)]
             title = f"misclassified here, correct in {other.name}"
             fixed = int((wrong & other.correct).sum())
-            buttons.append(select(words, title, fixed, data_wrong=1, data_than=i))
+            shown = "Correct in ", name(other.name)
+            buttons.append(select(shown, title, fixed, data_wrong=1, data_than=i))
     words = f"{kept:,} of {count:,} test images are in this file."
     return tag("div", buttons, tag("small", words), class_="presets")
 
