@@ -186,6 +186,7 @@ find("download").addEventListener("click", () => {
   URL.revokeObjectURL(link.href);
   state.saved = true;
 });
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => (part.open = true)));
 addEventListener("beforeunload", (event) => state.saved || event.preventDefault());
 
 // A matrix is one stop of the Tab key; arrow keys move between its cells.
