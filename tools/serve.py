@@ -51,7 +51,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=CONNECTIONS)
     except OSError as error:
-        reason = error.strerror.partition(" (")[0].lower()
+        reason = str(error.strerror).partition(" (")[0].lower()
         raise StageError(f"{host}, port {port}: {reason}; see --host and --port") from error
 
 
