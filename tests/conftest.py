@@ -5,9 +5,9 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
 
 from tests.helpers import (
     ODD,
@@ -21,10 +21,8 @@ from tests.helpers import (
     set_params,
 )
 
-# No request of its own, for updates or trials.
-QUIET = [
-    f"--disable-{what}" for what in ("quic", "background-networking", "component-update", "sync")
-]
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # A program that a shell starts in the background ignores Ctrl-C, and so would all that it starts in
 # turn.
@@ -55,6 +53,23 @@ def shipped(tmp_path: Path) -> Clone:
 
 
 @pytest.fixture(scope="session")
+def browser() -> Iterator["Browser"]:
+    """Chromium without network: no name is resolved."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium")
+    if not program:
+        pytest.skip("needs chromium on PATH")
+    offline = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--no-first-run", "--disable-quic", *quiet, offline]
+        browser = playwright.chromium.launch(executable_path=program, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
 def first_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Clone, list[str]]]:
     """Two clones with the committed results of a first `dvc repro`, and the stages that ran."""
     folder = tmp_path_factory.mktemp("end-to-end")
@@ -69,16 +84,3 @@ def first_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Clon
         clone.call("git", "add", "-A")
         clone.call("git", "commit", "-qm", "After")
     return dict(zip(("plain", "odd"), zip(clones, ran, strict=True), strict=True))
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Debian's Chromium; tests of pages are skipped without it."""
-    path = shutil.which("chromium")
-    if not path:
-        pytest.skip("needs chromium on PATH")
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--no-first-run", *QUIET]
-        started = playwright.chromium.launch(executable_path=path, args=arguments)
-        yield started
-        started.close()

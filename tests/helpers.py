@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +122,32 @@ def small_mlp(dataset: Mapping[str, Any], scaling: Mapping[str, Any]) -> bytes:
     weights = rng.normal(size=(8, len(dataset["classes"])))
     name = graph.add("Gemm", name, graph.constant(weights), graph.constant(weights[0]))
     metadata = describe(dataset, "mlp", 8 * pixels, 9)
+    return graph.finish(graph.add("Softmax", name, axis=1), metadata)
+
+
+def bars_model(
+    classes: Sequence[str] = ("horizontal", "vertical"), *, color: bool = False, title: str = "Bars"
+) -> bytes:
+    """A model file that tells horizontal from vertical bars, with a unit per row and per column.
+
+    Further classes are never predicted.
+    """
+    size = 14
+    lines = np.eye(size)
+    units = np.hstack([np.repeat(lines, size, axis=0), np.tile(lines, (size, 1))])
+    if color:
+        units = np.repeat(units, 3, axis=0) / 3
+    outputs = np.zeros((2 * size, len(classes)))
+    outputs[:size, 0] = outputs[size:, 1] = 2
+    biases = np.where(np.arange(len(classes)) < 2, 0, -9)
+    graph = Graph(0, 255)
+    name = graph.add("Flatten", graph.scaled)
+    name = graph.add("Gemm", name, graph.constant(units), graph.constant(np.full(2 * size, -4)))
+    name = graph.add("Relu", name)
+    name = graph.add("Gemm", name, graph.constant(outputs), graph.constant(biases))
+    image = [1, size, size, *([3] if color else [])]
+    dataset = {"name": "bars", "title": title, "classes": list(classes), "background": 0}
+    metadata = describe(dataset | {"arrays": {"train_images": {"shape": image}}}, "mlp", 0, 0)
     return graph.finish(graph.add("Softmax", name, axis=1), metadata)
 
 

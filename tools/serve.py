@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import ipaddress
+import logging
 import socket
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 for any free one (8000)")
     parser.add_argument("--model", type=Path, default=MODEL, help=f"model file ({MODEL})")
     args = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)  # not what clients do wrong
     listener = listen(args.host, args.port)
     address, port = listener.getsockname()[:2]
     name = f"[{address}]" if ":" in address else address

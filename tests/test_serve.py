@@ -1,0 +1,214 @@
+"""The server as a process: its start, its end, slow clients."""
+
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from stages.lib.stage import StageError
+from tests.helpers import ROOT, bars_model
+from tests.serving import Server, files, png, serving
+from tools import serve
+from tools.lib import service
+
+HEAD = (
+    b"POST /classify HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: multipart/form-data; boundary=x\r\n"
+)
+SECONDS = {"UPLOAD_SECONDS": 1, "IDLE_SECONDS": 1}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("served") / "model.onnx"
+    path.write_bytes(bars_model())
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(model: Path) -> Iterator[Server]:
+    with serving(model, **SECONDS) as server:
+        yield server
+
+
+def classify(server: Server) -> str:
+    response = httpx.post(f"{server.address}/classify", files=files(png()))
+    return str(response.json()[0]["class"])
+
+
+def body(content: bytes) -> bytes:
+    """A form with one file."""
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    return head + content + b"\r\n--x--\r\n"
+
+
+def test_serves_with_security_headers(server: Server) -> None:
+    for address in ("/", "/model", "/nothing"):
+        headers = httpx.get(server.address + address).headers
+        assert all(headers[name] == value for name, value in service.HEADERS.items())
+        assert "server" not in headers
+    assert "unsafe" not in service.HEADERS["Content-Security-Policy"]
+    assert classify(server) == "horizontal"
+
+
+def test_a_second_server_on_the_port_ends_with_one_line(server: Server, model: Path) -> None:
+    port = server.address.rpartition(":")[2]
+    command = [sys.executable, "-m", "tools.serve", "--model", str(model), "--port", port]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    line = f"serve: 127.0.0.1, port {port}: address already in use; see --host and --port\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "reason"),
+    [
+        ("127.0.0.1", 65_536, "expected 0 to 65535"),
+        ("127.0.0.1", -1, "expected 0 to 65535"),
+        ("192.0.2.1", 0, "cannot assign"),
+        ("no.such.host.invalid", 0, "name"),
+    ],
+)
+def test_invalid_addresses_are_refused(host: str, port: int, reason: str) -> None:
+    with pytest.raises(StageError, match=reason):
+        serve.listen(host, port)
+
+
+def test_a_missing_model_ends_with_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tools.serve", "--port", "0", "--model"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "no.onnx")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert "no.onnx: no such file" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_after_the_running_request(model: Path, number: signal.Signals) -> None:
+    content = body(png())
+    with serving(model) as server, server.connect() as connection, server.connect():
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(content) + content[:50])
+        time.sleep(0.5)
+        server.process.send_signal(number)
+        time.sleep(0.5)
+        with pytest.raises(OSError, match="refused"):  # it takes no new connections
+            server.connect()
+        connection.sendall(content[50:])
+        assert b'"class":"horizontal"' in receive(connection)
+        name = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
+        assert server.output() == (128 + number, f"serve: {name}\n")
+
+
+def test_a_signal_does_not_wait_for_slow_requests(model: Path) -> None:
+    with serving(model) as server, server.connect() as connection:
+        connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n--x")
+        time.sleep(0.5)
+        start = time.monotonic()
+        server.process.terminate()
+        assert server.output() == (143, "serve: ended by SIGTERM\n")
+        assert 4 < time.monotonic() - start < 15  # stage.GRACE
+
+
+def receive(connection: socket.socket) -> bytes:
+    """All that comes until the other side closes the connection."""
+    parts = []
+    with suppress(ConnectionResetError):
+        while part := connection.recv(10_000):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def trickle(connection: socket.socket, content: bytes) -> bytes:
+    """Send a byte twenty times a second until the other side answers or closes the connection."""
+    for i in range(len(content)):
+        if select.select([connection], [], [], 0.05)[0]:
+            break
+        connection.sendall(content[i : i + 1])
+    return receive(connection)
+
+
+def test_slow_uploads_are_refused(server: Server) -> None:
+    content = body(bytes(1000))
+    with server.connect() as connection:
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(content))
+        assert trickle(connection, content).startswith(b"HTTP/1.1 408")
+
+
+def test_heads_that_come_byte_by_byte_are_cut_off(server: Server) -> None:
+    with server.connect() as connection:
+        assert trickle(connection, HEAD * 20) == b""
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /cl", HEAD])
+def test_incomplete_heads_are_cut_off(server: Server, sent: bytes) -> None:
+    with server.connect() as connection:
+        connection.sendall(sent)
+        assert receive(connection) == b""
+
+
+def test_a_connection_is_kept_between_requests(server: Server) -> None:
+    with httpx.Client(base_url=server.address) as client:
+        for _ in range(3):
+            assert client.get("/health").status_code == 200
+        assert client.post("/classify", files=files(png())).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n"
+        b"Content-Length: 2\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    ],
+)
+def test_invalid_requests_are_refused(server: Server, bad: bytes) -> None:
+    with server.connect() as connection:
+        connection.sendall(bad)
+        assert receive(connection).startswith(b"HTTP/1.1 400")
+    assert classify(server) == "horizontal"
+
+
+def test_a_false_length_does_not_matter(server: Server) -> None:
+    """More bytes than announced are another, invalid request; fewer are a slow upload."""
+    content = body(png())
+    for length, status in {10: b"400", 9999: b"408"}.items():
+        with server.connect() as connection:
+            connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % length + content)
+            assert receive(connection).startswith(b"HTTP/1.1 " + status)
+
+
+def test_endless_uploads_are_refused(model: Path) -> None:
+    with serving(model, REQUEST_BYTES=100_000, **SECONDS) as server:
+        with server.connect() as connection:
+            connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+            content = body(bytes(200_000))
+            connection.sendall(b"%x\r\n" % len(content) + content)
+            assert receive(connection).startswith(b"HTTP/1.1 413")
+        assert classify(server) == "horizontal"
+
+
+def test_connections_are_limited(model: Path) -> None:
+    with serving(model, CONNECTIONS=3) as server:
+        with server.connect(), server.connect(), server.connect():
+            time.sleep(0.5)
+            with pytest.raises(httpx.TransportError):
+                httpx.get(f"{server.address}/health")
+        time.sleep(0.5)
+        assert httpx.get(f"{server.address}/health").status_code == 200
+
+
+def test_nothing_was_printed_for_all_these_requests(server: Server) -> None:
+    """The last test of the server that they share."""
+    server.process.terminate()
+    assert server.output() == (143, "serve: ended by SIGTERM\n")
