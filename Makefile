@@ -5,7 +5,7 @@ LOCK ?= --upgrade
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/installed
 
-.PHONY: help repro report experiments compare verify about test test-slow lint bench audit lock clean
+.PHONY: help repro serve report experiments compare verify about test test-slow lint bench audit lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^### / { print "\n" substr($$0, 5) } \
@@ -37,6 +37,10 @@ compare: $(INSTALLED) ## compare the experiments on this commit (COMPARE="REV RE
 
 bench: $(INSTALLED) benchmarks/.venv/installed ## measure speed and memory against baselines, 45 minutes
 	.venv/bin/python -m benchmarks.run $(BENCH)
+
+### Use the model
+serve: $(INSTALLED) ## draw images and classify files at http://127.0.0.1:8000 (SERVE="--port 8001")
+	@python -m tools.serve $(SERVE)
 
 ### Develop
 test: $(INSTALLED) ## run the tests, offline

@@ -11,11 +11,8 @@ import onnx
 from onnx import numpy_helper
 
 
-def main() -> None:
-    """Rebuild the 784-1000-10 MLP, predict the validation and the test split, and save both."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("npz", help="receives the probabilities")
-    output = parser.parse_args().npz
+def rebuild() -> tuple[keras.Sequential, np.ndarray, np.ndarray]:
+    """The 784-1000-10 MLP of data/model.onnx, and the offset and divisor of its images."""
     tensors = map(numpy_helper.to_array, onnx.load("data/model.onnx").graph.initializer)
     # The others are shapes.
     offset, divisor, *weights = (tensor for tensor in tensors if tensor.dtype == np.float32)
@@ -28,6 +25,15 @@ def main() -> None:
         ]
     )
     model.set_weights(weights)
+    return model, offset, divisor
+
+
+def main() -> None:
+    """Predicts the validation and the test split, and saves the probabilities."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("npz", help="receives the probabilities")
+    output = parser.parse_args().npz
+    model, offset, divisor = rebuild()
     images = {
         "validation": np.load("data/raw/train_images.npy")[np.load("data/normalized/held_out.npy")],
         "test": np.load("data/raw/test_images.npy"),
