@@ -1,0 +1,180 @@
+"""The service with the real model, and for minutes.
+
+`SCREENSHOT=docs/images/serve.png pytest -m slow tests/slow/test_serve.py -k drawn` draws the
+picture of the docs; `SOAK=20 ... -k soak` soaks for so many seconds.
+"""
+
+import io
+import os
+import random
+import re
+import select
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from math import cos, pi, sin
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from tests.helpers import ROOT
+from tests.serving import Server, png, serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+pytestmark = pytest.mark.slow
+
+MODEL = ROOT / "data/model.onnx"
+SOAK_SECONDS = float(os.environ.get("SOAK", "180"))
+CLIENTS = 8
+Points = list[tuple[float, float]]
+
+
+def arc(x: float, y: float, width: float, height: float, start: float, end: float) -> Points:
+    """Points of an ellipse; angles in turns, clockwise from the right."""
+    turns = np.linspace(start, end, 24)
+    return [(x + width * cos(2 * pi * t), y + height * sin(2 * pi * t)) for t in turns]
+
+
+DIGITS: list[list[Points]] = [
+    [arc(0.5, 0.5, 0.2, 0.3, -0.25, 0.8)],
+    [[(0.53, 0.2), (0.47, 0.8)]],
+    [[*arc(0.5, 0.36, 0.17, 0.16, -0.5, 0.08), (0.33, 0.78), (0.7, 0.78)]],
+    [[*arc(0.48, 0.34, 0.16, 0.14, -0.42, 0.25), *arc(0.48, 0.64, 0.18, 0.16, -0.25, 0.42)]],
+    [[(0.38, 0.22), (0.32, 0.55), (0.68, 0.55)], [(0.62, 0.25), (0.6, 0.8)]],
+    [[(0.68, 0.22), (0.38, 0.22), (0.36, 0.48), *arc(0.48, 0.62, 0.19, 0.17, -0.3, 0.4)]],
+    [[(0.6, 0.2), (0.4, 0.45), *arc(0.48, 0.65, 0.15, 0.15, 0.5, -0.55)]],
+    [[(0.3, 0.24), (0.7, 0.24), (0.46, 0.8)]],
+    [arc(0.5, 0.35, 0.13, 0.14, 0.25, 1.25), arc(0.5, 0.65, 0.16, 0.15, -0.25, 0.75)],
+    [[*arc(0.48, 0.36, 0.15, 0.15, 0, -1), (0.6, 0.8)]],
+]
+
+
+@pytest.mark.skipif(not MODEL.exists(), reason="needs the model of make repro")
+def test_drawn_digits_are_recognized(browser: "Browser") -> None:
+    """Strokes by mouse of all ten digits; two of them may be mistaken."""
+    with serving(MODEL) as server:
+        page = browser.new_page(viewport={"width": 960, "height": 620})
+        page.goto(server.address)
+        page.locator("#bars li").first.wait_for()
+        box = page.locator("#canvas").bounding_box()
+        assert box is not None
+        found = []
+        for digit in [*range(10), 3]:
+            page.keyboard.press("Escape")
+            for stroke in DIGITS[digit]:
+                places = [
+                    (box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke
+                ]
+                page.mouse.move(*places[0])
+                page.mouse.down()
+                for place in places[1:]:
+                    page.mouse.move(*place, steps=2)
+                page.mouse.up()
+            page.locator("#status", has_text=re.compile(r"\d, ")).wait_for(state="attached")
+            found.append(page.locator("#label").inner_text())
+        if "SCREENSHOT" in os.environ:
+            page.screenshot(path=ROOT / os.environ["SCREENSHOT"])
+        page.close()
+    assert sum(label == str(digit) for digit, label in enumerate(found)) >= 9, found
+
+
+HEAD = (
+    b"POST /classify HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: multipart/form-data; boundary=x\r\n"
+)
+
+
+def form(content: bytes) -> bytes:
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    return head + content + b"\r\n--x--\r\n"
+
+
+def bomb() -> bytes:
+    """A PNG file of 100 million pixels in 100 kB."""
+    file = io.BytesIO()
+    Image.new("L", (10_000, 10_000)).save(file, "PNG")
+    return file.getvalue()
+
+
+def exchange(server: Server, *parts: bytes, pause: float = 0) -> int:
+    """Send a request in parts, and return the status; 0 if there is none."""
+    with server.connect() as connection:
+        try:
+            for part in parts:
+                connection.sendall(part)
+                if select.select([connection], [], [], pause)[0]:
+                    break
+            answer = connection.recv(65_536)
+        except (BrokenPipeError, ConnectionResetError):
+            return 0
+    return int(answer.split()[1]) if answer else 0
+
+
+def whole(content: bytes) -> bytes:
+    return HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(content) + content
+
+
+def cut_off(server: Server) -> int:
+    with server.connect() as connection:
+        connection.sendall(whole(form(bytes(1000)))[:-500])
+        hard = struct.pack("ii", 1, random.getrandbits(1))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, hard)
+    return 0
+
+
+def test_soak_with_invalid_requests(tmp_path: Path) -> None:
+    """A tenth is cut off, no image, a bomb, too large, or slow; memory stays flat."""
+    noise = np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8)
+    images = [whole(form(png(image))) for image in noise]
+    large, no_image = whole(form(bomb())), whole(form(b"no image" * 100))
+    announced = HEAD + b"Connection: close\r\nContent-Length: 40000000\r\n\r\n"
+    slow = [*[bytes([byte]) for byte in whole(form(bytes(60)))[:-20]]]
+    bad: dict[str, tuple[Callable[[Server], int], int]] = {
+        "cut off": (cut_off, 0),
+        "no image": (lambda server: exchange(server, no_image), 422),
+        "bomb": (lambda server: exchange(server, large), 422),
+        "too large": (lambda server: exchange(server, announced), 413),
+        "slow": (
+            lambda server: exchange(server, b"".join(slow[:-40]), *slow[-40:], pause=0.05),
+            408,
+        ),
+    }
+    statuses: Counter[tuple[str, int]] = Counter()
+
+    def client(server: Server, seed: int) -> None:
+        chance = random.Random(seed)  # noqa: S311
+        end = time.monotonic() + SOAK_SECONDS
+        while time.monotonic() < end:
+            if chance.random() < 0.9:
+                statuses["image", exchange(server, chance.choice(images))] += 1
+            else:
+                kind = chance.choice([*bad])
+                statuses[kind, bad[kind][0](server)] += 1
+
+    (tmp_path / "model.onnx").write_bytes(MODEL.read_bytes())
+    with serving(tmp_path / "model.onnx", UPLOAD_SECONDS=1) as server:
+        memory = psutil.Process(server.process.pid).memory_info
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            clients = [pool.submit(client, server, seed) for seed in range(CLIENTS)]
+            time.sleep(SOAK_SECONDS / 4)
+            early = memory().rss
+            for future in clients:
+                future.result()
+        assert httpx.get(f"{server.address}/health").json()["status"] == "ok"
+        late = memory().rss
+        server.process.terminate()
+        assert server.output() == (143, "serve: ended by SIGTERM\n")
+    print(dict(statuses), f"{early / 1e6:.0f} MB, then {late / 1e6:.0f} MB")
+    expected = {("image", 200)} | {(kind, status) for kind, (_, status) in bad.items()}
+    assert set(statuses) == expected
+    assert late - early < 20e6
