@@ -1,5 +1,7 @@
 """A service as tutorials have it: Keras `predict` on the weights of data/model.onnx, in FastAPI."""
 
+import socket
+
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, UploadFile
@@ -21,6 +23,8 @@ def main() -> None:
 
     config = uvicorn.Config(app, port=0, access_log=False, log_level="error")
     listener = config.bind_socket()
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as if uvicorn listened itself
+    listener.listen()
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     uvicorn.Server(config).run([listener])
 
