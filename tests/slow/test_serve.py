@@ -83,7 +83,7 @@ def test_drawn_digits_are_recognized(browser: "Browser") -> None:
             page.locator("#status", has_text=re.compile(r"\d, ")).wait_for(state="attached")
             found.append(page.locator("#label").inner_text())
         if "SCREENSHOT" in os.environ:
-            page.screenshot(path=ROOT / os.environ["SCREENSHOT"])
+            page.screenshot(path=ROOT / os.environ["SCREENSHOT"], full_page=True)
         page.close()
     assert sum(label == str(digit) for digit, label in enumerate(found)) >= 9, found
 

@@ -155,8 +155,14 @@ class Served:
 
     def _stat(self) -> list[tuple[int, int, int] | None]:
         """Identify the content of the model file and of the scores, which have its temperature."""
-        found = [path.stat() if path.exists() else None for path in (self.path, SCORES)]
-        return [stat and (stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found]
+        found: list[tuple[int, int, int] | None] = []
+        for path in (self.path, SCORES):
+            try:
+                stat = path.stat()
+                found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+            except OSError:
+                found.append(None)
+        return found
 
     def current(self) -> Classifier:
         """Return the classifier, read again if its file has changed; while it is read, the old."""
