@@ -68,10 +68,11 @@ class Server:
 @contextmanager
 def serving(model: Path, *arguments: str, **limits: float) -> Iterator[Server]:
     """Start the server on a free port, with some of its limits changed."""
+    folder = ROOT if model.is_relative_to(ROOT) else model.parent  # with the data of the project
     command = [sys.executable, "-c", START, json.dumps(limits)]
     process = subprocess.Popen(
-        [*command, "--port", "0", "--model", str(model), *arguments],
-        cwd=model.parent,
+        [*command, "--port", "0", "--model", str(model.relative_to(folder)), *arguments],
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -98,7 +98,8 @@ def test_an_invalid_file_does_not_spoil_the_others(client: Client) -> None:
     response = client.post("/classify", files=files(b"no image", png(), png(noise)[:500]))
     assert response.status_code == 200
     first, second, third = response.json()
-    assert first == {"name": "0.png", "error": "cannot identify image file"}
+    assert set(first) == {"name", "error"}
+    assert "object at" not in first["error"]
     assert second["class"] == "horizontal"
     assert third["error"]
 

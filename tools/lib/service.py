@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import onnxruntime
 from fastapi import FastAPI, HTTPException, Request, Response, UploadFile
 from fastapi.datastructures import FormData
@@ -135,7 +136,9 @@ def read_patiently(path: Path) -> Classifier:
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return replace(classifier, model=replace(classifier.model, session=session))
+    patient = replace(classifier, model=replace(classifier.model, session=session))
+    patient.unusual(np.zeros((1, *patient.model.image), np.uint8))  # reads the training images
+    return patient
 
 
 class Served:
@@ -205,8 +208,8 @@ def printable_name(name: str | None) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in last)
 
 
-def png_url(image: Any) -> str:  # noqa: ANN401  # uint8, (height, width) or (height, width, 3)
-    """An image as a data URL."""
+def png_url(image: np.ndarray) -> str:
+    """An image as a data URL; shape (height, width) or (height, width, 3), uint8."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

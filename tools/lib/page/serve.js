@@ -163,6 +163,7 @@ function say(text) {
 
 async function classify() { // one request at a time; what changed meanwhile is sent afterwards
   changed = true;
+  byId("answer").setAttribute("aria-busy", "true");
   while (changed && !sending) {
     changed = false;
     sending = true;
@@ -175,6 +176,7 @@ async function classify() { // one request at a time; what changed meanwhile is 
     } finally {
       sending = false;
     }
+    byId("answer").setAttribute("aria-busy", changed);
     await new Promise((resume) => setTimeout(resume, INTERVAL));
   }
 }
