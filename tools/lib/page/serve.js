@@ -82,7 +82,7 @@ async function loadModel() {
 }
 
 function percent(share) { // rounded down: 100 % would be certain
-  return `${(Math.floor(share * 1000) / 10).toFixed(1)} %`;
+  return `${Math.min(Math.floor(share * 1000) / 10, 99.9).toFixed(1)} %`;
 }
 
 function show() {
