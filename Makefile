@@ -5,7 +5,7 @@ LOCK ?= --upgrade
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/installed
 
-.PHONY: help repro serve report experiments compare verify about test test-slow lint bench audit lock clean
+.PHONY: help repro verify about experiments compare bench serve report test test-slow lint audit lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^### / { print "\n" substr($$0, 5) } \
@@ -22,9 +22,6 @@ repro: $(INSTALLED) ## run the stages that changed, and show the results
 verify: $(INSTALLED) ## verify checksums of the DVC cache and outputs, and print repair commands
 	@python -m tools.verify
 
-report: $(INSTALLED) ## write reports/report.html, one file for anybody (REPORT="REV REV" or workspace)
-	@python -m tools.report $(REPORT)
-
 about: $(INSTALLED) ## show CPU, system and versions
 	@python -m tools.about
 
@@ -38,9 +35,12 @@ compare: $(INSTALLED) ## compare the experiments on this commit (COMPARE="REV RE
 bench: $(INSTALLED) benchmarks/.venv/installed ## measure speed and memory against baselines, 45 minutes
 	.venv/bin/python -m benchmarks.run $(BENCH)
 
-### Use the model
+### Hand over
 serve: $(INSTALLED) ## draw images and classify files at http://127.0.0.1:8000 (SERVE="--port 8001")
 	@python -m tools.serve $(SERVE)
+
+report: $(INSTALLED) ## write reports/report.html, one file for anybody (REPORT="REV REV" or workspace)
+	@python -m tools.report $(REPORT)
 
 ### Develop
 test: $(INSTALLED) ## run the tests, offline
