@@ -6,7 +6,6 @@ is not thread-safe, and only one large image at a time is in memory.
 
 import asyncio
 import base64
-import hashlib
 import io
 import re
 import sys
@@ -14,13 +13,11 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import onnxruntime
 from fastapi import FastAPI, HTTPException, Request, Response, UploadFile
 from fastapi.datastructures import FormData
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
@@ -29,7 +26,6 @@ from fastapi.staticfiles import StaticFiles
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from stages.lib.models.runtime import THREADS
 from stages.lib.stage import StageError
 from tools.lib.classifier import SCORES, Classifier, read_classifier
 
@@ -121,24 +117,11 @@ class Health(BaseModel):
     problem: str = Field(description="empty if ok")
 
 
-def read_patiently(path: Path) -> Classifier:
-    """Read a model file; its threads sleep between requests instead of spinning.
-
-    Spinning shortens long computations, and costs most of the CPU time of single images.
-    """
+def read_warm(path: Path) -> Classifier:
+    """Read a model file, and what the first classification would read."""
     classifier = read_classifier(path)
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != classifier.digest:
-        raise StageError(f"{path}: replaced while it was read")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = THREADS, 1
-    options.log_severity_level = 4  # fatal
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    patient = replace(classifier, model=replace(classifier.model, session=session))
-    patient.unusual(np.zeros((1, *patient.model.image), np.uint8))  # reads the training images
-    return patient
+    classifier.unusual(np.zeros((1, *classifier.model.image), np.uint8))  # the training images
+    return classifier
 
 
 class Served:
@@ -154,7 +137,7 @@ class Served:
         self.problem = ""
         self._lock = threading.Lock()
         self._version = self._stat()
-        self.classifier = read_patiently(path)
+        self.classifier = read_warm(path)
 
     def _stat(self) -> list[tuple[int, int, int] | None]:
         """Identify the content of the model file and of the scores, which have its temperature."""
@@ -181,7 +164,7 @@ class Served:
         if version == self._version:
             return
         try:
-            classifier = read_patiently(self.path)
+            classifier = read_warm(self.path)
             if self._stat() != version:  # replaced while it was read: the next request reads it
                 return
             self.classifier, self.problem = classifier, ""
