@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.parts import accuracy, fit, images, overhead, pipeline, predict, scaling, serve
+from benchmarks.parts import (
+    accuracy,
+    fit,
+    images,
+    overhead,
+    photos,
+    pipeline,
+    predict,
+    scaling,
+    serve,
+)
 from benchmarks.settings import Settings
 from benchmarks.workspace import commit, fetch_data, is_current
 from stages.lib.files import write_figure
@@ -25,6 +35,7 @@ PARTS = {
     "scaling": scaling.measure,
     "images": images.measure,
     "predict": predict.measure,
+    "photos": photos.measure,
     "serve": serve.measure,
 }
 

@@ -18,7 +18,8 @@ DATA = ROOT / "benchmarks" / ".data"
 DATASETS = ("mnist", "fashion_mnist")
 # What the results depend on, except the machine and the versions, which are recorded.
 MEASURED = (
-    *("benchmarks/*.py", "stages", "tools/dataset.py", "tools/lib", "tools/serve.py"),
+    *("benchmarks/*.py", "stages", "tools/lib"),
+    *("tools/classify.py", "tools/dataset.py", "tools/serve.py"),
     *("datasets.yaml", "dvc.yaml", "params.yaml"),
 )
 SETTINGS = (

@@ -1,6 +1,9 @@
 """Image files made from digits of MNIST the way people draw, photograph and save them."""
 
-from collections.abc import Callable
+import csv
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +129,36 @@ def write(folder: Path, variant: str, images: np.ndarray) -> list[Path]:
         _save(folder / str(number), variant, draw(image, rng), rng)
         for number, image in enumerate(images)
     ]
+
+
+def accuracies(
+    project: Path,
+    folder: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    variables: Mapping[str, str],
+) -> dict[str, float]:
+    """Accuracy of the project's model on each variant, by `python -m tools.classify`.
+
+    Args:
+        project: A project with data/model.onnx, trained on MNIST.
+        folder: Where to write the image files; is made.
+        images: Light on dark, shape (n, h, w), uint8.
+        labels: Shape (n,), uint8.
+        variables: The environment of the command.
+
+    Returns:
+        The accuracy by the variant's name.
+    """
+    found = {}
+    for variant in VARIANTS:
+        write(folder / variant, variant, images)
+        command = [sys.executable, "-m", "tools.classify", "--csv", str(folder / variant)]
+        done = subprocess.run(
+            command, cwd=project, env=variables, stdout=subprocess.PIPE, text=True, check=True
+        )
+        rows = list(csv.DictReader(done.stdout.splitlines()))
+        predicted = {int(Path(row["file"]).stem): int(row["class"]) for row in rows}
+        hits = [predicted[number] == label for number, label in enumerate(labels.tolist())]
+        found[variant] = sum(hits) / len(hits)
+    return found
