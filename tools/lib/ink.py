@@ -10,7 +10,8 @@ from scipy import ndimage
 LONGEST = 640  # pixels: larger images are reduced before strokes are searched
 WINDOWS = 0.1, 0.4  # share of the image: wider than strokes of small, and of large characters
 FAINTEST = 0.08  # share of the light that ink absorbs at least
-SHORTEST = 0.03  # length of strokes, as a share of the image
+DARKEST = 64  # gray level of paper, below which noise counts as much as light
+SHORTEST = 0.02  # length of strokes, as a share of the image
 MOST = 6  # connected components that are rated, the longest ones
 NEAR, LIGHT = 0.25, 0.03  # distance and weight of further strokes, relative to the main ones
 BOX = 20 / 28  # side of the box around all strokes, as a share of the image
@@ -99,7 +100,7 @@ def _absorption(gray: np.ndarray, window: float) -> np.ndarray:
     if factor > 1:
         wide = Image.fromarray(closed).resize(gray.shape[::-1], Image.Resampling.BILINEAR)
         closed = np.asarray(wide)
-    ink = 1 - gray / np.maximum(closed, 1)
+    ink = (closed - gray) / np.maximum(closed, DARKEST)
     return ink - np.median(ink[::4, ::4])  # noise raises the closing everywhere
 
 
@@ -117,9 +118,9 @@ def _thresholds(ink: np.ndarray) -> tuple[float, ...]:
     """Two thresholds for ink: one for faint strokes, one that lines on the paper do not reach."""
     noise = 1.4826 * np.median(np.abs(ink[::4, ::4]))  # as standard deviation
     values = ink[ink > max(4 * noise, FAINTEST)]
-    if len(values) < 4 or np.ptp(values) == 0:
+    if len(values) < 4:
         return ()
-    high = _otsu(values)
+    high = _otsu(values) if np.ptp(values) > 0.01 else float(values.min())
     return float(np.median(values[values >= high])) / 2, high
 
 
@@ -164,7 +165,7 @@ def _candidates(gray: np.ndarray) -> Iterator[Strokes]:
         for share in WINDOWS:
             ink = _absorption(levels, share * min(gray.shape))
             for threshold in _thresholds(ink):
-                labels, boxes = _components(ink > threshold)
+                labels, boxes = _components(ink >= threshold)
                 lengths = np.array([_length(box) for box in boxes])
                 for i in np.argsort(-lengths, kind="stable")[:MOST].tolist():
                     if lengths[i] >= SHORTEST * max(gray.shape):
@@ -181,9 +182,11 @@ def _rate(gray: np.ndarray, inside: np.ndarray, box: Box) -> tuple[float, float]
     margin = _length(box) // 4 + 1
     around = gray[tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)]
     rim = np.median(np.concatenate([around[0], around[-1], around[:, 0], around[:, -1]]))
-    contrast = 1 - np.median(gray[box][inside]) / max(rim, 1)
+    contrast = (rim - np.median(gray[box][inside])) / max(rim, DARKEST)
     width = 2 * ndimage.distance_transform_cdt(np.pad(inside, 1)).max() - 1
-    score = max(contrast, 0) ** 3 * min(_length(box) / width, 8) * _length(box) ** 0.5
+    if contrast < FAINTEST:
+        return 0, float(width)
+    score = contrast**3 * min(_length(box) / width, 8) * _length(box) ** 0.5
     return float(score) * (0.01 if _touches(box, gray.shape) else 1), float(width)
 
 
