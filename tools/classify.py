@@ -17,7 +17,7 @@ import wcwidth
 from PIL import Image
 
 from stages.lib.sources import pictures
-from tools.lib.classifier import MODEL, RAW, Classifier, read_classifier
+from tools.lib.classifier import MODEL, RAW, Classifier, Prepared, read_classifier
 from tools.lib.imports import walk
 
 BATCH = 512  # images in memory at a time
@@ -62,22 +62,19 @@ def report(faults: list[str], path: Path, reason: object) -> None:
 def classify(classifier: Classifier, files: Sequence[Path], faults: list[str]) -> Iterator[Result]:
     """Classify files batch by batch; those that cannot be read are reported and left out."""
     for start in range(0, len(files), BATCH):
-        prepared = {}
+        prepared: list[tuple[Path, Prepared]] = []
         for file in files[start : start + BATCH]:
             try:
-                prepared[file] = classifier.prepare(file)
+                prepared.append((file, classifier.prepare(file)))
             except StageError as error:
                 report(faults, file, error)
         if prepared:
-            images = np.stack([each.image for each in prepared.values()])
-            probabilities = classifier.predict(images)
-            unusual = classifier.unusual(images)
-            if unusual is None:
-                unusual = np.zeros(len(images), bool)
-            for (file, each), row, odd in zip(
-                prepared.items(), probabilities, unusual.tolist(), strict=True
-            ):
-                yield Result(file, each.image, each.steps, row, odd)
+            images = np.stack([each.image for _, each in prepared])
+            odd = classifier.unusual(images)
+            odd = np.zeros(len(images), bool) if odd is None else odd
+            found = zip(prepared, classifier.predict(images), odd.tolist(), strict=True)
+            for (file, each), probabilities, unusual in found:
+                yield Result(file, each.image, each.steps, probabilities, unusual)
 
 
 def print_csv(classes: Sequence[str], results: Iterable[Result]) -> int:
