@@ -109,8 +109,10 @@ class Classifier:
         except pictures.UNREADABLE as error:
             raise StageError(" ".join(str(error).split()) or type(error).__name__) from error
         if self.centered and not self._is_centered(image):
-            redrawn, more = ink.redraw(image, self.model.image, light=self.model.background < 128)
-            return Prepared(redrawn, (*steps, *more))
+            redrawn = ink.redraw(image, self.model.image, light=self.model.background < 128)
+            if redrawn:
+                return Prepared(redrawn[0], (*steps, *redrawn[1]))
+            steps = (*steps, "more than strokes found")
         height, width, *color = self.model.image
         if not color and self._is_inverted(image):
             image, steps = 255 - image, (*steps, "inverted")

@@ -8,13 +8,14 @@ from PIL import Image
 from scipy import ndimage
 
 LONGEST = 640  # pixels: larger images are reduced before strokes are searched
-WINDOWS = 0.1, 0.4  # share of the image: wider than strokes of small, and of large characters
+WINDOWS = 0.1, 0.6  # share of the image: wider than strokes of small, and of large characters
 FAINTEST = 0.08  # share of the light that ink absorbs at least
 DARKEST = 64  # gray level of paper, below which noise counts as much as light
 SHORTEST = 0.02  # length of strokes, as a share of the image
 MOST = 6  # connected components that are rated, the longest ones
 NEAR, LIGHT = 0.25, 0.03  # distance and weight of further strokes, relative to the main ones
 BOX = 20 / 28  # side of the box around all strokes, as a share of the image
+AGREEMENT = 0.45  # least correlation of the strokes with the part of the image around them
 DETAIL = 6  # strokes are redrawn so much larger than they are in the end
 WIDTHS = 0.11, 0.2  # of strokes, as a share of the longer side of their box
 EIGHT = np.ones((3, 3))  # neighbors of a pixel that belong to its component
@@ -43,7 +44,7 @@ class Strokes:
 
 def redraw(
     image: np.ndarray, shape: tuple[int, ...], *, light: bool
-) -> tuple[np.ndarray, tuple[str, ...]]:
+) -> tuple[np.ndarray, tuple[str, ...]] | None:
     """Find strokes and draw them as LeCun et al. made MNIST ("Gradient-based learning applied to
     document recognition", 1998, section III.A): fitted into 20 x 20 pixels with their aspect ratio,
     antialiased, with their center of mass in the center of 28 x 28 pixels.
@@ -54,7 +55,8 @@ def redraw(
         light: Whether the result is light on dark.
 
     Returns:
-        The result, shape `shape`, uint8, with levels from 0 to 255, and the steps taken.
+        The result, shape `shape`, uint8, with levels from 0 to 255, and the steps taken. It is of
+        one level if there is nothing in the image, and None if there is much besides strokes.
     """  # noqa: D205
     gray = _reduce(image)
     found = _find(gray)
@@ -66,6 +68,8 @@ def redraw(
     threshold = max(float(np.percentile(ink[found.mask], 75)), FAINTEST) / 2
     ink = np.maximum(ink, threshold * found.mask)
     mask = _select(ink, ink >= threshold, found.mask)
+    if _agreement(gray, mask) < AGREEMENT:
+        return None
     side = round(BOX * min(shape))
     drawn, widened = _trace(ink, mask, threshold, side)
     steps = ["background removed", "cropped to the ink", "centered by mass"]
@@ -186,7 +190,7 @@ def _rate(gray: np.ndarray, inside: np.ndarray, box: Box) -> tuple[float, float]
     width = 2 * ndimage.distance_transform_cdt(np.pad(inside, 1)).max() - 1
     if contrast < FAINTEST:
         return 0, float(width)
-    score = contrast**3 * min(_length(box) / width, 8) * _length(box) ** 0.5
+    score = contrast**3 * min(_length(box) / width, 8) * _length(box) ** 0.75
     return float(score) * (0.01 if _touches(box, gray.shape) else 1), float(width)
 
 
@@ -204,6 +208,14 @@ def _select(ink: np.ndarray, mask: np.ndarray, found: np.ndarray) -> np.ndarray:
         if inner and gap < NEAR * _length(boxes[main]) and weight > LIGHT * weights[main]:
             selected.append(number)
     return np.isin(labels, selected)
+
+
+def _agreement(gray: np.ndarray, mask: np.ndarray) -> float:
+    """Correlation of darkness and strokes in and around their box: 1 if there is nothing else."""
+    (box,) = ndimage.find_objects(mask.astype(np.int8))
+    margin = _length(box) // 4 + 1
+    around = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
+    return float(np.corrcoef(255 - gray[around].ravel(), mask[around].ravel())[0, 1])
 
 
 def _trace(
