@@ -15,7 +15,9 @@ SHORTEST = 0.02  # length of strokes, as a share of the image
 MOST = 6  # connected components that are rated, the longest ones
 NEAR, LIGHT = 0.25, 0.03  # distance and weight of further strokes, relative to the main ones
 BOX = 20 / 28  # side of the box around all strokes, as a share of the image
-AGREEMENT = 0.45  # least correlation of the strokes with the part of the image around them
+# Least correlation of strokes with the part of the image around them: of photos, which also show
+# lines and shadows, and of images that have the model's size already.
+AGREEMENT, AGREEMENT_OF_SAME_SIZE = 0.45, 0.8
 DETAIL = 6  # strokes are redrawn so much larger than they are in the end
 WIDTHS = 0.11, 0.2  # of strokes, as a share of the longer side of their box
 EIGHT = np.ones((3, 3))  # neighbors of a pixel that belong to its component
@@ -68,7 +70,8 @@ def redraw(
     threshold = max(float(np.percentile(ink[found.mask], 75)), FAINTEST) / 2
     ink = np.maximum(ink, threshold * found.mask)
     mask = _select(ink, ink >= threshold, found.mask)
-    if _agreement(gray, mask) < AGREEMENT:
+    least = AGREEMENT_OF_SAME_SIZE if image.shape == shape else AGREEMENT
+    if _agreement(gray, mask) < least:
         return None
     side = round(BOX * min(shape))
     drawn, widened = _trace(ink, mask, threshold, side)
