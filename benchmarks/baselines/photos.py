@@ -49,7 +49,8 @@ def light(image: np.ndarray, rng: np.random.Generator, least: float) -> np.ndarr
     angle = rng.uniform(0, 2 * np.pi)
     y, x = (np.linspace(-1, 1, side) for side in image.shape)
     ramp = np.sin(angle) * y[:, None] + np.cos(angle) * x
-    return (image * np.interp(ramp, [ramp.min(), ramp.max()], [least, 1])).astype(np.uint8)
+    lit: np.ndarray = image * np.interp(ramp, [ramp.min(), ramp.max()], [least, 1])
+    return lit.astype(np.uint8)
 
 
 def add_noise(image: np.ndarray, rng: np.random.Generator, deviation: float) -> np.ndarray:
@@ -72,7 +73,7 @@ def move(image: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarra
 
 
 def _combine(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    drawn = rng.choice([enlarge, thicken, thin])(image)
+    drawn = (enlarge, thicken, thin)[rng.integers(3)](image)
     lit = light(move(on_paper(drawn), rng, 0.15), rng, 0.7)
     return add_noise(lit, rng, 8)
 

@@ -108,7 +108,8 @@ def _absorption(gray: np.ndarray, window: float) -> np.ndarray:
         wide = Image.fromarray(closed).resize(gray.shape[::-1], Image.Resampling.BILINEAR)
         closed = np.asarray(wide)
     ink = (closed - gray) / np.maximum(closed, DARKEST)
-    return ink - np.median(ink[::4, ::4])  # noise raises the closing everywhere
+    above: np.ndarray = ink - np.median(ink[::4, ::4])  # noise raises the closing everywhere
+    return above
 
 
 def _otsu(values: np.ndarray) -> float:
@@ -132,7 +133,7 @@ def _thresholds(ink: np.ndarray) -> tuple[float, ...]:
 
 
 def _length(box: Box) -> int:
-    return max(side.stop - side.start for side in box)
+    return max(int(side.stop - side.start) for side in box)
 
 
 def _touches(box: Box, shape: tuple[int, ...]) -> bool:
@@ -200,7 +201,7 @@ def _rate(gray: np.ndarray, inside: np.ndarray, box: Box) -> tuple[float, float]
 def _select(ink: np.ndarray, mask: np.ndarray, found: np.ndarray) -> np.ndarray:
     """Select the component that the found one is part of, and others of some weight close to it."""
     labels, boxes = _components(mask)
-    numbers = np.arange(1, len(boxes) + 1)
+    numbers = range(1, len(boxes) + 1)
     weights = ndimage.sum(ink, labels, numbers)
     main = int(ndimage.sum(found, labels, numbers).argmax())
     selected = [main + 1]
@@ -238,7 +239,8 @@ def _trace(
     inside = np.pad(np.asarray(large) >= threshold, 2 * DETAIL)
     depth = ndimage.distance_transform_edt(inside)
     width = 4 * depth[inside].mean()  # the mean depth of a bar is a quarter of its width
-    wanted = np.clip(width, *(share * DETAIL * side for share in WIDTHS))
+    least, most = (share * DETAIL * side for share in WIDTHS)
+    wanted = min(max(width, least), most)
     edge = depth - ndimage.distance_transform_edt(~inside) + (wanted - width) / 2
     return (edge + 0.5).clip(0, 1), float(wanted - width) / DETAIL
 
