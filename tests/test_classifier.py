@@ -195,7 +195,8 @@ def test_any_image_gives_an_image_without_warnings(centered: Classifier) -> None
             size = rng.integers(1, (2, 8, 40, 90)[number % 4], 2)
             image = rng.integers(0, 256, size) * (rng.random(size) < rng.random())
             found = centered.prepare(saved(image.astype(np.uint8))).image
-            assert (found.shape, found.dtype) == ((28, 28), np.uint8)
+            assert found.shape == (28, 28)
+            assert found.dtype == np.uint8
 
 
 def test_other_images_are_fitted_and_keep_their_levels(plain: Classifier) -> None:

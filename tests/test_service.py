@@ -342,15 +342,15 @@ def test_a_model_replaced_while_it_is_read_is_read_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = service.Served(path)
-    old, read = served.classifier, service.read_patiently
+    old, read = served.classifier, service.read_warm
 
     def read_and_replace(path: Path) -> classifier.Classifier:
-        monkeypatch.setattr(service, "read_patiently", read)
+        monkeypatch.setattr(service, "read_warm", read)
         found = read(path)
         replace(path, bars_model(title="Newest"))
         return found
 
-    monkeypatch.setattr(service, "read_patiently", read_and_replace)
+    monkeypatch.setattr(service, "read_warm", read_and_replace)
     replace(path, bars_model(title="New"))
     assert served.current() is old
     assert served.current().model.title == "Newest"
