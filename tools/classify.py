@@ -1,7 +1,5 @@
 """Classify image files with a trained model: `python -m tools.classify FILE_OR_FOLDER ...`."""
 
-from stages.lib.stage import StageError, run  # isort: skip  # first, see there
-
 import argparse
 import csv
 import sys
@@ -17,6 +15,7 @@ import wcwidth
 from PIL import Image
 
 from stages.lib.sources import pictures
+from stages.lib.stage import StageError, run
 from tools.lib.classifier import MODEL, RAW, Classifier, Prepared, read_classifier
 from tools.lib.imports import walk
 
