@@ -13,7 +13,7 @@ from stages.lib.params import read_params
 from stages.lib.results import calibration, metrics
 from stages.lib.stage import StageError, run
 
-DATASET = Path("data/raw/dataset.json")
+RAW = Path("data/raw")
 PREDICTIONS = Path("data/predictions.npz")
 METRICS = Path("reports/metrics.json")
 SCORES = Path("reports/scores.json")
@@ -205,7 +205,7 @@ def most_confused(table: pd.DataFrame) -> list[str]:
 
 def main() -> None:
     params = read_params().evaluate
-    dataset = read_json(DATASET)
+    dataset = read_json(RAW / "dataset.json")
     names = dataset["classes"]
     predictions = read_predictions(PREDICTIONS, dataset)
     labels, probabilities = predictions["test_labels"], predictions["test_probabilities"]

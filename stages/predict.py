@@ -12,8 +12,7 @@ from stages.lib.stage import StageError, run
 
 MODEL = Path("data/model.onnx")
 RAW = Path("data/raw")
-HELD_OUT = Path("data/normalized/held_out.npy")
-SCALING = Path("data/normalized/scaling.json")
+NORMALIZED = Path("data/normalized")
 PREDICTIONS = Path("data/predictions.npz")
 
 ROWS = 4096  # images in memory at a time
@@ -63,9 +62,9 @@ def main() -> None:
     dataset, model = read_json(RAW / "dataset.json"), read_model(MODEL)
     check_dataset(model, dataset)
     check_arrays(RAW / "dataset.json", *dataset["arrays"])
-    check_arrays(SCALING, HELD_OUT.stem)
+    check_arrays(NORMALIZED / "scaling.json", "held_out")
     splits = {
-        "validation": ("train", np.load(HELD_OUT)),
+        "validation": ("train", np.load(NORMALIZED / "held_out.npy")),
         "test": ("test", np.arange(dataset["arrays"]["test_labels"]["shape"][0])),
     }
     arrays = {name: np.array(getattr(model, name)) for name in ("parameters", "multiply_adds")}

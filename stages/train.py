@@ -8,7 +8,7 @@ from stages.lib.models.kinds import KINDS
 from stages.lib.params import read_params
 from stages.lib.stage import run
 
-DATASET = Path("data/raw/dataset.json")
+RAW = Path("data/raw")
 NORMALIZED = Path("data/normalized")
 MODEL = Path("data/model.onnx")
 HISTORY = Path("data/history.csv")
@@ -22,11 +22,9 @@ def main() -> None:
     names = (f"{split}_{kind}" for split in ("train", held_out) for kind in ("images", "labels"))
     check_arrays(NORMALIZED / "scaling.json", *names)
     start = time.perf_counter()
-    train = KINDS[params.model.kind]
+    train, dataset = KINDS[params.model.kind], read_json(RAW / "dataset.json")
     with replacing(HISTORY) as history, replacing(MODEL) as model:
-        content = train(
-            params.model, params.train, read_json(DATASET), NORMALIZED, held_out, history
-        )
+        content = train(params.model, params.train, dataset, NORMALIZED, held_out, history)
         model.write_bytes(content)
     print(f"fit {time.perf_counter() - start:.1f} s, model file {len(content) / 1e6:.1f} MB")
 

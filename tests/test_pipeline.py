@@ -345,9 +345,9 @@ def test_finds_a_stage_out_of_line(tree: Tree) -> None:
         "fetch",
         "normalize: data/raw is made by no earlier stage",
         "train: cmd is python stages/train.py",
-        "train: data/raw/dataset.json is made by no earlier stage",
+        "train: data/raw is made by no earlier stage",
         "predict: data/raw is made by no earlier stage",
-        "evaluate: data/raw/dataset.json is made by no earlier stage",
+        "evaluate: data/raw is made by no earlier stage",
         "plot: data/raw is made by no earlier stage",
         "extract_errors: data/raw is made by no earlier stage",
     ]

@@ -25,7 +25,7 @@ def model(project: Path) -> None:
 
 def save_model(**changes: Any) -> None:  # noqa: ANN401
     dataset = read_json(predict.RAW / "dataset.json") | changes
-    predict.MODEL.write_bytes(small_mlp(dataset, read_json(predict.SCALING)))
+    predict.MODEL.write_bytes(small_mlp(dataset, read_json(predict.NORMALIZED / "scaling.json")))
 
 
 def predictions() -> dict[str, np.ndarray]:
@@ -36,7 +36,7 @@ def predictions() -> dict[str, np.ndarray]:
 
 @pytest.mark.usefixtures("model")
 def test_predicts_both_splits_from_the_images_as_published() -> None:
-    found, arrays, held = predictions(), tiny_arrays(), np.load(predict.HELD_OUT)
+    found, arrays, held = predictions(), tiny_arrays(), np.load(predict.NORMALIZED / "held_out.npy")
     published = {
         "validation": (arrays["train_images"][held], arrays["train_labels"][held]),
         "test": (arrays["test_images"], arrays["test_labels"]),
@@ -119,7 +119,7 @@ def test_images_that_fetch_did_not_write_are_refused(name: str) -> None:
 
 @pytest.mark.usefixtures("model")
 def test_a_held_out_list_that_normalize_did_not_write_is_refused() -> None:
-    np.save(predict.HELD_OUT, np.array([0, 99]))
+    np.save(predict.NORMALIZED / "held_out.npy", np.array([0, 99]))
     with pytest.raises(StageError, match=r"^data/normalized/held_out.npy: expected"):
         predict.main()
 

@@ -116,7 +116,7 @@ def test_the_model_file_is_the_networks_and_says_what_it_is(normalized: Path) ->
     model = read_model(train.MODEL)
     assert (model.dataset, model.title, model.kind) == ("tiny", "Tiny", "mlp")
     assert (model.classes, model.image) == (("bar", "blot", "frame"), (6, 5))
-    assert model.background == read_json(train.DATASET)["background"]
+    assert model.background == read_json(train.RAW / "dataset.json")["background"]
     assert model.parameters == 30 * 8 + 8 + 8 * 3 + 3
     assert model.multiply_adds == 30 * 8 + 8 * 3
 

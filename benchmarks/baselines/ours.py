@@ -12,7 +12,7 @@ from stages.lib.files import read_json
 from stages.lib.models import training
 from stages.lib.models.networks import import_keras, mlp
 from stages.lib.params import read_params
-from stages.train import DATASET, NORMALIZED
+from stages.train import NORMALIZED, RAW
 
 
 def main() -> None:
@@ -27,7 +27,8 @@ def main() -> None:
     test = tuple(training.tensor(NORMALIZED / f"test_{kind}.npy") for kind in ("images", "labels"))
     keras = import_keras()
     keras.utils.set_random_seed(seed)
-    model = mlp(params.model, read_json(DATASET), read_json(NORMALIZED / "scaling.json"))
+    dataset, scaling = read_json(RAW / "dataset.json"), read_json(NORMALIZED / "scaling.json")
+    model = mlp(params.model, dataset, scaling)
     ends: list[float] = []
     accuracies: list[float] = []
 
