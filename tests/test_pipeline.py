@@ -183,14 +183,12 @@ def stage_faults(tree: Tree) -> list[str]:
             faults.append(f"{name}: cmd is {entry['cmd']}")
         data = [dep for dep in entry["deps"] if dep.startswith(("data/", "reports/"))]
         faults += [
-            f"{name}: {dep} is made by no earlier stage" for dep in data if not _inside(dep, made)
+            f"{name}: {dep} is no whole output of an earlier stage"
+            for dep in data
+            if dep not in made
         ]
         made |= set(outs(entry))
     return faults
-
-
-def _inside(path: str, folders: set[str]) -> bool:
-    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
 
 
 def code_faults(tree: Tree) -> list[str]:
@@ -338,18 +336,20 @@ def test_stages_are_the_modules_each_run_by_its_name_after_what_it_reads_from(tr
 def test_finds_a_stage_out_of_line(tree: Tree) -> None:
     tree.modules["stages.publish"] = ""
     tree.dvc["stages"]["train"]["cmd"] = "python stages/train.py"
+    tree.dvc["stages"]["train"]["deps"].append("data/normalized/scaling.json")
     tree.dvc["stages"]["fetch"] = tree.dvc["stages"].pop("fetch")
     assert stage_faults(tree) == [
         "dvc.yaml: publish is missing",
         "dvc.yaml: stages in the order normalize, train, predict, evaluate, plot, extract_errors, "
         "fetch",
-        "normalize: data/raw is made by no earlier stage",
+        "normalize: data/raw is no whole output of an earlier stage",
         "train: cmd is python stages/train.py",
-        "train: data/raw is made by no earlier stage",
-        "predict: data/raw is made by no earlier stage",
-        "evaluate: data/raw is made by no earlier stage",
-        "plot: data/raw is made by no earlier stage",
-        "extract_errors: data/raw is made by no earlier stage",
+        "train: data/raw is no whole output of an earlier stage",
+        "train: data/normalized/scaling.json is no whole output of an earlier stage",
+        "predict: data/raw is no whole output of an earlier stage",
+        "evaluate: data/raw is no whole output of an earlier stage",
+        "plot: data/raw is no whole output of an earlier stage",
+        "extract_errors: data/raw is no whole output of an earlier stage",
     ]
 
 
