@@ -784,7 +784,7 @@ INVALID: list[Any] = [  # one case a line
                 append_images=[Image.fromarray(255 - ONE)],
             ),
         ),
-        "an animation of 2",
+        "an animation",
     ),
     (
         "PNG animation",
@@ -797,7 +797,7 @@ INVALID: list[Any] = [  # one case a line
                 append_images=[Image.fromarray(255 - ONE)],
             ),
         ),
-        "an animation of 2",
+        "an animation",
     ),
     (
         "floats in TIFF",

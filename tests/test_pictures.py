@@ -81,7 +81,8 @@ def test_sixteen_bits_are_divided_and_not_clipped() -> None:
     file = saved(Image.fromarray(levels))
     with open_image(file) as (header, _):
         assert header.gray
-    np.testing.assert_array_equal(decoded(file), GRAY)
+    np.testing.assert_array_equal(decoded(file, gray=True), GRAY)
+    np.testing.assert_array_equal(decoded(file), np.dstack([GRAY] * 3))
 
 
 def test_one_bit_becomes_black_and_white() -> None:
@@ -142,7 +143,7 @@ def test_full_opacity_needs_no_background() -> None:
                 save_all=True,
                 append_images=[Image.new("L", (4, 4), 9)],
             ).getvalue(),
-            "an animation of 2",
+            "an animation",
             id="animation",
         ),
         pytest.param(

@@ -188,6 +188,8 @@ def main() -> None:
         raise StageError(f"--top: expected 1 to {len(classes)} classes, found {args.top}")
     if classifier.unusual(np.zeros((1, *classifier.model.image), np.uint8)) is None:
         print(f"no warnings about unusual images: {RAW} does not hold {title}", file=sys.stderr)
+    if args.show and (args.show.suffix.lower() != ".png" or args.show.is_dir()):
+        raise StageError(f"--show: expected the name of a PNG file, found {args.show}")
     files = find_files(args.paths, faults)
     results = classify(classifier, files, faults)
     first = [*islice(results, DRAWN)] if args.show else []

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from stages.lib.files import replacing
-from stages.lib.stage import run
+from stages.lib.stage import StageError, run
 from tools.lib.records import WORKSPACE, read_records
 from tools.lib.reporting import render
 
@@ -22,6 +22,8 @@ def main() -> None:
         "--out", type=Path, default=Path("reports/report.html"), help="default: %(default)s"
     )
     arguments = parser.parse_args()
+    if arguments.out.is_dir() or not arguments.out.name:
+        raise StageError(f"--out: expected a file, found the folder {arguments.out}")
     page = render(read_records(arguments.revisions)).encode()
     with replacing(arguments.out) as partial:
         partial.write_bytes(page)

@@ -4,7 +4,7 @@ Imports neither TensorFlow nor DVC: what classifies is a model file, wherever it
 """
 
 import hashlib
-import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from stages.lib.files import read_array, read_json
+from stages.lib.files import DAMAGED, REPAIR, read_array, read_json
 from stages.lib.models.runtime import Model, read_model
 from stages.lib.params import read_yaml
 from stages.lib.results.calibration import scale_temperature
@@ -107,7 +107,8 @@ class Classifier:
         except UnidentifiedImageError as error:
             raise StageError("not a PNG, JPEG, BMP, WebP, TIFF or GIF image") from error
         except pictures.UNREADABLE as error:
-            raise StageError(" ".join(str(error).split()) or type(error).__name__) from error
+            reason = getattr(error, "strerror", None) or str(error)  # without the path
+            raise StageError(" ".join(reason.split()) or type(error).__name__) from error
         if self.centered and not self._is_centered(image):
             redrawn = ink.redraw(image, self.model.image, light=self.model.background < 128)
             if redrawn:
@@ -201,6 +202,8 @@ class Classifier:
             images = read_array(RAW / "train_images.npy")
         except FileNotFoundError:
             return None
+        except DAMAGED as error:
+            raise StageError(f"{RAW}: damaged: {error}; {REPAIR}") from error
         if dataset.get("name") != self.model.dataset or images.shape[1:] != self.model.image:
             return None
         rows = np.linspace(0, len(images) - 1, min(2 * SAMPLE, len(images))).astype(int)
@@ -222,16 +225,23 @@ def read_classifier(path: Path = MODEL) -> Classifier:
     Raises:
         StageError: The file is not a valid model.
     """
-    temperature = 1.0
-    if path == MODEL and SCORES.exists():
-        scores = json.loads(SCORES.read_text(encoding="utf-8"))
-        temperature = scores.get("temperature_scaling", {}).get("temperature", 1.0)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     model = read_model(path)
-    return Classifier(model, digest, temperature, _is_centered(model))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Classifier(model, digest, _read_temperature(path), _is_mass_centered(model))
 
 
-def _is_centered(model: Model) -> bool:
+def _read_temperature(path: Path) -> float:
+    """The temperature of the run that trained a model: 1 for files from elsewhere."""
+    if path.resolve() != MODEL.resolve() or not SCORES.exists():
+        return 1.0
+    scaled = read_json(SCORES).get("temperature_scaling", {"temperature": 1.0})
+    temperature = scaled.get("temperature") if isinstance(scaled, dict) else None
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise StageError(f"{SCORES}: expected a temperature above 0, found {scaled}; run dvc repro")
+    return float(temperature)
+
+
+def _is_mass_centered(model: Model) -> bool:
     """Whether datasets.yaml has an entry of the model's dataset that says so."""
     entries = read_yaml(CATALOG) if CATALOG.exists() else None
     if not isinstance(entries, dict) or model.dataset not in entries or len(model.image) > 2:

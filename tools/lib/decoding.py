@@ -115,27 +115,20 @@ def _decode(batch: Batch) -> Decoded:
                 done.left.append(row)
                 continue
             image = pictures.fit(image, height, width)
-            if image.ndim < len(batch.shape):
-                image = np.repeat(image[..., None], 3, axis=2)
             target.seek(batch.offset + row * math.prod(batch.shape))
             target.write(np.ascontiguousarray(image).data)
     return done
 
 
-def _background(pixels: Path, left_out: Sequence[int]) -> tuple[int, ...]:
+def _background(pixels: Path, left_out: Sequence[int]) -> int:
     """The median of the outermost pixels of all images but some; white if there are no others."""
-    counts = np.zeros((3, 256), np.int64)
+    counts = np.zeros(256, np.int64)
     start = 0
     for chunk in read_chunks(pixels, 256):
         rows = np.setdiff1d(np.arange(len(chunk)), np.subtract(left_out, start))
-        edges = pictures.border(chunk[rows])
-        for channel in range(3):
-            levels = edges[..., channel] if edges.ndim == 3 else edges
-            counts[channel] += np.bincount(levels.ravel(), minlength=256)
+        counts += np.bincount(pictures.border(chunk[rows]).ravel(), minlength=256)
         start += len(chunk)
-    if not counts.any():
-        return (255, 255, 255)
-    return tuple(int(np.searchsorted(c.cumsum(), c.sum() / 2)) for c in counts)
+    return int(np.searchsorted(counts.cumsum(), counts.sum() / 2)) if counts.any() else 255
 
 
 def _decode_rows(rows: Sequence[int], files: Sequence[str], batch: Batch) -> Decoded:
@@ -211,8 +204,10 @@ def decode_files(
             again = _decode_rows(done.left, files, batch)
             done.left, done.faults = again.left, done.faults | again.faults
             if again.left:
+                # One level for all channels, as in the model's metadata, so that predicted images
+                # are filled as training images are.
                 background = _background(target, [*again.left, *done.faults])
-                batch = replace(batch, background=background[: len(color) or 1])
+                batch = replace(batch, background=(background,))
     faults = [f"{folder / files[row]}: {text}" for row, text in sorted(done.faults.items())]
     if faults:
         print(*(f"rejected: {fault}" for fault in faults), sep="\n", file=sys.stderr)

@@ -74,7 +74,10 @@ def redraw(
     if _agreement(gray, mask) < least:
         return None
     side = round(BOX * min(shape))
-    drawn, widened = _trace(ink, mask, threshold, side)
+    traced = _trace(ink, mask, threshold, side)
+    if traced is None:
+        return None
+    drawn, widened = traced
     steps = ["background removed", "cropped to the ink", "centered by mass"]
     if found.light != light:
         steps.insert(0, "inverted")
@@ -224,11 +227,12 @@ def _agreement(gray: np.ndarray, mask: np.ndarray) -> float:
 
 def _trace(
     ink: np.ndarray, mask: np.ndarray, threshold: float, side: int
-) -> tuple[np.ndarray, float]:
+) -> tuple[np.ndarray, float] | None:
     """Draw strokes `DETAIL` times as large as they will be, with a width as in training.
 
     Returns:
         Light on dark, float in [0, 1], and by how many pixels of the result strokes were widened.
+        None if they are too faint and thin to remain when the image is reduced.
     """
     (box,) = ndimage.find_objects(mask.astype(np.int8))
     factor = DETAIL * side / _length(box)
@@ -237,6 +241,8 @@ def _trace(
     size = [max(1, round(n * factor)) for n in soft.shape[::-1]]
     large = Image.fromarray(soft).resize(size, Image.Resampling.BICUBIC)
     inside = np.pad(np.asarray(large) >= threshold, 2 * DETAIL)
+    if not inside.any():
+        return None
     depth = ndimage.distance_transform_edt(inside)
     width = 4 * depth[inside].mean()  # the mean depth of a bar is a quarter of its width
     least, most = (share * DETAIL * side for share in WIDTHS)

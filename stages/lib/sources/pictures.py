@@ -42,7 +42,7 @@ class Header:
 
 @contextmanager
 def strict() -> Iterator[None]:
-    """Makes Pillow refuse decompression bombs, and keep quiet about corrupt metadata."""
+    """Make Pillow refuse decompression bombs, and keep quiet about corrupt metadata."""
     with warnings.catch_warnings(action="ignore"):
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
@@ -50,7 +50,7 @@ def strict() -> Iterator[None]:
 
 @contextmanager
 def open_image(file: str | Path | IO[bytes]) -> Iterator[tuple[Header, Image.Image]]:
-    """Opens a file and reads its header; its pixels are decoded by `decode`.
+    """Open a file and read its header; its pixels are decoded by `decode`.
 
     Raises:
         UNREADABLE: Not an image of these formats, or with several frames.
@@ -59,8 +59,9 @@ def open_image(file: str | Path | IO[bytes]) -> Iterator[tuple[Header, Image.Ima
     # Path.open is slower than open.
     opened = open(file, "rb") if isinstance(file, str | Path) else nullcontext(file)  # noqa: PTH123, SIM115
     with opened as source, Image.open(source, formats=FORMATS) as image:
-        if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
-            raise ValueError(f"expected one frame, found an animation of {frames}")
+        # Counting the frames of a crafted file would take hours.
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            raise ValueError("expected one frame, found an animation")
         width, height = image.size
         # Pillow applies a TIFF's orientation itself, and decodes a PNG to search for EXIF data.
         has_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
@@ -73,7 +74,7 @@ def open_image(file: str | Path | IO[bytes]) -> Iterator[tuple[Header, Image.Ima
 def decode(
     image: Image.Image, *, gray: bool, background: tuple[int, ...] | None
 ) -> np.ndarray | None:
-    """Decodes an image as a viewer displays it: EXIF orientation and palette are applied.
+    """Decode an image as a viewer displays it: EXIF orientation and palette are applied.
 
     Args:
         image: From `open_image`.
@@ -91,10 +92,11 @@ def decode(
     if image.info:  # metadata; most PNG have none
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
-        levels = np.asarray(image).astype(np.int64)
+        levels = np.asarray(image).astype(np.int32)
         if levels.min() < 0 or levels.max() > 65_535:
             raise ValueError("expected levels of at most 16 bits, found more")
-        return ((levels + 128) // 257).astype(np.uint8)
+        levels = ((levels + 128) // 257).astype(np.uint8)
+        return levels if gray else np.repeat(levels[..., None], 3, axis=2)
     if image.mode == "F":
         raise ValueError("expected 8 or 16 bits, found floating-point levels")
     if image.has_transparency_data:
@@ -110,13 +112,13 @@ def decode(
 
 
 def border(images: np.ndarray) -> np.ndarray:
-    """Returns the outermost pixels of images (n, height, width[, 3]), shape (n, pixels[, 3])."""
+    """Return the outermost pixels of images (n, height, width[, 3]), shape (n, pixels[, 3])."""
     top, bottom, left, right = images[:, 0], images[:, -1], images[:, 1:-1, 0], images[:, 1:-1, -1]
     return np.concatenate([top, bottom, left, right], axis=1)
 
 
 def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes an image into a frame, antialiased and with its aspect ratio.
+    """Resize an image into a frame, antialiased and with its aspect ratio.
 
     Args:
         image: Shape (h, w) or (h, w, 3), uint8.
