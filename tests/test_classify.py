@@ -74,7 +74,7 @@ def test_line_of_a_file_has_its_most_probable_classes(
     ranked = [word for i in order for word in (CLASSES[i], f"{expected()[3][i]:.4f}")]
     assert line.split()[: 2 * top + 1] == ["mine/3.png", *ranked]
     assert header.split()[:3] == ["file", "class", "confidence"]
-    assert prepared == "prepared 3.png: taken as it is"
+    assert prepared == "prepared mine/3.png: taken as it is"
 
 
 @pytest.mark.parametrize("top", [0, 4])
@@ -104,8 +104,8 @@ def test_steps_are_printed_for_the_files_that_share_them(
         Image.fromarray(inverted).save(f"mine/{number}.png")
     call("mine")
     lines = capsys.readouterr().out.splitlines()[-2:]
-    assert lines[0] == "prepared 0.png, 1.png, 2.png and 4 more: taken as it is"
-    assert lines[1] == "prepared 4.png, 5.png, 6.png and 2 more: inverted"
+    assert lines[0] == "prepared mine/0.png, mine/1.png, mine/2.png and 4 more: taken as it is"
+    assert lines[1] == "prepared mine/4.png, mine/5.png, mine/6.png and 2 more: inverted"
 
 
 def test_invalid_files_are_named_and_the_others_classified(

@@ -109,13 +109,14 @@ def print_table(
         return "  ".join([wcwidth.ljust(file, width), *cells, note]).rstrip()
 
     ranks = ["class", "runner-up", *(f"no. {rank}" for rank in range(3, top + 1))]
-    print(line("file", [(rank, "confidence") for rank in ranks[:top]], ""))
     steps: dict[tuple[str, ...], list[str]] = {}
     unusual = 0
     for result in results:
+        if not steps:
+            print(line("file", [(rank, "confidence") for rank in ranks[:top]], ""))
         ranked = [(classes[i], f"{result.probabilities[i]:.4f}") for i in result.best(top)]
         print(line(str(result.file), ranked, "unusual" if result.unusual else ""))
-        steps.setdefault(result.steps, []).append(result.file.name)
+        steps.setdefault(result.steps, []).append(str(result.file))
         unusual += result.unusual
     for taken, names in steps.items():
         more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
@@ -132,7 +133,9 @@ def draw(classes: Sequence[str], path: Path, results: Sequence[Result]) -> None:
     from stages.lib.results import figures
 
     names = figures.drawable([shorten(name, 24) for name in classes])
-    titles = figures.drawable([shorten(result.file.name, 24) for result in results])
+    titles = figures.drawable(
+        [shorten(each.file.name, 24) + ", unusual" * each.unusual for each in results]
+    )
     across = 1 if len(results) <= 4 else 2
     down = -(-len(results) // across)
     figure = Figure((5 * across, 1.5 * down + 0.3), layout="constrained")

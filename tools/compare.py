@@ -65,7 +65,10 @@ def main() -> None:
         lines += [*comparison.pair_lines(pairs, arguments.difference), ""]
         lines.append(PAIRS.format(arguments.difference))
     else:
-        lines.append("No two configurations on one dataset: there is nothing to compare.\n")
+        lines += [
+            "No two configurations on one dataset: there is nothing to compare.",
+            'COMPARE="--all" adds the experiments of other commits.\n',
+        ]
     text = "\n".join(lines)
     print(text)
     for name in OPTIONAL:  # of an earlier comparison

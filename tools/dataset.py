@@ -170,7 +170,7 @@ def print_next(name: str, npz: Path, before: str) -> None:
         "\nTrain on it:",
         f"    dvc exp run -n {name} -S dataset={name}",
         "Queued and temporary experiments see only what Git tracks; before the first one:",
-        f"    git add {DATASETS} {npz}.dvc",
+        f"    git add {DATASETS} {npz}.dvc {REPORTS}",
         sep="\n",
     )
 
