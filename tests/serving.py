@@ -21,6 +21,11 @@ from tests.helpers import ROOT
 BAR = np.zeros((14, 14), np.uint8)  # what bars_model takes for horizontal
 BAR[6:8, 2:12] = 255
 
+HEAD = (
+    b"POST /classify HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: multipart/form-data; boundary=x\r\n"
+)
+
 # The server with other limits, so that no test has to wait.
 START = """
 import json, runpy, sys
@@ -46,6 +51,12 @@ def files(*contents: bytes) -> list[tuple[str, tuple[str, bytes]]]:
     return [("files", (f"{i}.png", content)) for i, content in enumerate(contents)]
 
 
+def form(content: bytes) -> bytes:
+    """The body after `HEAD`, with one file."""
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    return head + content + b"\r\n--x--\r\n"
+
+
 @dataclass(frozen=True)
 class Server:
     """A running server and its address."""
@@ -66,12 +77,18 @@ class Server:
 
 
 @contextmanager
-def serving(model: Path, *arguments: str, **limits: float) -> Iterator[Server]:
-    """Start the server on a free port, with some of its limits changed."""
-    folder = ROOT if model.is_relative_to(ROOT) else model.parent  # with the data of the project
+def serving(model: Path, folder: Path | None = None, **limits: float) -> Iterator[Server]:
+    """Start the server on a free port, with some of its limits changed.
+
+    Args:
+        model: The model file.
+        folder: The project that the model is from; by default there is only the model.
+        limits: Constants of `tools.serve` or `tools.lib.service`.
+    """
+    folder = folder or model.parent
     command = [sys.executable, "-c", START, json.dumps(limits)]
     process = subprocess.Popen(
-        [*command, "--port", "0", "--model", str(model.relative_to(folder)), *arguments],
+        [*command, "--port", "0", "--model", str(model.relative_to(folder))],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

@@ -15,14 +15,10 @@ import pytest
 
 from stages.lib.stage import StageError
 from tests.helpers import ROOT, bars_model
-from tests.serving import Server, files, png, serving
+from tests.serving import HEAD, Server, files, form, png, serving
 from tools import serve
 from tools.lib import service
 
-HEAD = (
-    b"POST /classify HTTP/1.1\r\nHost: localhost\r\n"
-    b"Content-Type: multipart/form-data; boundary=x\r\n"
-)
 SECONDS = {"UPLOAD_SECONDS": 1, "IDLE_SECONDS": 1}
 
 
@@ -42,12 +38,6 @@ def server(model: Path) -> Iterator[Server]:
 def classify(server: Server) -> str:
     response = httpx.post(f"{server.address}/classify", files=files(png()))
     return str(response.json()[0]["class"])
-
-
-def body(content: bytes) -> bytes:
-    """A form with one file."""
-    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-    return head + content + b"\r\n--x--\r\n"
 
 
 def test_serves_with_security_headers(server: Server) -> None:
@@ -93,7 +83,7 @@ def test_a_missing_model_ends_with_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_after_the_running_request(model: Path, number: signal.Signals) -> None:
-    content = body(png())
+    content = form(png())
     with serving(model) as server, server.connect() as connection, server.connect():
         connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(content) + content[:50])
         time.sleep(0.5)
@@ -136,7 +126,7 @@ def trickle(connection: socket.socket, content: bytes) -> bytes:
 
 
 def test_slow_uploads_are_refused(server: Server) -> None:
-    content = body(bytes(1000))
+    content = form(bytes(1000))
     with server.connect() as connection:
         connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(content))
         assert trickle(connection, content).startswith(b"HTTP/1.1 408")
@@ -181,7 +171,7 @@ def test_invalid_requests_are_refused(server: Server, bad: bytes) -> None:
 
 def test_a_false_length_does_not_matter(server: Server) -> None:
     """More bytes than announced are another, invalid request; fewer are a slow upload."""
-    content = body(png())
+    content = form(png())
     for length, status in {10: b"400", 9999: b"408"}.items():
         with server.connect() as connection:
             connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % length + content)
@@ -192,7 +182,7 @@ def test_endless_uploads_are_refused(model: Path) -> None:
     with serving(model, REQUEST_BYTES=100_000, **SECONDS) as server:
         with server.connect() as connection:
             connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
-            content = body(bytes(200_000))
+            content = form(bytes(200_000))
             connection.sendall(b"%x\r\n" % len(content) + content)
             assert receive(connection).startswith(b"HTTP/1.1 413")
         assert classify(server) == "horizontal"

