@@ -248,6 +248,8 @@ def test_pages_of_other_sites_are_refused(client: Client) -> None:
         "http://127.0.0.1:8001": 403,
         "https://example.org": 403,
         "null": 403,
+        "http://[": 403,
+        "http://[": 403,
     }.items():
         response = client.post("/classify", files=files(png()), headers={"Origin": origin})
         assert response.status_code == status
