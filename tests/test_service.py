@@ -104,6 +104,19 @@ def test_an_invalid_file_does_not_spoil_the_others(client: Client) -> None:
     assert third["error"]
 
 
+@pytest.mark.parametrize("error", [ValueError("not like this"), IndexError()])
+def test_an_image_that_cannot_be_prepared_is_an_error(
+    client: Client, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(classifier.Classifier, "prepare", fail)
+    response = client.post("/classify", files=files(png()))
+    assert response.status_code == 422
+    assert response.json()[0]["error"] == (str(error) or "IndexError")
+
+
 def test_only_invalid_files_are_an_error(client: Client) -> None:
     response = client.post("/classify", files=files(b"", b"GIF89a"))
     assert response.status_code == 422
@@ -249,7 +262,6 @@ def test_pages_of_other_sites_are_refused(client: Client) -> None:
         "https://example.org": 403,
         "null": 403,
         "http://[": 403,
-        "http://[": 403,
     }.items():
         response = client.post("/classify", files=files(png()), headers={"Origin": origin})
         assert response.status_code == status
@@ -337,6 +349,23 @@ def test_a_missing_model_leaves_the_old_one(
     assert client.get("/health").json()["problem"] == "model.onnx: no such file"
     assert len(capsys.readouterr().err.splitlines()) == 1
     path.with_suffix(".old").rename(path)
+    assert client.get("/health").json()["status"] == "ok"
+
+
+@pytest.mark.parametrize("damaged", [classifier.SCORES, classifier.CATALOG])
+@pytest.mark.parametrize("content", [b"{", b"\xff"])
+def test_damaged_scores_or_datasets_leave_the_old_model(
+    path: Path, damaged: Path, content: bytes
+) -> None:
+    for folder in (classifier.MODEL.parent, classifier.SCORES.parent):
+        folder.mkdir()
+    path.rename(classifier.MODEL)
+    client = Client(service.create_app(classifier.MODEL, ["*"]))
+    damaged.write_bytes(content)
+    assert client.post("/classify", files=files(png())).json()[0]["class"] == "horizontal"
+    health = client.get("/health").json()
+    assert (health["status"], bool(health["problem"])) == ("stale", True)
+    damaged.unlink()
     assert client.get("/health").json()["status"] == "ok"
 
 

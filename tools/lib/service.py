@@ -25,8 +25,9 @@ from fastapi.staticfiles import StaticFiles
 from PIL import Image
 from pydantic import BaseModel, Field
 
+from stages.lib.sources.pictures import UNREADABLE
 from stages.lib.stage import StageError
-from tools.lib.classifier import SCORES, Classifier, read_classifier
+from tools.lib.classifier import CATALOG, SCORES, Classifier, read_classifier
 
 PAGE = Path(__file__).with_name("page")
 REQUEST_BYTES = 32 * 2**20
@@ -139,9 +140,9 @@ class Served:
         self.classifier = read_warm(path)
 
     def _stat(self) -> list[tuple[int, int, int] | None]:
-        """Identify the content of the model file and of the scores, which have its temperature."""
+        """Identify the content of the files that a classifier is read from."""
         found: list[tuple[int, int, int] | None] = []
-        for path in (self.path, SCORES):
+        for path in (self.path, SCORES, CATALOG):
             try:
                 stat = path.stat()
                 found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
@@ -207,8 +208,9 @@ def classify_file(
         images = prepared.image[None]
         probabilities = classifier.predict(images)[0].tolist()
         unusual = classifier.unusual(images)
-    except StageError as error:
-        return Rejection(name=name, error=without_paths(error, classifier.model.path))
+    except (StageError, *UNREADABLE) as error:
+        reason = without_paths(error, classifier.model.path)
+        return Rejection(name=name, error=reason or type(error).__name__)
     classes = classifier.model.classes
     confidence = max(probabilities)
     return Classification(
