@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -199,18 +200,18 @@ def test_pages_load_nothing_from_elsewhere(client: Client, address: str) -> None
     text = response.text.replace("http://www.w3.org/2000/svg", "")
     assert "//" not in text.replace("// ", "")
     assert "innerHTML" not in text
-    assert " on" not in text.partition("<body")[0] or "onclick" not in text
+    assert re.search(r"\son\w+=", text) is None
     assert "style=" not in text
 
 
-def test_files_outside_the_page_are_not_served(client: Client) -> None:
-    for address in (
-        "/page/../service.py",
-        "/page/%2e%2e/service.py",
-        "/page/",
-        "/page//etc/passwd",
-    ):
-        assert client.get(f"/page/{address}").status_code == 404
+@pytest.mark.parametrize(
+    "address",
+    ["%2e%2e/report/report.html", "%2e%2e/%2e%2e/service.py", "%2fetc/passwd", "", "report.html"],
+)
+def test_files_outside_the_page_are_not_served(client: Client, address: str) -> None:
+    """Encoded, as httpx resolves dots itself."""
+    assert client.get("/page/serve.js").status_code == 200
+    assert client.get(f"/page/{address}").status_code == 404
 
 
 def test_too_many_files_are_refused(client: Client) -> None:
@@ -221,9 +222,9 @@ def test_too_many_files_are_refused(client: Client) -> None:
     assert str(allowed) in response.json()["detail"]
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("announced", [True, False])
 def test_too_many_bytes_are_refused(
-    client: Client, monkeypatch: pytest.MonkeyPatch, told: bool
+    client: Client, monkeypatch: pytest.MonkeyPatch, announced: bool
 ) -> None:
     """With the length in the head, and in chunks, where it is counted."""
     monkeypatch.setattr(service, "REQUEST_BYTES", 2000)
@@ -235,7 +236,7 @@ def test_too_many_bytes_are_refused(
         for start in range(0, len(content), 500):
             yield content[start : start + 500]
 
-    response = client.post("/classify", content=content if told else chunks(), headers=kind)
+    response = client.post("/classify", content=content if announced else chunks(), headers=kind)
     assert response.status_code == 413
     assert response.json() == {"detail": "a request may have at most 2,000 bytes"}
 

@@ -20,7 +20,7 @@ from stages.lib.sources.pictures import fit
 from tools.lib import charts, sections
 from tools.lib.records import Record
 
-PAGE = Path(__file__).parent / "page"
+PAGE = Path(__file__).parent / "page/report"
 PIXELS = 2_400_000  # bytes of images in a page, before compression
 CORRECT = 1_000  # correctly classified images in a page at most
 SIDE = 64  # pixels, of an image at most

@@ -29,7 +29,7 @@ from stages.lib.sources.pictures import UNREADABLE
 from stages.lib.stage import StageError
 from tools.lib.classifier import CATALOG, SCORES, Classifier, read_classifier
 
-PAGE = Path(__file__).with_name("page")
+PAGE = Path(__file__).parent / "page/serve"
 REQUEST_BYTES = 32 * 2**20
 REQUEST_FILES = 64
 PIXELS = 50_000_000  # of one image
