@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(model: Path) -> Iterator[Server]:
-    with serving(model, **SECONDS) as server:
+    with serving(model, None, **SECONDS) as server:
         yield server
 
 
@@ -183,7 +183,7 @@ def test_a_false_length_does_not_matter(server: Server) -> None:
 
 
 def test_endless_uploads_are_refused(model: Path) -> None:
-    with serving(model, REQUEST_BYTES=100_000, **SECONDS) as server:
+    with serving(model, None, REQUEST_BYTES=100_000, **SECONDS) as server:
         with server.connect() as connection:
             connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
             content = form(bytes(200_000))
