@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.helpers import (
+    BROWSER_TIMEOUT,
     ODD,
     WATCH,
     Clone,
@@ -64,7 +65,9 @@ def browser() -> Iterator["Browser"]:
     quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--no-first-run", "--disable-quic", *quiet, offline]
-        browser = playwright.chromium.launch(executable_path=program, args=arguments)
+        browser = playwright.chromium.launch(
+            executable_path=program, args=arguments, timeout=BROWSER_TIMEOUT
+        )
         yield browser
         browser.close()
 

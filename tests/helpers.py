@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -18,6 +18,9 @@ from ruamel.yaml import YAML
 
 from stages.lib.models.graph import Graph, describe
 from stages.lib.sources.fetching import digest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext
 
 ROOT = Path(__file__).parent.parent
 Edit = Callable[[str, object], None]  # sets a value of params.yaml by its dotted key
@@ -149,6 +152,16 @@ def bars_model(
     dataset = {"name": "bars", "title": title, "classes": list(classes), "background": 0}
     metadata = describe(dataset | {"arrays": {"train_images": {"shape": image}}}, "mlp", 0, 0)
     return graph.finish(graph.add("Softmax", name, axis=1), metadata)
+
+
+BROWSER_TIMEOUT = 120_000  # ms, on a busy machine
+
+
+def open_context(browser: "Browser", **options: Any) -> "BrowserContext":  # noqa: ANN401
+    """Open a browser context that waits long enough."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(BROWSER_TIMEOUT)
+    return context
 
 
 # Python reads this at each start: what DVC only says about a stage, the stage's own process tells.

@@ -7,12 +7,14 @@ import select
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 from PIL import Image
 
@@ -57,6 +59,14 @@ def form(content: bytes) -> bytes:
     return head + content + b"\r\n--x--\r\n"
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Poll until a condition holds, for a minute at most."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "the condition did not hold within a minute"
+        time.sleep(0.05)
+
+
 @dataclass(frozen=True)
 class Server:
     """A running server and its address."""
@@ -66,13 +76,21 @@ class Server:
 
     def connect(self) -> socket.socket:
         url = urlsplit(self.address)
-        connection = socket.create_connection((url.hostname, url.port or 0), timeout=20)
+        connection = socket.create_connection((url.hostname, url.port or 0), timeout=60)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 
+    def refuses(self) -> bool:
+        """Whether a new connection is refused or closed without a response."""
+        try:
+            httpx.get(f"{self.address}/health", timeout=60)
+        except (httpx.NetworkError, httpx.RemoteProtocolError):
+            return True
+        return False
+
     def output(self) -> tuple[int, str]:
         """Wait for its end, and return the exit code and stderr."""
-        _, errors = self.process.communicate(timeout=20)
+        _, errors = self.process.communicate(timeout=60)
         return self.process.returncode, errors
 
 
@@ -99,7 +117,7 @@ def serving(model: Path, folder: Path | None = None, **limits: float) -> Iterato
     try:
         assert select.select([process.stdout], [], [], 60)[0], "no start line within a minute"
         line = process.stdout.readline()
-        assert line.startswith("http://"), line + process.communicate(timeout=20)[1]
+        assert line.startswith("http://"), line + process.communicate(timeout=60)[1]
         yield Server(process, line.split()[0])
     finally:
         process.kill()

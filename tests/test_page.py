@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.helpers import bars_model
+from tests.helpers import bars_model, open_context
 from tests.serving import BAR, Server, png, serving
 
 if TYPE_CHECKING:
@@ -43,9 +43,8 @@ def open_page(browser: "Browser") -> Iterator[Open]:
             complaints.append(text)
 
     def start(server: Server, **options: Any) -> "Page":  # noqa: ANN401
-        context = browser.new_context(**options)
+        context = open_context(browser, **options)
         contexts.append(context)
-        context.set_default_timeout(20_000)
         page = context.new_page()
         page.on("console", lambda message: note(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -253,14 +252,14 @@ def test_a_busy_server_and_another_model_are_noticed(open_page: Open, tmp_path: 
 
 
 def test_a_server_that_ends_is_noticed(browser: "Browser", model: Path) -> None:
-    page = browser.new_page()
+    page = open_context(browser).new_page()
     with serving(model) as server:
         page.goto(server.address)
         draw(page, ACROSS)
         expect(page, "horizontal")
     draw(page, DOWN)
     page.get_by_role("alert").filter(has_text="The server does not answer").wait_for()
-    page.close()
+    page.context.close()
 
 
 def test_elements_have_names_and_the_focus_is_visible(server: Server, open_page: Open) -> None:

@@ -18,7 +18,15 @@ from playwright.sync_api import Browser, Page, Request, expect
 
 from stages import evaluate, fetch, normalize
 from stages.lib.stage import StageError
-from tests.helpers import Clone, new_clone, read_yaml, tiny_arrays, write_yaml
+from tests.helpers import (
+    BROWSER_TIMEOUT,
+    Clone,
+    new_clone,
+    open_context,
+    read_yaml,
+    tiny_arrays,
+    write_yaml,
+)
 from tools.lib import charts, reporting, sections
 from tools.lib.records import Record, read_records
 
@@ -317,9 +325,8 @@ class Open(Protocol):
 @pytest.fixture
 def opened(browser: Browser) -> Iterator[Open]:
     """Open a file without a network; it must neither request anything nor, if quiet, print."""
-    context = browser.new_context(offline=True, accept_downloads=True)
-    context.set_default_timeout(120_000)  # a busy machine
-    expect.set_options(timeout=120_000)
+    context = open_context(browser, offline=True, accept_downloads=True)
+    expect.set_options(timeout=BROWSER_TIMEOUT)
     faults: list[str] = []
 
     def check(request: Request) -> None:
@@ -460,9 +467,9 @@ def test_it_prints(opened: Open, several: Path) -> None:
 
 
 def test_tables_and_figures_are_there_without_javascript(browser: Browser, single: Path) -> None:
-    context = browser.new_context(offline=True, java_script_enabled=False)
+    context = open_context(browser, offline=True, java_script_enabled=False)
     page = context.new_page()
-    page.goto(single.as_uri(), timeout=120_000)
+    page.goto(single.as_uri())
     assert page.get_by_role("table").count() == 5
     assert page.locator(".figures img").count() == 9
     assert page.get_by_text("need JavaScript").first.is_visible()

@@ -7,6 +7,7 @@ import json
 import re
 import threading
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -14,13 +15,14 @@ from typing import IO, Any
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.datastructures import FormData
 from PIL import Image
 
 from stages.lib.models.runtime import read_model
 from stages.lib.stage import StageError
 from tests.helpers import bars_model, described, small_mlp
-from tests.serving import BAR, files, png
+from tests.serving import BAR, files, png, wait_until
 from tools.lib import classifier, service
 
 
@@ -273,20 +275,27 @@ def test_a_busy_service_says_when_to_come_back(
 ) -> None:
     """All slots are taken by requests whose images are classified; one that waits has no slot."""
     release = threading.Event()
-    prepare = classifier.Classifier.prepare
+    prepare, receive_form = classifier.Classifier.prepare, service.receive_form
+    started = 0
 
     def slow(self: classifier.Classifier, file: IO[bytes]) -> classifier.Prepared:
-        release.wait(10)
+        release.wait(20)
         return prepare(self, file)
 
+    def count(request: Request) -> AbstractAsyncContextManager[FormData]:
+        nonlocal started
+        started += 1
+        return receive_form(request)
+
     monkeypatch.setattr(classifier.Classifier, "prepare", slow)
+    monkeypatch.setattr(service, "receive_form", count)
 
     async def more_than_fit() -> list[httpx.Response]:
         tasks = [
             asyncio.create_task(send(app, "POST", "/classify", files=files(png())))
             for _ in range(service.REQUESTS)
         ]
-        await asyncio.sleep(0.5)
+        await asyncio.to_thread(wait_until, lambda: started == service.REQUESTS)
         refused = await send(app, "POST", "/classify", files=files(png()))
         release.set()
         return [refused, *await asyncio.gather(*tasks)]

@@ -24,7 +24,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.helpers import ROOT, Clone, bars_model
+from tests.helpers import ROOT, Clone, bars_model, open_context
 from tests.serving import HEAD, Server, form, png, serving
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ DIGITS: list[list[Points]] = [
 def test_drawn_digits_are_recognized(browser: "Browser", trained: Clone) -> None:
     """Strokes by mouse of all ten digits; two of them may be mistaken."""
     with serving(trained.path / "data/model.onnx", trained.path) as server:
-        page = browser.new_page(viewport={"width": 960, "height": 620})
+        page = open_context(browser, viewport={"width": 960, "height": 620}).new_page()
         page.goto(server.address)
         page.locator("#bars li").first.wait_for()
         box = page.locator("#canvas").bounding_box()
@@ -81,7 +81,7 @@ def test_drawn_digits_are_recognized(browser: "Browser", trained: Clone) -> None
             found.append(page.locator("#label").inner_text())
         if "SCREENSHOT" in os.environ:
             page.screenshot(path=ROOT / os.environ["SCREENSHOT"], full_page=True)
-        page.close()
+        page.context.close()
     assert sum(label == str(digit) for digit, label in enumerate(found)) >= 9, found
 
 
