@@ -112,6 +112,13 @@ def embedded(page: Path) -> Any:  # noqa: ANN401  # the page's JSON
     return json.loads(found[1])
 
 
+def test_images_that_do_not_compress_leave_a_page_within_five_megabytes() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (reporting.PIXELS // 784, 28, 28), np.uint8)
+    address, _ = reporting.draw_atlas(noise)
+    assert len(address) > reporting.PIXELS  # nothing is left out
+    assert len(address) + len(charts.read_vega()) < 4_500_000  # and half a megabyte for the rest
+
+
 def test_the_report_is_the_same_for_the_same_run(clone: Clone, single: Path) -> None:
     """It has no clock, host, path or random order in it."""
     again = Clone(clone.path, clone.env | {"PYTHONHASHSEED": "7", "TZ": "Asia/Seoul"})

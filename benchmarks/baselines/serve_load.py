@@ -70,7 +70,8 @@ def main() -> None:
         [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True
     )
     try:
-        assert service.stdout is not None  # noqa: S101  # a pipe
+        if service.stdout is None:
+            raise RuntimeError("expected a pipe")
         address = service.stdout.readline().split()[0].removeprefix("http://")
         client(address, forms, 0, 0, WARM_UP)
         result: dict[str, object] = {
