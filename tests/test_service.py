@@ -6,11 +6,12 @@ import io
 import json
 import re
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import httpx
 import numpy as np
@@ -25,11 +26,19 @@ from tests.helpers import bars_model, described, small_mlp
 from tests.serving import BAR, files, png, wait_until
 from tools.lib import classifier, service
 
+Result = TypeVar("Result")
+
 
 async def send(app: FastAPI, method: str, address: str, **options: Any) -> httpx.Response:  # noqa: ANN401
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
         return await client.request(method, address, **options)
+
+
+def finish(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine in a thread of its own: in this one, Playwright may run an event loop."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 @dataclass(frozen=True)
@@ -39,10 +48,10 @@ class Client:
     app: FastAPI
 
     def get(self, address: str, **options: Any) -> httpx.Response:  # noqa: ANN401
-        return asyncio.run(send(self.app, "GET", address, **options))
+        return finish(send(self.app, "GET", address, **options))
 
     def post(self, address: str, **options: Any) -> httpx.Response:  # noqa: ANN401
-        return asyncio.run(send(self.app, "POST", address, **options))
+        return finish(send(self.app, "POST", address, **options))
 
 
 @pytest.fixture
@@ -300,7 +309,7 @@ def test_a_busy_service_says_when_to_come_back(
         release.set()
         return [refused, *await asyncio.gather(*tasks)]
 
-    refused, *answered = asyncio.run(more_than_fit())
+    refused, *answered = finish(more_than_fit())
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
     assert {response.status_code for response in answered} == {200}
 
@@ -317,7 +326,7 @@ def test_a_request_that_waits_too_long_is_refused(
         release.set()
         return response
 
-    assert asyncio.run(wait()).status_code == 503
+    assert finish(wait()).status_code == 503
 
 
 def replace(path: Path, content: bytes) -> None:
