@@ -61,8 +61,10 @@ def about() -> dict[str, str]:
 
 
 def main() -> None:
-    for name, value in about().items():
-        print(f"{name:15}{value}")
+    found = about()
+    width = max(map(len, found))
+    for name, value in found.items():
+        print(f"{name:{width}}  {value}")
 
 
 if __name__ == "__main__":
