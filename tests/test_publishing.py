@@ -65,7 +65,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     origin = folder / "origin.git"
     project = new_clone(folder / "project", folder / "tools")
     reader = Clone(folder / "elsewhere", clone_env(folder / "tools", "reader"))
-    publish, download, set_up, experiment, _ = map(commands, blocks("console"))
+    publish, download, *_, set_up, experiment, _ = map(commands, blocks("console"))
 
     def follow(clone: Clone, lines: list[str]) -> None:
         for line in lines:
