@@ -14,6 +14,7 @@ from tests.helpers import (
     ODD,
     WATCH,
     Clone,
+    bars_model,
     clone_env,
     commit_all,
     copy_files,
@@ -51,6 +52,14 @@ def shipped(tmp_path: Path) -> Clone:
     clone = copy_files(tmp_path / "project", clone_env(tmp_path / "tools", "shipped"))
     commit_all(clone, "Shipped")
     return clone
+
+
+@pytest.fixture(scope="session")
+def bars_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a model that classifies horizontal and vertical bars."""
+    path = tmp_path_factory.mktemp("bars") / "model.onnx"
+    path.write_bytes(bars_model())
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -131,7 +131,7 @@ def small_mlp(dataset: Mapping[str, Any], scaling: Mapping[str, Any]) -> bytes:
 def bars_model(
     classes: Sequence[str] = ("horizontal", "vertical"), *, color: bool = False, title: str = "Bars"
 ) -> bytes:
-    """A model file that tells horizontal from vertical bars, with a unit per row and per column.
+    """A model file that separates horizontal and vertical bars, with a unit per row and column.
 
     Further classes are never predicted.
     """

@@ -20,16 +20,9 @@ DOWN: Points = [(0.5, 0.1), (0.5, 0.5), (0.5, 0.9)]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("page") / "model.onnx"
-    path.write_bytes(bars_model())
-    return path
-
-
-@pytest.fixture(scope="module")
-def server(browser: "Browser", model: Path) -> Iterator[Server]:
+def server(browser: "Browser", bars_file: Path) -> Iterator[Server]:
     """After the browser, whose absence skips the tests."""
-    with serving(model) as server:
+    with serving(bars_file) as server:
         yield server
 
 
@@ -251,9 +244,9 @@ def test_a_busy_server_and_another_model_are_noticed(open_page: Open, tmp_path: 
         page.context.close()
 
 
-def test_a_server_that_ends_is_noticed(browser: "Browser", model: Path) -> None:
+def test_a_server_that_ends_is_noticed(browser: "Browser", bars_file: Path) -> None:
     page = open_context(browser).new_page()
-    with serving(model) as server:
+    with serving(bars_file) as server:
         page.goto(server.address)
         draw(page, ACROSS)
         expect(page, "horizontal")

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from stages.lib.stage import StageError
-from tests.helpers import ROOT, bars_model
+from tests.helpers import ROOT
 from tests.serving import HEAD, Server, files, form, png, serving, wait_until
 from tools import serve
 from tools.lib import service
@@ -24,15 +24,8 @@ SECONDS = {"UPLOAD_SECONDS": 1, "IDLE_SECONDS": 1}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("served") / "model.onnx"
-    path.write_bytes(bars_model())
-    return path
-
-
-@pytest.fixture(scope="module")
-def server(model: Path) -> Iterator[Server]:
-    with serving(model, None, **SECONDS) as server:
+def server(bars_file: Path) -> Iterator[Server]:
+    with serving(bars_file, None, **SECONDS) as server:
         yield server
 
 
@@ -50,9 +43,9 @@ def test_serves_with_security_headers(server: Server) -> None:
     assert classify(server) == "horizontal"
 
 
-def test_a_second_server_on_the_port_ends_with_one_line(server: Server, model: Path) -> None:
+def test_a_second_server_on_the_port_ends_with_one_line(server: Server, bars_file: Path) -> None:
     port = server.address.rpartition(":")[2]
-    command = [sys.executable, "-m", "tools.serve", "--model", str(model), "--port", port]
+    command = [sys.executable, "-m", "tools.serve", "--model", str(bars_file), "--port", port]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     line = f"serve: 127.0.0.1, port {port}: address already in use; see --host and --port\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
@@ -83,9 +76,11 @@ def test_a_missing_model_ends_with_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_after_the_running_request(model: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_it_after_the_running_request(
+    bars_file: Path, number: signal.Signals
+) -> None:
     content = form(png())
-    with serving(model) as server, server.connect() as connection, server.connect():
+    with serving(bars_file) as server, server.connect() as connection, server.connect():
         connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(content) + content[:50])
         assert not server.refuses()  # so it has read the part that was sent before
         server.process.send_signal(number)
@@ -96,8 +91,8 @@ def test_a_signal_ends_it_after_the_running_request(model: Path, number: signal.
         assert server.output() == (128 + number, f"serve: {name}\n")
 
 
-def test_a_signal_does_not_wait_for_slow_requests(model: Path) -> None:
-    with serving(model) as server, server.connect() as connection:
+def test_a_signal_does_not_wait_for_slow_requests(bars_file: Path) -> None:
+    with serving(bars_file) as server, server.connect() as connection:
         connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n--x")
         assert not server.refuses()  # so it has read the part that was sent before
         start = time.monotonic()
@@ -180,8 +175,8 @@ def test_a_false_length_does_not_matter(server: Server) -> None:
             assert receive(connection).startswith(b"HTTP/1.1 " + status)
 
 
-def test_endless_uploads_are_refused(model: Path) -> None:
-    with serving(model, None, REQUEST_BYTES=100_000, **SECONDS) as server:
+def test_endless_uploads_are_refused(bars_file: Path) -> None:
+    with serving(bars_file, None, REQUEST_BYTES=100_000, **SECONDS) as server:
         with server.connect() as connection:
             connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
             content = form(bytes(200_000))
@@ -190,8 +185,8 @@ def test_endless_uploads_are_refused(model: Path) -> None:
         assert classify(server) == "horizontal"
 
 
-def test_connections_are_limited(model: Path) -> None:
-    with serving(model, CONNECTIONS=3) as server:
+def test_connections_are_limited(bars_file: Path) -> None:
+    with serving(bars_file, CONNECTIONS=3) as server:
         with server.connect(), server.connect(), server.connect():
             assert server.refuses()
         wait_until(lambda: not server.refuses())

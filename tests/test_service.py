@@ -36,7 +36,7 @@ async def send(app: FastAPI, method: str, address: str, **options: Any) -> httpx
 
 
 def finish(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine in a thread of its own: in this one, Playwright may run an event loop."""
+    """Run a coroutine in another thread, since Playwright may run an event loop in this one."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, coroutine).result()
 

@@ -7,7 +7,7 @@ from stages.lib.stage import run
 from tools.lib.charts import read_vega
 
 TEMPLATE = Path(".dvc/page.html")
-OFFLINE = Path(".dvc/offline.html")  # beside config.local, which names it: neither is in Git
+OFFLINE = Path(".dvc/offline.html")  # next to config.local, which names it: neither is in Git
 
 
 def main() -> None:

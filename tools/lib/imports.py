@@ -189,7 +189,7 @@ def _to_gray(published: Published, scratch: Path, always: bool) -> None:
 def _below_wrappers(root: Path, files: list[str], skipped: Counter[str]) -> tuple[Path, list[str]]:
     """Descend while all folders lie in one, as in most zips, which is no class folder.
 
-    Files beside that folder stay behind.
+    Files next to that folder are skipped.
     """
     while below := [file for file in files if "/" in file]:
         top = below[0].partition("/")[0]

@@ -100,7 +100,7 @@ def _absorption(gray: np.ndarray, window: float) -> np.ndarray:
     """Share of the light absorbed by all that is darker than the paper and narrower than a window.
 
     The paper is the morphological closing, which follows shadows that are wider than the window.
-    Beyond the border the image goes on as at the border, so a table that is visible beside the
+    Beyond the border the image goes on as at the border, so a table that is visible next to the
     paper is wide, and no ink.
     """
     factor = max(1, int(window) // 48)  # wide windows need no detail

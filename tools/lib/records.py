@@ -93,7 +93,7 @@ class Record:
 
     @cached_property
     def code(self) -> str:
-        """A digest of the stages' source, which tells whether two runs had the same."""
+        """A digest of the stages' source, by which runs with the same code are found."""
         deps = (dep for stage in self.stages.values() for dep in stage["deps"])
         files = {(dep["path"], dep["md5"]) for dep in deps if dep["path"].startswith("stages/")}
         return hashlib.sha256(repr(sorted(files)).encode()).hexdigest()[:7]
