@@ -1,5 +1,7 @@
 """Predict the validation and the test split with the model file."""
 
+import io
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,18 @@ def predict(model: Model, path: Path, chosen: np.ndarray) -> np.ndarray:
     return probabilities
 
 
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as an npz whose bytes depend on the arrays alone.
+
+    The headers that `np.savez` writes differ between patch releases of Python.
+    """
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.save(member, array, allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getbuffer())
+
+
 def main() -> None:
     dataset, model = read_json(RAW / "dataset.json"), read_model(MODEL)
     check_dataset(model, dataset)
@@ -72,7 +86,7 @@ def main() -> None:
         arrays[f"{split}_labels"] = read_array(RAW / f"{published}_labels.npy")[chosen]
         arrays[f"{split}_probabilities"] = predict(model, RAW / f"{published}_images.npy", chosen)
     with replacing(PREDICTIONS) as partial:
-        np.savez(partial, allow_pickle=False, **arrays)
+        write_npz(partial, arrays)
     counts = (f"{len(arrays[f'{split}_labels']):,} {split}" for split in splits)
     print(f"predicted {' and '.join(counts)} images")
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,16 @@ def test_predicts_both_splits_from_the_images_as_published() -> None:
         "parameters": 240,
         "multiply_adds": 9,
     }
+
+
+@pytest.mark.usefixtures("model")
+def test_bytes_of_the_predictions_do_not_depend_on_the_release_of_python() -> None:
+    """Releases differ in the version that ZIP64 headers declare; without ZIP64 all declare 2.0."""
+    predict.main()
+    with zipfile.ZipFile(predict.PREDICTIONS) as archive:
+        members = archive.infolist()
+    assert {member.extract_version for member in members} == {20}
+    assert {member.date_time for member in members} == {(1980, 1, 1, 0, 0, 0)}
 
 
 def test_an_empty_validation_split_gives_empty_arrays(project: Path, edit: Edit) -> None:

@@ -8,6 +8,7 @@ import argparse
 import difflib
 import hashlib
 import io
+import math
 import re
 import shutil
 import subprocess
@@ -55,10 +56,14 @@ def _write_array(
 ) -> str:
     """Add a uint8 array to an npz, a chunk at a time; return its SHA-256."""
     digest = hashlib.sha256()
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    # The default time of a ZipInfo is 1980, so equal arrays give equal files.
-    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-        np.lib.format.write_array_header_1_0(member, header)
+    header = io.BytesIO()
+    described = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, described)
+    # With the default time of a ZipInfo, 1980, and a known size, equal arrays give equal files.
+    info = zipfile.ZipInfo(f"{name}.npy")
+    info.file_size = header.tell() + math.prod(shape)
+    with archive.open(info, "w") as member:
+        member.write(header.getvalue())
         for chunk in chunks:
             digest.update(chunk.data)
             member.write(chunk.data)
