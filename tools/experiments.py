@@ -1,21 +1,14 @@
 """Run the standard grid of experiments: six configurations on each dataset, with several seeds."""
 
 import argparse
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
-from tempfile import TemporaryFile
-
-from dvc.repo import Repo
 
 from stages.lib.sources.catalog import read_dataset
 from stages.lib.stage import StageError, run
+from tools.lib.experiment import bring, call, run_experiment, settings
 from tools.lib.runs import read_run
 
 DATASETS = ("mnist", "fashion_mnist")
@@ -51,9 +44,6 @@ SEEDS = {
     "mlp_dropout": 10,
     "cnn": 5,  # the most expensive
 }
-POLL_INTERVAL = 5  # seconds
-MAX_MISSES = 5  # polls in a row without a worker before another starts: a busy one may not answer
-MAX_STARTS = 3  # workers started in a row that exit without finishing an experiment
 
 Grid = Mapping[str, Mapping[str, object]]
 
@@ -81,95 +71,16 @@ def matches(name: str, part: str) -> bool:
     return f"-{part}-" in f"-{name}-"
 
 
-def call(*command: str) -> str:
-    """Run a command and return its stdout.
-
-    Output goes to files because the DVC worker outlives the command that starts it and would keep a
-    pipe open.
-
-    SIGINT is passed on to the command's process group, and the command is waited for: killing DVC
-    while it queues or runs an experiment would leave the experiment's parameters in the workspace.
-
-    Raises:
-        StageError: The command failed.
-    """
-    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
-        with subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True) as process:
-            try:
-                process.wait()
-            except KeyboardInterrupt:
-                os.killpg(process.pid, signal.SIGINT)
-                process.wait()
-                raise
-        for file in (out, err):
-            file.seek(0)
-        output, errors = out.read(), err.read()
-    if process.returncode:
-        shown = " ".join(command).removeprefix(f"{sys.executable} -m ")
-        reason = " ".join((errors or output).split())[-300:]
-        raise StageError(f"{shown}: exit code {process.returncode}: {reason}")
-    return output
+def head() -> str:
+    """The commit of HEAD."""
+    return call("git", "rev-parse", "HEAD").strip()
 
 
-def dvc(*arguments: str) -> None:
-    """Run a DVC command."""
-    call(sys.executable, "-m", "dvc", *arguments)
-
-
-@dataclass(frozen=True)
-class State:
-    """DVC's experiments on HEAD and its queue.
-
-    Attributes:
-        head: Commit of HEAD.
-        finished: Commit of each finished experiment by name.
-        waiting: Names of queued and running experiments.
-        failed: Name of each failed experiment by the commit that DVC queued.
-        worker: Whether a queue worker is running, for any commit.
-    """
-
-    head: str
-    finished: dict[str, str]
-    waiting: set[str]
-    failed: dict[str, str]
-    worker: bool
-
-
-def read_state(head: str = "") -> State:
-    """Read DVC's experiments on HEAD and its queue.
-
-    Args:
-        head: The commit that HEAD must be at; empty for any.
-
-    Raises:
-        StageError: HEAD is at another commit.
-    """
-    with Repo() as repo:
-        found, queue = repo.scm.get_rev(), repo.experiments.celery_queue
-        if head and found != head:
-            raise StageError(
-                f"HEAD moved from {head[:7]} to {found[:7]} while experiments ran; "
-                f"git checkout {head[:7]} and start again"
-            )
-        finished = {
-            name: commit for named in repo.experiments.ls().values() for name, commit in named
-        }
-        waiting = {
-            entry.name
-            for entry in chain(queue.iter_queued(), queue.iter_active())
-            if entry.baseline_rev == found
-        }
-        failed = {
-            done.entry.stash_rev: done.entry.name
-            for done in queue.iter_failed()
-            if done.entry.baseline_rev == found
-        }
-        return State(found, finished, waiting, failed, bool(queue.worker_status()))
-
-
-def changes(values: Mapping[str, object]) -> list[str]:
-    """Command-line options of DVC that set values of params.yaml."""
-    return [word for key, value in values.items() for word in ("-S", f"{key}={value}")]
+def finished(commit: str) -> dict[str, str]:
+    """The experiments of a commit in this clone: their commits by name."""
+    below = f"refs/exps/{commit[:2]}/{commit[2:]}/"
+    listed = call("git", "for-each-ref", "--format=%(refname) %(objectname)", below).splitlines()
+    return {ref.removeprefix(below): found for ref, found in (line.split() for line in listed)}
 
 
 def describe(name: str, commit: str) -> str:
@@ -177,63 +88,43 @@ def describe(name: str, commit: str) -> str:
     return f"accuracy {read_run(name, commit).scores['accuracy']:.4f}"
 
 
-def run_serially(todo: Grid, head: str) -> list[str]:
-    """Run experiments on HEAD one by one in temporary folders; return those that failed."""
+def run_serially(todo: Grid, commit: str, remote: str) -> list[str]:
+    """Run experiments on HEAD one by one in temporary folders; return those that failed.
+
+    Args:
+        todo: Experiments to run.
+        commit: Where HEAD must stay.
+        remote: The Git remote to bring each to; empty for none.
+    """
     failed = []
     for number, (name, values) in enumerate(todo.items(), 1):
-        read_state(head)
+        if (found := head()) != commit:
+            raise StageError(
+                f"HEAD moved from {commit[:7]} to {found[:7]} while experiments ran; "
+                f"git checkout {commit[:7]} and start again"
+            )
         start = time.perf_counter()
         try:
-            dvc("exp", "run", "--temp", "--name", name, *changes(values))
+            if remote:
+                result = describe(name, bring(remote, commit, name, settings(values)))
+            else:
+                run_experiment(name, settings(values))
+                result = describe(name, finished(commit)[name])
         except StageError as error:
             failed.append(name)
             result = f"failed: {error}"
-        else:
-            result = describe(name, read_state(head).finished[name])
         seconds = time.perf_counter() - start
         print(f"{number}/{len(todo)}  {name}  {result}  {seconds:.0f} s", flush=True)
-    return failed
-
-
-def run_in_queue(todo: Grid, head: str) -> list[str]:
-    """Queue experiments on HEAD, start a DVC worker, wait; return those that failed."""
-    state = read_state(head)
-    earlier = state.failed.keys()
-    for name, values in todo.items():
-        if name not in state.waiting:
-            read_state(head)
-            dvc("exp", "run", "--queue", "--name", name, *changes(values))
-            print(f"queued  {name}", flush=True)
-    left, failed, starts, misses = set(todo), [], 0, MAX_MISSES
-    while left:
-        state = read_state(head)
-        misses = 0 if state.worker else misses + 1
-        if misses >= MAX_MISSES:
-            if starts >= MAX_STARTS:
-                raise StageError(
-                    f"the DVC queue worker exited {MAX_STARTS} times without finishing a run; "
-                    "run `dvc queue kill`, then `make experiments EXPERIMENTS=--serial`"
-                )
-            dvc("queue", "start")
-            starts, misses = starts + 1, 0
-        new = {name for queued, name in state.failed.items() if queued not in earlier}
-        for name in sorted(left & (state.finished.keys() | new)):
-            left.remove(name)
-            starts = 0
-            if name in state.finished:
-                result = describe(name, state.finished[name])
-            else:
-                failed.append(name)
-                result = f"failed; dvc queue logs {name}"
-            print(f"{len(todo) - len(left)}/{len(todo)}  {name}  {result}", flush=True)
-        time.sleep(POLL_INTERVAL)
     return failed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.experiments", description=__doc__)
     parser.add_argument(
-        "--serial", action="store_true", help="run one by one in this process, without DVC's queue"
+        "--push",
+        metavar="REMOTE",
+        default="",
+        help="bring each to this Git remote and to the DVC remote, unless they have it",
     )
     parser.add_argument(
         "--only",
@@ -271,25 +162,12 @@ def main() -> None:
         raise StageError(
             f"{path} has uncommitted changes; commit them or run `git checkout HEAD -- {path}`"
         )
-    state = read_state()
-    todo = {name: values for name, values in chosen.items() if name not in state.finished}
-    done = len(chosen) - len(todo)
-    print(f"{done} of {len(chosen)} experiments are finished, {len(todo)} to run", flush=True)
-    if args.serial and (queued := sorted(state.waiting & todo.keys())):
-        raise StageError(
-            f"{queued[0]} is already queued; run without --serial, or empty the queue with "
-            "`dvc queue kill` and `dvc queue remove --all`"
-        )
-    try:
-        failed = (run_serially if args.serial else run_in_queue)(todo, state.head)
-    except KeyboardInterrupt:
-        if not args.serial:
-            print(
-                "queued experiments stay queued, and a running worker continues; "
-                "`dvc queue stop --kill` stops it",
-                flush=True,
-            )
-        raise
+    commit = head()
+    done = {} if args.push else finished(commit)
+    todo = {name: values for name, values in chosen.items() if name not in done}
+    count = len(chosen) - len(todo)
+    print(f"{count} of {len(chosen)} experiments are finished, {len(todo)} to run", flush=True)
+    failed = run_serially(todo, commit, args.push)
     if failed:
         raise StageError(f"{len(failed)} of {len(todo)} experiments failed: {', '.join(failed)}")
     print("compare them: make compare")

@@ -13,7 +13,7 @@ import pytest
 
 from stages.lib.params import Params
 from tests.helpers import ROOT, Clone, family, new_clone, read_yaml, set_params, write_yaml
-from tools.experiments import SEEDS, SETTINGS, call, grid
+from tools.experiments import SEEDS, SETTINGS, grid
 
 pytestmark = pytest.mark.slow
 EXPERIMENTS = ["python", "-m", "tools.experiments"]
@@ -63,37 +63,13 @@ def test_grid_has_every_model_kind_and_valid_params(
 
 
 def test_finished_experiments_are_not_run_again(clone: Clone) -> None:
-    assert "0 of 2 experiments are finished, 2 to run" in clone.call(
-        *EXPERIMENTS, "--only", "pca_knn-0", "--serial"
-    )
+    command = [*EXPERIMENTS, "--only", "pca_knn-0"]
+    assert "0 of 2 experiments are finished, 2 to run" in clone.call(*command)
     assert set(clone.call("dvc", "exp", "list", "--name-only").split()) == {
         "mnist-pca_knn-0",
         "fashion_mnist-pca_knn-0",
     }
-    for way in ([], ["--serial"]):
-        assert "2 of 2 experiments are finished, 0 to run" in clone.call(
-            *EXPERIMENTS, "--only", "pca_knn-0", *way
-        )
-    assert clone.changed() == set()
-
-
-def test_queue_runs_the_missing_experiments(clone: Clone) -> None:
-    clone.call(
-        "dvc",
-        "exp",
-        "run",
-        "--queue",
-        "-n",
-        "mnist-pca_knn-1",
-        "-S",
-        "model.kind=pca_knn",
-        "-S",
-        "train.seed=1",
-    )
-    said = clone.call(*EXPERIMENTS, "--only", "pca_knn-1")
-    assert said.count("queued  ") == 1  # the other one was there
-    assert said.count("accuracy") == 2
-    assert "mnist-pca_knn-1" in clone.call("dvc", "exp", "list", "--name-only")
+    assert "2 of 2 experiments are finished, 0 to run" in clone.call(*command)
     assert clone.changed() == set()
 
 
@@ -108,7 +84,7 @@ child.wait()
 
 
 def test_interrupt_reaches_children_of_a_command(tmp_path: Path) -> None:
-    code = f"from tools.experiments import call\ncall({sys.executable!r}, '-c', {DEAF!r})"
+    code = f"from tools.lib.experiment import call\ncall({sys.executable!r}, '-c', {DEAF!r})"
     env = {**os.environ, "FAMILY": "deaf", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, env=env, stderr=subprocess.PIPE
@@ -121,15 +97,8 @@ def test_interrupt_reaches_children_of_a_command(tmp_path: Path) -> None:
     assert family("deaf") == []
 
 
-def test_worker_left_by_a_command_is_not_waited_for() -> None:
-    start = time.monotonic()
-    worker = psutil.Process(int(call("sh", "-c", "sleep 60 & echo $!")))
-    assert time.monotonic() - start < 30
-    worker.kill()  # NoSuchProcess, had it ended
-
-
 def test_moved_head_ends_the_run(clone: Clone) -> None:
-    command = [*EXPERIMENTS, "--only=pca_knn-2", "--serial"]
+    command = [*EXPERIMENTS, "--only=pca_knn-2"]
     pipe, env = subprocess.PIPE, {**clone.env, "FAMILY": "stays"}
     with subprocess.Popen(
         command, cwd=clone.path, env=env, stdout=pipe, stderr=pipe, text=True
@@ -144,64 +113,38 @@ def test_moved_head_ends_the_run(clone: Clone) -> None:
     assert clone.call("dvc", "exp", "list", "--all-commits", "--name-only").count("pca_knn-2") == 1
 
 
-@pytest.mark.parametrize("way", ["--serial", "queue"])
-def test_interrupted_run_resumes(clone: Clone, way: str) -> None:
+def test_interrupted_run_resumes(clone: Clone) -> None:
     clone.call("git", "commit", "-q", "--allow-empty", "-m", "Later")  # no experiment stands on it
-    command = [*EXPERIMENTS, "--only=pca_knn-3", *([way] if way == "--serial" else [])]
-    env = {**clone.env, "FAMILY": way}
+    command = [*EXPERIMENTS, "--only=pca_knn-3"]
+    env = {**clone.env, "FAMILY": "interrupted"}
     pipe = subprocess.PIPE
     with subprocess.Popen(
         command, cwd=clone.path, env=env, stdout=pipe, stderr=pipe, text=True
     ) as started:
         assert started.stdout
-        while not started.stdout.readline().startswith(("1/2  ", "queued  ")):
+        while not started.stdout.readline().startswith("1/2  "):
             assert started.poll() is None
-        while way == "--serial" and not trains(way):
+        while not trains("interrupted"):
             assert started.poll() is None
         started.send_signal(signal.SIGINT)
         _, complaint = started.communicate(timeout=60)
     assert (started.returncode, complaint) == (130, "experiments: interrupted\n")
     deadline = time.monotonic() + 30  # on a busy machine DVC takes a while to tidy up
-    while family(way) and time.monotonic() < deadline:
+    while family("interrupted") and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert family(way) == []
+    assert family("interrupted") == []
     assert clone.changed() == set()
-    again = clone.call(*command)
-    assert ("1 of 2 experiments are finished, 1 to run" in again) == (way == "--serial")
-    assert again.count("queued  ") <= 1  # the other one is in the queue already
+    assert "1 of 2 experiments are finished, 1 to run" in clone.call(*command)
     names = clone.call("dvc", "exp", "list", "--name-only").split()
     assert sorted(names) == ["fashion_mnist-pca_knn-3", "mnist-pca_knn-3"]
     assert clone.changed() == set()
-
-
-def test_queued_experiment_is_refused_serially_and_queued_on_a_new_commit(
-    clone: Clone,
-) -> None:
-    name = "mnist-pca_knn-4"
-    changes = ["dataset=mnist", "model.kind=pca_knn", "train.seed=4"]
-    clone.call(
-        "dvc",
-        "exp",
-        "run",
-        "--queue",
-        "-n",
-        name,
-        *(word for change in changes for word in ("-S", change)),
-    )
-    said = clone.call(*EXPERIMENTS, "--only", name, "--serial", code=1)
-    assert f"experiments: {name} is already queued" in said
-    clone.call("git", "commit", "-q", "--allow-empty", "-m", "Later")
-    said = clone.call(*EXPERIMENTS, "--only", name)
-    assert f"queued  {name}" in said
-    assert f"1/1  {name}  accuracy" in said
-    assert clone.call("dvc", "exp", "list", "--name-only").split() == [name]
 
 
 def test_failed_experiment_is_reported_and_others_run(clone: Clone) -> None:
     clone.call("rm", "-rf", ".dvc/cache/runs")
     clone.call("git", "mv", "tiny2", "away")
     clone.call("git", "commit", "-qm", "Later")
-    said = clone.call(*EXPERIMENTS, "--only", "pca_knn-2", "--serial", code=1)
+    said = clone.call(*EXPERIMENTS, "--only", "pca_knn-2", code=1)
     assert "experiments: 1 of 2 experiments failed: fashion_mnist-pca_knn-2" in said
     assert "mnist-pca_knn-2" in clone.call("dvc", "exp", "list", "--name-only")
 

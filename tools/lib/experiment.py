@@ -1,0 +1,270 @@
+"""One experiment of a commit: run in this clone and brought to the Git and the DVC remote.
+
+    python -m tools.lib.experiment REMOTE COMMIT NAME [KEY=VALUE ...]
+
+runs one experiment, whatever its parameters; without a name it only checks this environment.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc_data.hashfile.db import HashFileDB
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_objects.fs.local import LocalFileSystem
+
+from stages.lib.stage import StageError, run
+from tools.lib.runs import LOCK
+
+WAITS = (5, 10, 20, 40, 60)  # seconds between attempts to reach a remote: over two minutes
+
+
+def call(*command: str) -> str:
+    """Run a command and return its stdout.
+
+    SIGINT is passed on to the command's process group, and the command is waited for: killing DVC
+    while it runs an experiment would leave a stage running.
+
+    Raises:
+        StageError: The command failed.
+    """
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:  # a child may outlive a pipe
+        with subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True) as process:
+            try:
+                process.wait()
+            except KeyboardInterrupt:
+                os.killpg(process.pid, signal.SIGINT)
+                process.wait()
+                raise
+        for file in (out, err):
+            file.seek(0)
+        output, errors = out.read(), err.read()
+    if process.returncode:
+        shown = " ".join(command).removeprefix(f"{sys.executable} -m ")
+        reason = " ".join((errors or output).split())[-300:]
+        raise StageError(f"{shown}: exit code {process.returncode}: {reason}")
+    return output
+
+
+def dvc(*arguments: str) -> None:
+    """Run a DVC command."""
+    call(sys.executable, "-m", "dvc", *arguments)
+
+
+def settings(values: Mapping[str, object]) -> list[str]:
+    """Values of params.yaml as DVC's option -S takes them."""
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def run_experiment(name: str, changes: Sequence[str], *options: str) -> None:
+    """Run an experiment on HEAD in a temporary folder.
+
+    Args:
+        name: Of the experiment.
+        changes: Settings of params.yaml, `KEY=VALUE`.
+        options: More options of `dvc exp run`.
+    """
+    words = [word for change in changes for word in ("-S", change)]
+    dvc("exp", "run", *options, "--temp", "--name", name, *words)
+
+
+def reference(commit: str, name: str) -> str:
+    """The Git reference in which DVC keeps an experiment of a commit."""
+    return f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"
+
+
+def references(remote: str, pattern: str) -> dict[str, str]:
+    """References on a Git remote and the commits that they are at.
+
+    Args:
+        remote: Its name or address.
+        pattern: A reference, or all below a folder: `refs/exps/*`.
+    """
+    lines = call("git", "ls-remote", remote, pattern).splitlines()
+    return {ref: commit for commit, ref in (line.split("\t") for line in lines)}
+
+
+def version_faults(lock: Path = Path(LOCK)) -> list[str]:
+    """How the installed packages differ from the locked ones; empty if they do not."""
+    locked: dict[str, set[str]] = defaultdict(set)
+    optional = set()
+    text = lock.read_text(encoding="utf-8")
+    for name, number, marker in re.findall(r"^([\w.-]+)==(\S+)( ; .+)? \\$", text, re.M):
+        locked[name].add(number)
+        if marker:  # for some systems or versions of Python
+            optional.add(name)
+    faults = []
+    for name, numbers in locked.items():
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            found = "none"
+            if name in optional:
+                continue
+        if found not in numbers:
+            faults.append(f"{name} {found} instead of {' or '.join(sorted(numbers))}")
+    return faults
+
+
+class Data:
+    """The data of an experiment on the DVC remote, object by object, past DVC's indexes.
+
+    DVC presumes that the remote still has what it once pushed.
+    """
+
+    def __init__(self, repo: Repo, commit: str) -> None:
+        with repo.switch(commit):
+            outs = [out for out in repo.index.outs if out.use_cache and out.can_push]
+            found = repo.index.used_objs(force=True, push=True)
+        self.objects: set[HashInfo] = set().union({out.hash_info for out in outs}, *found.values())
+        self.cache: HashFileDB = repo.cache.local
+        self.remote: HashFileDB = repo.cloud.get_remote_odb()
+        path = self.remote.path
+        if isinstance(self.remote.fs, LocalFileSystem) and not Path(path).is_dir():
+            raise StageError(  # DVC would create it, in the mount point of a folder not mounted
+                f"DVC remote: {path} is not there; mount it, or create a new one: mkdir -p {path}"
+            )
+
+    def lacking(self) -> list[HashInfo]:
+        """Objects that the remote lacks, or has in another size than this clone."""
+        objects = sorted(self.objects, key=lambda each: (each.isdir, each.value))
+        paths = [self.remote.oid_to_path(each.value) for each in objects]
+        found = self.remote.fs.info(paths, return_exceptions=True)
+        missing = []
+        for each, entry in zip(objects, found, strict=True):
+            own = Path(self.cache.oid_to_path(each.value))
+            if isinstance(entry, FileNotFoundError):
+                missing.append(each)
+            elif isinstance(entry, Exception):
+                raise entry
+            elif own.exists() and own.stat().st_size != entry["size"]:
+                missing.append(each)
+        return missing
+
+    def push(self) -> None:
+        """Push what the remote lacks: files first, then the listings of folders."""
+        missing = self.lacking()
+        for folders in (False, True):
+            digests = [each.value for each in missing if each.isdir == folders]
+            if digests:
+                paths = [self.cache.oid_to_path(digest) for digest in digests]
+                self.remote.add(paths, self.cache.fs, digests, check_exists=False)
+        if left := self.lacking():
+            raise StageError(f"DVC remote: {len(left)} files are missing after the push")
+
+
+def fetch(remote: str, commit: str, name: str) -> str:
+    """Fetch the commit of an experiment from a Git remote; empty if the remote has none."""
+    ref = reference(commit, name)
+    found = references(remote, ref).get(ref, "")
+    if found:
+        call("git", "fetch", "--quiet", "--no-write-fetch-head", remote, ref)
+    return found
+
+
+def find(remote: str, commit: str, name: str) -> str:
+    """The commit of an experiment if the remotes have it whole; else empty.
+
+    A reference proves nothing about the data: DVC pushes it first, and its exit code tells neither.
+    """
+    found = fetch(remote, commit, name)
+    if not found:
+        return ""
+    with Repo() as repo:
+        return "" if Data(repo, found).lacking() else found
+
+
+def push(remote: str, commit: str, name: str) -> str:
+    """Push an experiment of this clone: its data, then its reference.
+
+    Returns:
+        The experiment's commit on the remote: another one if another clone was faster.
+    """
+    ref = reference(commit, name)
+    found = fetch(remote, commit, name)
+    own = call("git", "rev-parse", ref).strip()
+    with Repo() as repo:
+        if found and not Data(repo, found).lacking():
+            return found
+        Data(repo, own).push()
+    # The lease: nothing has been pushed there since, and a reference without data is replaced.
+    call("git", "push", "--quiet", f"--force-with-lease={ref}:{found}", remote, f"{own}:{ref}")
+    if (pushed := find(remote, commit, name)) != own:
+        raise StageError(f"{name}: pushed {own[:7]}, but {remote} has {pushed[:7] or 'nothing'}")
+    return own
+
+
+def patiently(attempt: Callable[[str, str, str], str], *words: str) -> str:
+    """Try for two minutes: remotes may be unreachable for a while."""
+    for wait in WAITS:
+        try:
+            return attempt(*words)
+        except (StageError, OSError, DvcException) as error:
+            reason = " ".join(str(error).split())
+            print(f"trying again in {wait} s: {reason}", file=sys.stderr, flush=True)
+            time.sleep(wait)
+    return attempt(*words)
+
+
+def check(commit: str) -> None:
+    """Refuse an environment in which an experiment would fail or give another result.
+
+    Raises:
+        StageError: The versions are others, HEAD is another commit, or the clone is shallow.
+    """
+    if faults := version_faults():
+        raise StageError(f"versions differ from {LOCK}: {', '.join(faults)}")
+    if call("git", "rev-parse", "--is-shallow-repository").strip() == "true":
+        raise StageError("DVC needs the history of the commit; git fetch --unshallow")
+    if (head := call("git", "rev-parse", "HEAD").strip()) != commit:
+        raise StageError(f"HEAD is {head[:7]}; git checkout --detach {commit[:7]}")
+
+
+def bring(remote: str, commit: str, name: str, changes: Sequence[str]) -> str:
+    """Run an experiment unless the remotes have it, and bring it there; safe to repeat.
+
+    Of two clones that run the same experiment at once, the one that pushes first counts.
+
+    Args:
+        remote: Name or address of the Git remote; the DVC remote is the configured one.
+        commit: Where HEAD is, a hash.
+        name: Of the experiment.
+        changes: Settings of params.yaml, `KEY=VALUE`.
+
+    Returns:
+        The experiment's commit on the remote.
+
+    Raises:
+        StageError: A stage failed, or a remote was unreachable for more than two minutes.
+    """
+    check(commit)
+    try:
+        if found := patiently(find, remote, commit, name):
+            return found
+        if not call("git", "for-each-ref", reference(commit, name)):
+            run_experiment(name, changes, "--pull")
+        return patiently(push, remote, commit, name)
+    except DvcException as error:
+        raise StageError(f"{name}: {' '.join(str(error).split())}") from error
+
+
+def main() -> None:
+    remote, commit, *words = sys.argv[1:]
+    if words:
+        print(bring(remote, commit, words[0], words[1:]))
+    else:
+        check(commit)
+
+
+if __name__ == "__main__":
+    run(main)
