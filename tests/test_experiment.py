@@ -136,7 +136,7 @@ def test_missing_folder_is_not_created(clone: Clone, tmp_path: Path) -> None:
 
 def test_project_without_a_dvc_remote_is_refused(clone: Clone) -> None:
     (clone.path / ".dvc/config").write_text("")
-    with pytest.raises(StageError, match="no remote specified"):
+    with pytest.raises(StageError, match="no DVC remote; dvc remote add"):
         bring_it()
     assert references("origin", "refs/exps/*") == {}
 

@@ -36,7 +36,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     Clone(folder / "mono", clone.env).call("git", "init", "-q")
     clone.call("dvc", "repro", "--quiet")
     commit(clone, "Run")
-    output = clone.call("python", "-m", "tools.experiments", "--serial", "--only", EXPERIMENT)
+    output = clone.call("python", "-m", "tools.experiments", "--only", EXPERIMENT)
     assert f"1/1  {EXPERIMENT}  accuracy" in output
     return clone
 

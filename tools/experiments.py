@@ -1,15 +1,19 @@
 """Run the standard grid of experiments: six configurations on each dataset, with several seeds."""
 
 import argparse
+import os
 import time
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
+from distributed import as_completed
+
 from stages.lib.sources.catalog import read_dataset
 from stages.lib.stage import StageError, run
 from tools.lib.experiment import bring, call, run_experiment, settings
 from tools.lib.runs import read_run
+from tools.lib.workers import CLONES, Tasks, connect, prepare, pull_finished
 
 DATASETS = ("mnist", "fashion_mnist")
 ONE_CYCLE: dict[str, object] = {
@@ -118,8 +122,50 @@ def run_serially(todo: Grid, commit: str, remote: str) -> list[str]:
     return failed
 
 
+def run_on_workers(todo: Grid, commit: str, workers: str) -> list[str]:
+    """Run experiments on Dask workers that bring them to the remotes; return those that failed.
+
+    Args:
+        todo: Experiments to run.
+        commit: On the Git remote.
+        workers: Their number on this machine, or the address of a Dask scheduler.
+    """
+    url = prepare(commit)
+    names = pull_finished(commit, [*todo])
+    todo = {name: values for name, values in todo.items() if name not in names}
+    if names:
+        print(f"the remotes have {len(names)} of them, {len(todo)} to run", flush=True)
+    failed: list[str] = []
+    if not todo:
+        return failed
+    with connect(workers) as client:
+        tasks = Tasks(client, commit, url, str(CLONES.resolve()) if workers.isdecimal() else "")
+        tasks.check()
+        futures = {
+            tasks.submit(name, *settings(values), key=f"{commit}-{name}"): name
+            for name, values in todo.items()
+        }
+        for number, future in enumerate(as_completed(futures), 1):
+            name = futures[future]
+            try:
+                found, seconds = tasks.finish(future, name)
+                result = f"{describe(name, found)}  {seconds} s"
+            except StageError as error:
+                failed.append(name)
+                result = f"failed: {error}"
+            print(f"{number}/{len(todo)}  {name}  {result}", flush=True)
+    return failed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.experiments", description=__doc__)
+    parser.add_argument(
+        "--workers",
+        metavar="N|ADDRESS",
+        default=os.environ.get("DASK_SCHEDULER_ADDRESS", ""),
+        help="run on so many Dask workers on this machine, or on those of a scheduler "
+        "(tcp://HOST:8786; default: DASK_SCHEDULER_ADDRESS)",
+    )
     parser.add_argument(
         "--push",
         metavar="REMOTE",
@@ -167,7 +213,10 @@ def main() -> None:
     todo = {name: values for name, values in chosen.items() if name not in done}
     count = len(chosen) - len(todo)
     print(f"{count} of {len(chosen)} experiments are finished, {len(todo)} to run", flush=True)
-    failed = run_serially(todo, commit, args.push)
+    if args.workers and not args.push:
+        failed = run_on_workers(todo, commit, args.workers)
+    else:
+        failed = run_serially(todo, commit, args.push)
     if failed:
         raise StageError(f"{len(failed)} of {len(todo)} experiments failed: {', '.join(failed)}")
     print("compare them: make compare")

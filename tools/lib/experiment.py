@@ -2,7 +2,8 @@
 
     python -m tools.lib.experiment REMOTE COMMIT NAME [KEY=VALUE ...]
 
-runs one experiment, whatever its parameters; without a name it only checks this environment.
+runs one experiment and prints its commit and the seconds that it took; without a name it only
+checks the environment.
 """
 
 import os
@@ -17,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from dvc.config_schema import RelPath
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc_data.hashfile.db import HashFileDB
@@ -116,6 +118,43 @@ def version_faults(lock: Path = Path(LOCK)) -> list[str]:
     return faults
 
 
+def store_address(repo: Repo) -> str:
+    """The address of the DVC remote.
+
+    Raises:
+        StageError: There is none that every clone can use.
+    """
+    name = repo.config["core"].get("remote")
+    if not name:
+        raise StageError(
+            "no DVC remote; dvc remote add --default store ADDRESS, "
+            "then commit and push .dvc/config"
+        )
+    address: str = repo.config["remote"][name]["url"]
+    if isinstance(address, RelPath):
+        raise StageError(
+            f"DVC remote {name} has a relative path, which temporary folders cannot resolve; "
+            f"dvc remote modify {name} url {address}, then commit and push .dvc/config"
+        )
+    return address
+
+
+def open_store(repo: Repo) -> HashFileDB:
+    """The objects of the DVC remote.
+
+    Raises:
+        StageError: It is a folder that is not there. DVC would create it, even in the mount point
+            of a folder that is not mounted.
+    """
+    store = repo.cloud.get_remote_odb()
+    if not store.fs.exists(store.path) and isinstance(store.fs, LocalFileSystem):
+        raise StageError(
+            f"DVC remote: {store.path} is not there; mount it, or start a new one: "
+            f"mkdir -p {store.path}"
+        )
+    return store
+
+
 class Data:
     """The data of an experiment on the DVC remote, object by object, past DVC's indexes.
 
@@ -128,12 +167,7 @@ class Data:
             found = repo.index.used_objs(force=True, push=True)
         self.objects: set[HashInfo] = set().union({out.hash_info for out in outs}, *found.values())
         self.cache: HashFileDB = repo.cache.local
-        self.remote: HashFileDB = repo.cloud.get_remote_odb()
-        path = self.remote.path
-        if isinstance(self.remote.fs, LocalFileSystem) and not Path(path).is_dir():
-            raise StageError(  # DVC would create it, in the mount point of a folder not mounted
-                f"DVC remote: {path} is not there; mount it, or create a new one: mkdir -p {path}"
-            )
+        self.remote = open_store(repo)
 
     def lacking(self) -> list[HashInfo]:
         """Objects that the remote lacks, or has in another size than this clone."""
@@ -178,10 +212,9 @@ def find(remote: str, commit: str, name: str) -> str:
     A reference proves nothing about the data: DVC pushes it first, and its exit code tells neither.
     """
     found = fetch(remote, commit, name)
-    if not found:
-        return ""
     with Repo() as repo:
-        return "" if Data(repo, found).lacking() else found
+        open_store(repo)
+        return "" if not found or Data(repo, found).lacking() else found
 
 
 def push(remote: str, commit: str, name: str) -> str:
@@ -220,7 +253,8 @@ def check(commit: str) -> None:
     """Refuse an environment in which an experiment would fail or give another result.
 
     Raises:
-        StageError: The versions are others, HEAD is another commit, or the clone is shallow.
+        StageError: The versions are others, HEAD is another commit, the clone is shallow, or it has
+            no DVC remote.
     """
     if faults := version_faults():
         raise StageError(f"versions differ from {LOCK}: {', '.join(faults)}")
@@ -228,6 +262,8 @@ def check(commit: str) -> None:
         raise StageError("DVC needs the history of the commit; git fetch --unshallow")
     if (head := call("git", "rev-parse", "HEAD").strip()) != commit:
         raise StageError(f"HEAD is {head[:7]}; git checkout --detach {commit[:7]}")
+    with Repo() as repo:
+        store_address(repo)
 
 
 def bring(remote: str, commit: str, name: str, changes: Sequence[str]) -> str:
@@ -247,8 +283,8 @@ def bring(remote: str, commit: str, name: str, changes: Sequence[str]) -> str:
     Raises:
         StageError: A stage failed, or a remote was unreachable for more than two minutes.
     """
-    check(commit)
     try:
+        check(commit)
         if found := patiently(find, remote, commit, name):
             return found
         if not call("git", "for-each-ref", reference(commit, name)):
@@ -260,10 +296,13 @@ def bring(remote: str, commit: str, name: str, changes: Sequence[str]) -> str:
 
 def main() -> None:
     remote, commit, *words = sys.argv[1:]
+    start = time.perf_counter()
     if words:
-        print(bring(remote, commit, words[0], words[1:]))
+        print(bring(remote, commit, words[0], words[1:]), f"{time.perf_counter() - start:.0f}")
     else:
         check(commit)
+        with Repo() as repo:
+            open_store(repo)
 
 
 if __name__ == "__main__":

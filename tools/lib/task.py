@@ -1,0 +1,89 @@
+"""Run an experiment at one commit in a clone of the project that stays for the next task.
+
+Dask workers execute the text of this file (workers.py sends it): they need no file of the project,
+and run the code of the commit. A task holds the lock of its clone, so no two share one.
+"""
+
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+from itertools import count
+from pathlib import Path
+from typing import IO
+
+from dask.system import CPU_COUNT
+
+THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+THREADS += ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def lock_clone(base: Path) -> tuple[Path, IO[str]]:
+    """The first clone in a folder that no other task uses, and its lock, held while open."""
+    base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if base.stat().st_uid != os.getuid():
+        sys.exit(f"{base} belongs to somebody else; remove it or set TMPDIR")
+    for number in count():
+        lock = (base / f"{number}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+        else:
+            break
+    return base / str(number), lock
+
+
+def git(folder: Path, *words: str) -> None:
+    """Run a Git command in a clone; its error ends the task."""
+    done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"git {words[0]}: {' '.join(done.stderr.split())}")
+
+
+def check_out(folder: Path, url: str, commit: str) -> None:
+    """Bring a clone to a commit; every step may have been interrupted before."""
+    folder.mkdir(exist_ok=True)
+    git(folder, "init", "--quiet")
+    (folder / ".git/index.lock").unlink(missing_ok=True)
+    git(folder, "config", "remote.origin.url", url)
+    git(folder, "config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*")
+    git(folder, "fetch", "--quiet", "origin")
+    git(folder, "checkout", "--quiet", "--force", "--detach", commit)
+
+
+def main(url: str, commit: str, project: str, base: str, tasks: str, *words: str) -> None:
+    """Run `tools.lib.experiment`, and end it when the worker ends.
+
+    Args:
+        url: Of the Git remote.
+        commit: What to check out.
+        project: The project's folder in the repository.
+        base: Folder of the clones; empty for one in the system's folder for temporary files.
+        tasks: How many share the cores of this machine.
+        words: Arguments of the module after REMOTE and COMMIT.
+    """
+    worker = os.getppid()
+    folder = Path(base or f"{tempfile.gettempdir()}/experiments-{os.getuid()}")
+    clone, lock = lock_clone(folder)
+    check_out(clone, url, commit)
+    share = os.environ.get(THREADS[0]) or str(max(1, CPU_COUNT // int(tasks)))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tools.lib.experiment", "origin", commit, *words],
+        cwd=clone / project,
+        env=os.environ | dict.fromkeys(THREADS, share),
+        pass_fds=[lock.fileno()],  # locked until it ends
+    )
+    while process.poll() is None:
+        try:
+            process.wait(1)
+        except subprocess.TimeoutExpired:
+            if os.getppid() != worker:
+                process.terminate()
+                process.wait()
+    sys.exit(process.returncode)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,197 @@
+"""Experiments on Dask workers: Git carries the references, the DVC remote the data.
+
+Only strings go to the workers: the text of task.py and its arguments.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from pathlib import Path
+
+from distributed import Client, Future, LocalCluster
+from distributed.scheduler import KilledWorker
+from dvc.repo import Repo
+from dvc_objects.fs.local import LocalFileSystem
+
+from stages.lib.stage import StageError
+from tools.lib.experiment import call, dvc, find, reference, references, store_address
+
+REMOTE = "origin"
+CLONES = Path(".dvc/tmp/workers")
+GONE = "the Dask scheduler is gone; start it and run the same command again"
+TASK = Path(__file__).with_name("task.py")
+
+
+def prepare(commit: str) -> str:
+    """Check that workers can get a commit and its data, and push the run cache.
+
+    Returns:
+        Address of the Git remote.
+
+    Raises:
+        StageError: What is missing, and the command that adds it.
+    """
+    if REMOTE not in call("git", "remote").split():
+        raise StageError(f"workers need a Git remote; git remote add {REMOTE} ADDRESS")
+    url = call("git", "remote", "get-url", REMOTE).strip()
+    if "://" not in url and ":" not in url and not Path(url).is_absolute():
+        raise StageError(
+            f"Git remote {REMOTE}: workers cannot resolve the relative path {url}; "
+            f"git remote set-url {REMOTE} {Path(url).resolve()}"
+        )
+    call("git", "fetch", "--quiet", REMOTE)
+    if not call("git", "for-each-ref", "--contains", commit, f"refs/remotes/{REMOTE}"):
+        raise StageError(f"{REMOTE} does not have commit {commit[:7]}; git push {REMOTE} HEAD")
+    with Repo() as repo:
+        store_address(repo)
+        dvc("push", "--run-cache")
+        store = repo.cloud.get_remote_odb()
+        if isinstance(store.fs, LocalFileSystem):  # which workers do not create (open_store)
+            store.fs.makedirs(store.path, exist_ok=True)
+    return url
+
+
+@contextmanager
+def connect(workers: str) -> Iterator[Client]:
+    """Connect to the scheduler at an address, or start a number of workers on this machine.
+
+    Raises:
+        StageError: There is no scheduler.
+    """
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # this module says what failed
+    if not workers.isdecimal():
+        try:
+            client = Client(workers)
+        except (OSError, ValueError) as error:
+            raise StageError(
+                f"no Dask scheduler at {workers} ({error}); dask scheduler starts one"
+            ) from error
+        with client:
+            yield client
+        return
+    # Stages run the Python on PATH.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    cluster = LocalCluster(
+        n_workers=int(workers),
+        threads_per_worker=1,
+        memory_limit=0,  # TensorFlow's process is not the worker's
+        dashboard_address=None,
+        silence_logs=logging.CRITICAL,
+    )
+    with cluster, Client(cluster) as client:
+        yield client
+
+
+class Tasks:
+    """Submits experiments of a commit to a cluster.
+
+    Args:
+        client: Of the cluster.
+        commit: Of the project, on the Git remote.
+        url: Address of the Git remote.
+        clones: Folder of the workers' clones; empty for their folder for temporary files.
+    """
+
+    def __init__(self, client: Client, commit: str, url: str, clones: str) -> None:
+        self.client, self.commit = client, commit
+        self.workers = client.scheduler_info(n_workers=-1)["workers"]
+        hosts: Counter[str] = Counter()
+        for worker in self.workers.values():
+            hosts[worker["host"]] += worker["nthreads"]
+        project = call("git", "rev-parse", "--show-prefix").strip()
+        tasks = str(max(hosts.values(), default=1))
+        self.command = ["python", "-c", TASK.read_text(encoding="utf-8")]
+        self.command += [url, commit, project, clones, tasks]
+
+    def submit(self, *words: str, key: str, workers: Sequence[str] = ()) -> Future:
+        """Run `tools.lib.experiment` with these arguments after REMOTE and COMMIT on a worker.
+
+        Equal keys are one task, also of several coordinators.
+        """
+        return self.client.submit(
+            subprocess.run,
+            [*self.command, *words],
+            capture_output=True,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the coordinator
+            key=key,
+            workers=[*workers] or None,
+        )
+
+    def check(self) -> None:
+        """Refuse workers whose environment differs.
+
+        Raises:
+            StageError: Each argument is what one worker reports.
+        """
+        now = time.time_ns()
+        checks = {
+            worker: self.submit(key=f"check-{worker}-{now}", workers=[worker])
+            for worker in self.workers
+        }
+        faults = []
+        for worker, check in checks.items():
+            try:
+                wait_for(check)
+            except StageError as error:
+                faults.append(f"worker {worker}: {error}")
+        if faults:
+            raise StageError(*faults)
+
+    def finish(self, task: Future, name: str) -> tuple[str, str]:
+        """Wait for an experiment, verify that the remotes have it whole, and pull its reference.
+
+        Returns:
+            The experiment's commit, and how many seconds it took on its worker.
+
+        Raises:
+            StageError: It failed.
+        """
+        words = wait_for(task).split()
+        commit = pull(self.commit, name)
+        if not commit:
+            raise StageError(f"{REMOTE} or the DVC remote does not have it whole; run it again")
+        return commit, words[-1]
+
+
+def wait_for(task: Future) -> str:
+    """Wait for a task, and return its stdout.
+
+    Raises:
+        StageError: Why it failed, as its worker reports it.
+    """
+    try:
+        done = task.result()
+    except KilledWorker as error:
+        raise StageError("its worker died several times") from error
+    except CancelledError as error:
+        raise StageError(GONE) from error
+    except FileNotFoundError as error:
+        raise StageError(
+            f"no {error.filename} on the worker's PATH; activate the environment there"
+        ) from error
+    if done.returncode:
+        lines = done.stderr.splitlines() or [f"exit code {done.returncode}"]
+        raise StageError(lines[-1])
+    return str(done.stdout)
+
+
+def pull(commit: str, name: str) -> str:
+    """Pull the reference of an experiment if the remotes have it whole; return its commit."""
+    found = find(REMOTE, commit, name)
+    if found:
+        call("git", "update-ref", reference(commit, name), found)
+    return found
+
+
+def pull_finished(commit: str, names: Sequence[str]) -> set[str]:
+    """Pull the references of experiments that the remotes have whole; return their names."""
+    below = reference(commit, "")
+    listed = references(REMOTE, f"{below}*")
+    return {name for name in names if f"{below}{name}" in listed and pull(commit, name)}
