@@ -1,5 +1,6 @@
 """Fixtures: folders and clones in which the stages run on the tiny dataset, and a browser."""
 
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 from tests.helpers import (
     BROWSER_TIMEOUT,
     ODD,
+    ROOT,
     WATCH,
     Clone,
     bars_model,
@@ -30,6 +32,22 @@ if TYPE_CHECKING:
 # turn.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Each run of the stage appends a line to a file.
+ONE_STAGE = """\
+stages:
+  make:
+    cmd: mkdir -p out && cp params.yaml out/a && echo b > out/b && echo >> {folder}/ran
+    params: [size]
+    outs: [out]
+"""
+ONE_STAGE_CONFIG = """\
+[core]
+    remote = store
+    analytics = false
+['remote "store"']
+    url = {folder}/store
+"""
+
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -43,6 +61,34 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def edit(project: Path) -> Callable[[str, object], None]:
     """Set one value of params.yaml by its dotted key."""
     return lambda key, value: set_params(project, {key: value})
+
+
+@pytest.fixture
+def one_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
+    """The working directory: a project of one stage, with folders as Git and DVC remotes."""
+    for name in [name for name in os.environ if name.startswith(("GIT_", "DVC_"))]:
+        monkeypatch.delenv(name)
+    clone = Clone(tmp_path / "clone", clone_env(tmp_path, "clone"))
+    for name, value in clone.env.items():
+        monkeypatch.setenv(name, value)
+    clone.path.mkdir()
+    monkeypatch.chdir(clone.path)
+    clone.call("git", "init", "--quiet", "--initial-branch", "main")
+    (clone.path / ".dvc").mkdir()
+    (clone.path / ".dvc/config").write_text(ONE_STAGE_CONFIG.format(folder=tmp_path))
+    shutil.copy(ROOT / ".dvc/.gitignore", clone.path / ".dvc")
+    (clone.path / "dvc.yaml").write_text(ONE_STAGE.format(folder=tmp_path))
+    (clone.path / "params.yaml").write_text("size: 1\n")
+    shutil.copy(ROOT / "requirements.lock", clone.path)
+    clone.call("git", "add", "--all")
+    clone.call("git", "commit", "--quiet", "--message", "Start")
+    clone.call(
+        "git", "init", "--quiet", "--bare", "--initial-branch", "main", str(tmp_path / "origin")
+    )
+    clone.call("git", "remote", "add", "origin", str(tmp_path / "origin"))
+    clone.call("git", "push", "--quiet", "origin", "main")
+    (tmp_path / "store/files/md5").mkdir(parents=True)
+    return clone
 
 
 @pytest.fixture

@@ -1,61 +1,24 @@
 """Bringing an experiment to the remotes, with a pipeline of one stage; kills: slow/."""
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from stages.lib.stage import StageError
-from tests.helpers import ROOT, Clone, clone_env
+from tests.helpers import ROOT, Clone
 from tools.lib import experiment
 from tools.lib.experiment import bring, call, references, version_faults
 from tools.lib.runs import LOCK
 
 NAME = "large"
 CHANGES = ["size=7"]
-# Each run of the stage appends a line to a file.
-PIPELINE = """\
-stages:
-  make:
-    cmd: mkdir -p out && cp params.yaml out/a && echo b > out/b && echo >> {folder}/ran
-    params: [size]
-    outs: [out]
-"""
-CONFIG = """\
-[core]
-    remote = store
-    analytics = false
-['remote "store"']
-    url = {folder}/store
-"""
 
 
-@pytest.fixture
-def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
-    """The working directory: a project with a bare Git repository and a folder as remotes."""
-    for name in [name for name in os.environ if name.startswith(("GIT_", "DVC_"))]:
-        monkeypatch.delenv(name)
-    clone = Clone(tmp_path / "clone", clone_env(tmp_path, "clone"))
-    for name, value in clone.env.items():
-        monkeypatch.setenv(name, value)
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unreachable remotes are not waited for."""
     monkeypatch.setattr(experiment, "WAITS", ())
-    clone.path.mkdir()
-    monkeypatch.chdir(clone.path)
-    call("git", "init", "--quiet", "--initial-branch", "main")
-    (clone.path / ".dvc").mkdir()
-    (clone.path / ".dvc/config").write_text(CONFIG.format(folder=tmp_path))
-    shutil.copy(ROOT / ".dvc/.gitignore", ".dvc")
-    (clone.path / "dvc.yaml").write_text(PIPELINE.format(folder=tmp_path))
-    (clone.path / "params.yaml").write_text("size: 1\n")
-    shutil.copy(ROOT / LOCK, LOCK)
-    call("git", "add", "--all")
-    call("git", "commit", "--quiet", "--message", "Start")
-    call("git", "init", "--quiet", "--bare", "--initial-branch", "main", str(tmp_path / "origin"))
-    call("git", "remote", "add", "origin", str(tmp_path / "origin"))
-    call("git", "push", "--quiet", "origin", "main")
-    (tmp_path / "store/files/md5").mkdir(parents=True)
-    return clone
 
 
 def head() -> str:
@@ -74,7 +37,7 @@ def stored(folder: Path) -> list[Path]:
     return [path for path in (folder / "store/files/md5").rglob("*") if path.is_file()]
 
 
-def test_experiment_is_brought_once(clone: Clone, tmp_path: Path) -> None:
+def test_experiment_is_brought_once(one_stage: Clone, tmp_path: Path) -> None:
     commit = bring_it()
     reference = f"refs/exps/{head()[:2]}/{head()[2:]}/{NAME}"
     assert references("origin", "refs/exps/*") == {reference: commit}
@@ -82,10 +45,10 @@ def test_experiment_is_brought_once(clone: Clone, tmp_path: Path) -> None:
     assert len(stored(tmp_path)) == 3
     assert bring_it() == commit
     assert runs(tmp_path) == 1
-    assert clone.changed() == set()
+    assert one_stage.changed() == set()
 
 
-def test_data_that_the_remote_lost_is_pushed_again(clone: Clone, tmp_path: Path) -> None:
+def test_data_that_the_remote_lost_is_pushed_again(one_stage: Clone, tmp_path: Path) -> None:
     commit = bring_it()
     damaged, *missing = stored(tmp_path)
     damaged.chmod(0o600)
@@ -94,15 +57,15 @@ def test_data_that_the_remote_lost_is_pushed_again(clone: Clone, tmp_path: Path)
         path.unlink()
     assert bring_it() == commit
     assert len(stored(tmp_path)) == 3
-    shutil.rmtree(clone.path / ".dvc/cache")
+    shutil.rmtree(one_stage.path / ".dvc/cache")
     call("git", "checkout", "--quiet", commit)
     call("dvc", "pull")
-    assert (clone.path / "out/a").read_text() == "size: 7\n"
+    assert (one_stage.path / "out/a").read_text() == "size: 7\n"
     assert runs(tmp_path) == 1
 
 
 def test_reference_without_data_is_replaced_where_the_data_is_unknown(
-    clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_stage: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = bring_it()
     shutil.rmtree(tmp_path / "store/files/md5")
@@ -115,18 +78,18 @@ def test_reference_without_data_is_replaced_where_the_data_is_unknown(
 
 
 def test_experiment_of_a_faster_clone_is_taken(
-    clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_stage: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment.run_experiment(NAME, CHANGES)  # not pushed yet
     call("git", "clone", "--quiet", str(tmp_path / "origin"), str(tmp_path / "other"))
     monkeypatch.chdir(tmp_path / "other")
     theirs = bring_it()
-    monkeypatch.chdir(clone.path)
+    monkeypatch.chdir(one_stage.path)
     assert experiment.push("origin", head(), NAME) == bring_it() == theirs
     assert [*references("origin", "refs/exps/*").values()] == [theirs]
 
 
-def test_missing_folder_is_not_created(clone: Clone, tmp_path: Path) -> None:
+def test_missing_folder_is_not_created(one_stage: Clone, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "store")  # as if it were not mounted
     with pytest.raises(StageError, match="store/files/md5 is not there; mount it"):
         bring_it()
@@ -134,14 +97,14 @@ def test_missing_folder_is_not_created(clone: Clone, tmp_path: Path) -> None:
     assert references("origin", "refs/exps/*") == {}
 
 
-def test_project_without_a_dvc_remote_is_refused(clone: Clone) -> None:
-    (clone.path / ".dvc/config").write_text("")
+def test_project_without_a_dvc_remote_is_refused(one_stage: Clone) -> None:
+    (one_stage.path / ".dvc/config").write_text("")
     with pytest.raises(StageError, match="no DVC remote; dvc remote add"):
         bring_it()
     assert references("origin", "refs/exps/*") == {}
 
 
-def test_failed_stage_leaves_no_reference(clone: Clone, tmp_path: Path) -> None:
+def test_failed_stage_leaves_no_reference(one_stage: Clone, tmp_path: Path) -> None:
     (tmp_path / "ran").mkdir()
     with pytest.raises(StageError, match="failed to reproduce 'make'"):
         bring_it()
@@ -165,17 +128,17 @@ def test_other_versions_are_named(tmp_path: Path) -> None:
     assert numpy.endswith(" instead of 0.1 or 0.2")
 
 
-def test_environment_with_other_versions_is_refused(clone: Clone) -> None:
-    lock = clone.path / LOCK
+def test_environment_with_other_versions_is_refused(one_stage: Clone) -> None:
+    lock = one_stage.path / LOCK
     lock.write_text(lock.read_text().replace("\nnumpy==", "\nnumpy==0."))
     with pytest.raises(StageError, match=r"versions differ from requirements\.lock: numpy "):
         bring_it()
 
 
 def test_shallow_clone_is_refused(
-    clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_stage: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (clone.path / "params.yaml").write_text("size: 2\n")
+    (one_stage.path / "params.yaml").write_text("size: 2\n")
     call("git", "commit", "--quiet", "--all", "--message", "More")
     call("git", "push", "--quiet", "origin", "main")
     call("git", "clone", "-q", "--depth=1", f"file://{tmp_path}/origin", str(tmp_path / "shallow"))

@@ -1,0 +1,112 @@
+"""What is refused before experiments go to workers, and the clones of tasks; runs: slow/."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.lib.stage import StageError
+from tests.helpers import ROOT, Clone
+from tools.lib.experiment import call
+from tools.lib.task import check_out, lock_clone
+from tools.lib.workers import connect, prepare
+
+
+def head() -> str:
+    return call("git", "rev-parse", "HEAD").strip()
+
+
+def test_published_commit_is_prepared(one_stage: Clone, tmp_path: Path) -> None:
+    (tmp_path / "store/files/md5").rmdir()
+    call("dvc", "repro")
+    assert prepare(head()) == str(tmp_path / "origin")
+    pushed = [path.relative_to(tmp_path / "store") for path in (tmp_path / "store").rglob("*")]
+    files = [path.parts[0] for path in pushed if (tmp_path / "store" / path).is_file()]
+    assert sorted(files) == ["files", "files", "files", "runs"]
+
+
+def test_project_without_a_git_remote_is_refused(one_stage: Clone) -> None:
+    call("git", "remote", "remove", "origin")
+    with pytest.raises(StageError, match="git remote add origin ADDRESS"):
+        prepare(head())
+
+
+def test_relative_git_remote_is_refused(one_stage: Clone, tmp_path: Path) -> None:
+    call("git", "remote", "set-url", "origin", "../origin")
+    with pytest.raises(StageError, match=f"git remote set-url origin {tmp_path}/origin"):
+        prepare(head())
+
+
+def test_commit_that_was_not_pushed_is_refused(one_stage: Clone) -> None:
+    call("git", "commit", "--quiet", "--allow-empty", "--message", "Later")
+    with pytest.raises(StageError, match=f"does not have commit {head()[:7]}; git push origin"):
+        prepare(head())
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ("", "no DVC remote; dvc remote add --default store ADDRESS"),
+        (
+            "[core]\n    remote = store\n['remote \"store\"']\n    url = ../../store\n",
+            "DVC remote store has a relative path.*dvc remote modify store url /.*/store",
+        ),
+    ],
+    ids=["none", "relative"],
+)
+def test_missing_or_relative_dvc_remote_is_refused(
+    one_stage: Clone, config: str, reason: str
+) -> None:
+    (one_stage.path / ".dvc/config").write_text(config)
+    with pytest.raises(StageError, match=reason):
+        prepare(head())
+
+
+def test_dvc_remote_that_cannot_be_written_is_refused(one_stage: Clone, tmp_path: Path) -> None:
+    (tmp_path / "store/files/md5").rmdir()
+    (tmp_path / "store/files").rmdir()
+    (tmp_path / "store/files").write_text("a file instead of a folder")
+    call("dvc", "repro")
+    with pytest.raises(StageError, match="dvc push --run-cache: exit code"):
+        prepare(head())
+
+
+def test_address_without_a_scheduler_is_refused() -> None:
+    code = "from tools.lib.workers import connect\nwith connect('tcp://127.0.0.1:1'): pass"
+    env = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "1s", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert "no Dask scheduler at tcp://127.0.0.1:1" in done.stderr.splitlines()[-1]
+
+
+def test_address_of_another_kind_is_refused() -> None:
+    with pytest.raises(StageError, match="no Dask scheduler at nonsense"), connect("nonsense://a"):
+        pass
+
+
+def test_tasks_at_once_have_clones_of_their_own(tmp_path: Path) -> None:
+    first, lock = lock_clone(tmp_path)
+    second, other = lock_clone(tmp_path)
+    assert first != second
+    lock.close()
+    third, again = lock_clone(tmp_path)
+    assert third == first
+    other.close()
+    again.close()
+
+
+def test_clone_of_an_interrupted_task_is_repaired(one_stage: Clone, tmp_path: Path) -> None:
+    folder = tmp_path / "0"
+    check_out(folder, str(tmp_path / "origin"), head())
+    (folder / ".git/index.lock").touch()
+    (folder / "params.yaml").write_text("size: 9")
+    call("git", "commit", "--quiet", "--allow-empty", "--message", "Later")
+    call("git", "push", "--quiet", "origin", "main")
+    check_out(folder, str(tmp_path / "origin"), head())
+    assert (folder / "params.yaml").read_text() == "size: 1\n"
+    assert call("git", "-C", str(folder), "rev-parse", "HEAD").strip() == head()
+
+
+def test_clone_of_an_unknown_commit_is_refused(one_stage: Clone, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="git checkout: "):
+        check_out(tmp_path / "0", str(tmp_path / "origin"), "0" * 40)
