@@ -26,7 +26,7 @@ about: $(INSTALLED) ## show CPU, system and versions
 	@python -m tools.about
 
 ### Compare experiments
-experiments: $(INSTALLED) ## run six configurations, 1, 5 or 10 runs each (DATASETS="NAME NAME")
+experiments: $(INSTALLED) ## run the grid of experiments (DATASETS="NAME NAME", EXPERIMENTS="--workers 2")
 	@python -m tools.experiments $(EXPERIMENTS) $(if $(DATASETS),--datasets $(DATASETS))
 
 compare: $(INSTALLED) ## compare the experiments on this commit (COMPARE="REV REV" or --all)

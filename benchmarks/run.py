@@ -18,6 +18,7 @@ from benchmarks.parts import (
     predict,
     scaling,
     serve,
+    workers,
 )
 from benchmarks.settings import Settings
 from benchmarks.workspace import commit, fetch_data, is_current
@@ -37,6 +38,7 @@ PARTS = {
     "predict": predict.measure,
     "photos": photos.measure,
     "serve": serve.measure,
+    "workers": workers.measure,
 }
 
 

@@ -19,7 +19,7 @@ DATASETS = ("mnist", "fashion_mnist")
 # What the results depend on, except the machine and the versions, which are recorded.
 MEASURED = (
     *("benchmarks/*.py", "stages", "tools/lib"),
-    *("tools/classify.py", "tools/dataset.py", "tools/serve.py"),
+    *("tools/classify.py", "tools/dataset.py", "tools/experiments.py", "tools/serve.py"),
     *("datasets.yaml", "dvc.yaml", "params.yaml"),
 )
 SETTINGS = (

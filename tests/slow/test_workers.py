@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,17 +129,28 @@ class Place:
         clone.call("git", "checkout", "-q", found)
         clone.call("dvc", "pull")
 
+    def tasks(self) -> list[psutil.Process]:
+        """Processes that run experiments: all but those of Dask."""
+        found = []
+        for process in family(str(self.folder)):
+            with suppress(psutil.Error):
+                words = " ".join(process.cmdline())
+                if "bin/dask" not in words and "multiprocessing" not in words:
+                    found.append(process)
+        return found
+
     def assert_idle(self) -> None:
         """No process is left, and the project is as committed."""
-        self.wait(lambda: family(str(self.folder)) == [], 60)
+        self.wait(lambda: self.tasks() == [], 60)
         assert self.clone.changed() == set()
 
 
 def new_place(folder: Path) -> Place:
-    for name in ("tools", "gates"):
+    for name in ("tools", "gates", "tmp"):
         (folder / name).mkdir()
     (folder / "gates/trained").touch()
     clone = new_clone(folder / "project", folder / "tools")
+    clone.env["TMPDIR"] = str(folder / "tmp")
     content = read_yaml(clone.path / "datasets.yaml")
     content |= {"mnist": content["tiny"], "fashion_mnist": content["tiny2"]}
     write_yaml(clone.path / "datasets.yaml", content)
@@ -185,6 +197,34 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return place
 
 
+@contextmanager
+def cluster(place: Place) -> Iterator[tuple[str, psutil.Popen]]:
+    """A scheduler and one worker as processes of their own."""
+    note = place.folder / "scheduler.json"
+    note.unlink(missing_ok=True)
+    options = ["--scheduler-file", note, "--no-dashboard", "--host", "127.0.0.1"]
+    env = {**place.clone.env, "FAMILY": str(place.folder)}
+    with (place.folder / "dask.log").open("a") as log:
+        start = partial(psutil.Popen, env=env, stdout=log, stderr=log)
+        with start(["dask", "scheduler", *options, "--port", "0"]) as scheduler:
+            try:
+                address = place.wait(lambda: note.exists() and read_yaml(note))["address"]
+                with start(["dask", "worker", *options, "--nthreads", "1"]) as worker:
+                    try:
+                        yield address, scheduler
+                    finally:
+                        worker.kill()
+            finally:
+                scheduler.kill()
+
+
+@pytest.fixture(scope="module")
+def address(place: Place) -> Iterator[str]:
+    """The address of a scheduler whose worker is restarted when it dies."""
+    with cluster(place) as (address, _):
+        yield address
+
+
 def test_workers_and_a_serial_run_give_the_same(tmp_path: Path) -> None:
     place = new_place(tmp_path)
     place.clone.call("dvc", "repro")  # dvc.lock has results whose data other clones lack
@@ -209,10 +249,12 @@ def test_workers_and_a_serial_run_give_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("gate", "number"), [("train", 0), ("data", 1), ("reference", 2)], ids=str)
-def test_experiment_of_a_killed_worker_runs_again(place: Place, gate: str, number: int) -> None:
+def test_experiment_of_a_killed_worker_runs_again(
+    place: Place, address: str, gate: str, number: int
+) -> None:
     name = f"mnist-pca_knn-{number}"
     place.close(gate)
-    with place.started(*EXPERIMENTS, "--workers", "1", "--only", name) as coordinator:
+    with place.started(*EXPERIMENTS, "--workers", address, "--only", name) as coordinator:
         place.reached(gate)
         worker = place.worker()
         assert worker
@@ -329,20 +371,6 @@ def test_other_versions_are_refused_before_anything_runs(place: Place) -> None:
     assert place.trained == trained
     lock.write_text(before)
     publish(place)
-
-
-@contextmanager
-def cluster(place: Place) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A scheduler and one worker as processes of their own."""
-    note = place.folder / "scheduler.json"
-    note.unlink(missing_ok=True)
-    options = ["--scheduler-file", str(note), "--no-dashboard"]
-    host = ["--host", "127.0.0.1"]
-    with place.started("dask", "scheduler", *options, *host, "--port", "0") as scheduler:
-        place.wait(note.exists)
-        address = read_yaml(note)["address"]
-        with place.started("dask", "worker", *options, *host, "--nthreads", "1"):
-            yield address, scheduler
 
 
 def test_lost_scheduler_ends_the_coordinator(place: Place) -> None:

@@ -75,16 +75,18 @@ def connect(workers: str) -> Iterator[Client]:
         with client:
             yield client
         return
-    # Stages run the Python on PATH.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    cluster = LocalCluster(
-        n_workers=int(workers),
-        threads_per_worker=1,
-        memory_limit=0,  # TensorFlow's process is not the worker's
-        dashboard_address=None,
-        silence_logs=logging.CRITICAL,
-    )
-    with cluster, Client(cluster) as client:
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # for "python"
+    # Each task is a process of its own, so the workers need not be.
+    with (
+        LocalCluster(
+            n_workers=int(workers),
+            threads_per_worker=1,
+            processes=False,
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
         yield client
 
 
