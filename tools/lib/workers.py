@@ -24,7 +24,6 @@ from tools.lib.experiment import call, dvc, find, reference, references, store_a
 
 REMOTE = "origin"
 CLONES = Path(".dvc/tmp/workers")
-GONE = "the Dask scheduler is gone; start it and run the same command again"
 TASK = Path(__file__).with_name("task.py")
 
 
@@ -62,7 +61,7 @@ def connect(workers: str) -> Iterator[Client]:
     """Connect to the scheduler at an address, or start a number of workers on this machine.
 
     Raises:
-        StageError: There is no scheduler.
+        StageError: There is no scheduler, or no longer.
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # this module says what failed
     if not workers.isdecimal():
@@ -72,8 +71,13 @@ def connect(workers: str) -> Iterator[Client]:
             raise StageError(
                 f"no Dask scheduler at {workers} ({error}); dask scheduler starts one"
             ) from error
-        with client:
-            yield client
+        try:
+            with client:
+                yield client
+        except CancelledError as error:
+            raise StageError(
+                "the Dask scheduler is gone; start it and run the same command again"
+            ) from error
         return
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # for "python"
     # Each task is a process of its own, so the workers need not be.
@@ -172,8 +176,6 @@ def wait_for(task: Future) -> str:
         done = task.result()
     except KilledWorker as error:
         raise StageError("its worker died several times") from error
-    except CancelledError as error:
-        raise StageError(GONE) from error
     except FileNotFoundError as error:
         raise StageError(
             f"no {error.filename} on the worker's PATH; activate the environment there"
