@@ -13,7 +13,7 @@ from stages.lib.sources.catalog import read_dataset
 from stages.lib.stage import StageError, run
 from tools.lib.experiment import bring, call, run_experiment, settings
 from tools.lib.runs import read_run
-from tools.lib.workers import CLONES, Tasks, connect, prepare, pull_finished
+from tools.lib.workers import open_tasks, prepare, pull_finished
 
 DATASETS = ("mnist", "fashion_mnist")
 ONE_CYCLE: dict[str, object] = {
@@ -138,13 +138,10 @@ def run_on_workers(todo: Grid, commit: str, workers: str) -> list[str]:
     failed: list[str] = []
     if not todo:
         return failed
-    with connect(workers) as client:
-        tasks = Tasks(client, commit, url, str(CLONES.resolve()) if workers.isdecimal() else "")
-        tasks.check()
-        futures = {
-            tasks.submit(name, *settings(values), key=f"{commit}-{name}"): name
-            for name, values in todo.items()
-        }
+    with open_tasks(workers, commit, url) as tasks:
+        if not tasks.workers:
+            print("no workers yet; experiments start when one joins", flush=True)
+        futures = {tasks.submit(name, settings(values)): name for name, values in todo.items()}
         for number, future in enumerate(as_completed(futures), 1):
             name = futures[future]
             try:

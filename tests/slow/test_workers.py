@@ -271,7 +271,7 @@ def test_interrupted_coordinator_continues(place: Place) -> None:
     command = [*EXPERIMENTS, "--workers", "1", "--only", "pca_knn-3"]
     with place.started(*command) as coordinator:
         assert coordinator.stdout
-        place.wait(lambda: coordinator.stdout.readline().startswith("1/2"))
+        place.wait(partial(next, (line for line in coordinator.stdout if line.startswith("1/2"))))
         coordinator.send_signal(signal.SIGINT)
         _, complaint = coordinator.communicate()
     assert (coordinator.returncode, complaint) == (130, "experiments: interrupted\n")

@@ -20,10 +20,10 @@ from tempfile import TemporaryFile
 
 from dvc.config_schema import RelPath
 from dvc.exceptions import DvcException
+from dvc.fs import LocalFileSystem
 from dvc.repo import Repo
 from dvc_data.hashfile.db import HashFileDB
 from dvc_data.hashfile.hash_info import HashInfo
-from dvc_objects.fs.local import LocalFileSystem
 
 from stages.lib.stage import StageError, run
 from tools.lib.runs import LOCK
@@ -254,7 +254,10 @@ def patiently(attempt: Callable[[str, str, str], str], *words: str) -> str:
             reason = " ".join(str(error).split())
             print(f"trying again in {wait} s: {reason}", file=sys.stderr, flush=True)
             time.sleep(wait)
-    return attempt(*words)
+    try:
+        return attempt(*words)
+    except (OSError, DvcException) as error:
+        raise StageError(" ".join(str(error).split())) from error
 
 
 def check(commit: str) -> None:
@@ -291,15 +294,12 @@ def bring(remote: str, commit: str, name: str, changes: Sequence[str]) -> str:
     Raises:
         StageError: A stage failed, or a remote was unreachable for more than two minutes.
     """
-    try:
-        check(commit)
-        if found := patiently(find, remote, commit, name):
-            return found
-        if not call("git", "for-each-ref", reference(commit, name)):
-            run_experiment(name, changes, "--pull")
-        return patiently(push, remote, commit, name)
-    except DvcException as error:
-        raise StageError(f"{name}: {' '.join(str(error).split())}") from error
+    check(commit)
+    if found := patiently(find, remote, commit, name):
+        return found
+    if not call("git", "for-each-ref", reference(commit, name)):
+        run_experiment(name, changes, "--pull")
+    return patiently(push, remote, commit, name)
 
 
 def main() -> None:

@@ -15,8 +15,13 @@ from typing import IO
 
 from dask.system import CPU_COUNT
 
-THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
-THREADS += ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+THREADS = (
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+)
 
 
 def lock_clone(base: Path) -> tuple[Path, IO[str]]:

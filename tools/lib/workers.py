@@ -16,11 +16,19 @@ from pathlib import Path
 
 from distributed import Client, Future, LocalCluster
 from distributed.scheduler import KilledWorker
+from dvc.fs import LocalFileSystem
 from dvc.repo import Repo
-from dvc_objects.fs.local import LocalFileSystem
 
 from stages.lib.stage import StageError
-from tools.lib.experiment import call, dvc, find, reference, references, store_address
+from tools.lib.experiment import (
+    call,
+    dvc,
+    find,
+    patiently,
+    reference,
+    references,
+    store_address,
+)
 
 REMOTE = "origin"
 CLONES = Path(".dvc/tmp/workers")
@@ -63,6 +71,8 @@ def connect(workers: str) -> Iterator[Client]:
     Raises:
         StageError: There is no scheduler, or no longer.
     """
+    if workers == "0":
+        raise StageError("--workers: expected a number from 1 on or an address, found 0")
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # this module says what failed
     if not workers.isdecimal():
         try:
@@ -95,7 +105,7 @@ def connect(workers: str) -> Iterator[Client]:
 
 
 class Tasks:
-    """Submits experiments of a commit to a cluster.
+    """Experiments of one commit on a cluster, as `open_tasks` returns it.
 
     Args:
         client: Of the cluster.
@@ -115,11 +125,17 @@ class Tasks:
         self.command = ["python", "-c", TASK.read_text(encoding="utf-8")]
         self.command += [url, commit, project, clones, tasks]
 
-    def submit(self, *words: str, key: str, workers: Sequence[str] = ()) -> Future:
-        """Run `tools.lib.experiment` with these arguments after REMOTE and COMMIT on a worker.
+    def submit(self, name: str, changes: Sequence[str]) -> Future:
+        """Start an experiment; equal names are one task, also of several coordinators.
 
-        Equal keys are one task, also of several coordinators.
+        Args:
+            name: Of the experiment.
+            changes: Settings of params.yaml, `KEY=VALUE`.
         """
+        return self._run(name, *changes, key=f"{self.commit}-{name}")
+
+    def _run(self, *words: str, key: str, workers: Sequence[str] = ()) -> Future:
+        """Run `tools.lib.experiment` on a worker, with these words after REMOTE and COMMIT."""
         return self.client.submit(
             subprocess.run,
             [*self.command, *words],
@@ -138,7 +154,7 @@ class Tasks:
         """
         now = time.time_ns()
         checks = {
-            worker: self.submit(key=f"check-{worker}-{now}", workers=[worker])
+            worker: self._run(key=f"check-{worker}-{now}", workers=[worker])
             for worker in self.workers
         }
         faults = []
@@ -166,6 +182,24 @@ class Tasks:
         return commit, words[-1]
 
 
+@contextmanager
+def open_tasks(workers: str, commit: str, url: str) -> Iterator[Tasks]:
+    """Connect to workers and check them.
+
+    Args:
+        workers: Their number on this machine, or the address of a scheduler.
+        commit: What they run.
+        url: Of the Git remote, from `prepare`.
+
+    Raises:
+        StageError: There is no scheduler, or a worker's environment differs.
+    """
+    with connect(workers) as client:
+        tasks = Tasks(client, commit, url, str(CLONES.resolve()) if workers.isdecimal() else "")
+        tasks.check()
+        yield tasks
+
+
 def wait_for(task: Future) -> str:
     """Wait for a task, and return its stdout.
 
@@ -188,7 +222,7 @@ def wait_for(task: Future) -> str:
 
 def pull(commit: str, name: str) -> str:
     """Pull the reference of an experiment if the remotes have it whole; return its commit."""
-    found = find(REMOTE, commit, name)
+    found = patiently(find, REMOTE, commit, name)
     if found:
         call("git", "update-ref", reference(commit, name), found)
     return found
