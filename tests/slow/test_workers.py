@@ -359,12 +359,12 @@ def test_experiment_outlasts_an_unusable_store(
     place.assert_idle()
 
 
-def test_other_versions_are_refused_before_anything_runs(place: Place) -> None:
+def test_other_versions_are_refused_before_anything_runs(place: Place, address: str) -> None:
     lock = place.clone.path / "requirements.lock"
     before, trained = lock.read_text(), place.trained
     lock.write_text(before.replace("\nnumpy==", "\nnumpy==0."))
     publish(place)
-    command = [*EXPERIMENTS, "--workers", "1", "--only", "mnist-pca_knn-6"]
+    command = [*EXPERIMENTS, "--workers", address, "--only", "mnist-pca_knn-6"]
     complaint = place.clone.call(*command, code=1).splitlines()[-1]
     assert complaint.startswith("experiments: worker tcp://127.0.0.1:")
     assert "experiment: versions differ from requirements.lock: numpy " in complaint
