@@ -366,11 +366,11 @@ def test_other_versions_are_refused_before_anything_runs(place: Place, address: 
     publish(place)
     command = [*EXPERIMENTS, "--workers", address, "--only", "mnist-pca_knn-6"]
     complaint = place.clone.call(*command, code=1).splitlines()[-1]
+    lock.write_text(before)
+    publish(place)
     assert complaint.startswith("experiments: worker tcp://127.0.0.1:")
     assert "experiment: versions differ from requirements.lock: numpy " in complaint
     assert place.trained == trained
-    lock.write_text(before)
-    publish(place)
 
 
 def test_lost_scheduler_ends_the_coordinator(place: Place) -> None:
