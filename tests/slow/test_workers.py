@@ -246,6 +246,18 @@ def test_workers_and_a_serial_run_give_the_same(tmp_path: Path) -> None:
             )
             assert ours == theirs
     assert fresh.changed() == set()
+    other.call("dvc", "exp", "remove", "mnist-linear-0")
+    other.call(*EXPERIMENTS, "--only", "mnist-linear-0")  # with a run cache, without HEAD's data
+
+
+def test_push_needs_no_workers_and_runs_once(place: Place) -> None:
+    name, trained = "mnist-pca_knn-10", place.trained
+    (place.store / "files/md5").mkdir(parents=True, exist_ok=True)
+    for _ in range(2):
+        output = place.clone.call(*EXPERIMENTS, "--push", "origin", "--only", name)
+        assert f"1/1  {name}  accuracy 0.5000" in output
+    place.assert_whole(name)
+    assert place.trained == trained + 1
 
 
 @pytest.mark.parametrize(("gate", "number"), [("train", 0), ("data", 1), ("reference", 2)], ids=str)

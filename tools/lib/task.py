@@ -28,7 +28,7 @@ def lock_clone(base: Path) -> tuple[Path, IO[str]]:
     """The first clone in a folder that no other task uses, and its lock, held while open."""
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
     if base.stat().st_uid != os.getuid():
-        sys.exit(f"{base} belongs to somebody else; remove it or set TMPDIR")
+        sys.exit(f"{base} belongs to another user; set TMPDIR to a folder of your own")
     for number in count():
         lock = (base / f"{number}.lock").open("w")
         try:
