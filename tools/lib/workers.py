@@ -96,7 +96,7 @@ def connect(workers: str) -> Iterator[Client]:
             n_workers=int(workers),
             threads_per_worker=1,
             processes=False,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # a free port, for this machine only
             silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster) as client,
