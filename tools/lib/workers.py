@@ -97,6 +97,7 @@ def connect(workers: str) -> Iterator[Client]:
             threads_per_worker=1,
             processes=False,
             dashboard_address="127.0.0.1:0",  # a free port, for this machine only
+            worker_dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster) as client,
