@@ -78,14 +78,7 @@ def run_experiment(name: str, changes: Sequence[str], *options: str) -> None:
     """
     words = [word for change in changes for word in ("-S", change)]
     command = ["exp", "run", *options, "--temp", "--name", name, *words]
-    try:
-        dvc(*command)
-    except StageError as error:
-        # DVC cannot restore a stage from the run cache while neither the cache nor the remote has
-        # the folders of HEAD's dvc.lock, as in a fresh clone.
-        if "failed to load directory" not in str(error):
-            raise
-        dvc(*command, "--no-run-cache")
+    dvc(*command)
 
 
 def reference(commit: str, name: str) -> str:
