@@ -167,13 +167,18 @@ def _drawable_title(title: str) -> str:
     return "".join(character for character in title if character not in missing).strip(" :")
 
 
+def _wrappable_title(title: str) -> str:
+    """Escape dollar signs: to wrap a text, matplotlib parses math even with `parse_math=False`."""
+    return _drawable_title(title).replace("$", r"\$")
+
+
 def _set_title(figure: Figure, title: str) -> None:
-    style = {"fontweight": "bold", "fontsize": 12, "wrap": True, "parse_math": False}
-    figure.suptitle(_drawable_title(title), x=0.02, ha="left", **style)
+    style = {"fontweight": "bold", "fontsize": 12, "wrap": True}
+    figure.suptitle(_wrappable_title(title), x=0.02, ha="left", **style)
 
 
 def _set_axes_title(axes: Axes, title: str) -> None:
-    axes.set_title(_drawable_title(title), wrap=True, parse_math=False)
+    axes.set_title(_wrappable_title(title), wrap=True)
 
 
 def _grid(images: np.ndarray, title: str, text_height: float) -> tuple[Figure, list[Axes]]:
