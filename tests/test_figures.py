@@ -622,6 +622,19 @@ def test_without_a_font_class_numbers_are_drawn_and_the_package_is_printed_once(
     assert "install fonts-noto-core (apt) or font-noto-sans-kannada (brew)" in printed
 
 
+def test_a_font_without_a_bold_file_causes_no_warning(
+    install_font: InstallFont,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    others = [font for font in font_manager.fontManager.ttflist if font.name != "DejaVu Sans Mono"]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", others)
+    install_font("Some-Regular", "DejaVuSansMono")
+    figures.drawable(OTHER_SCRIPT)
+    render(figures.pairs(f"{OTHER_SCRIPT[0]}: most confused", [("a", "b", 1)]))
+    assert caplog.messages == []
+
+
 def test_a_title_loses_characters_without_a_font(install_font: InstallFont) -> None:
     figure = figures.pairs("패션: most confused", [("a", "b", 1)])
     assert figure.axes[0].get_title(loc="left") == "most confused"

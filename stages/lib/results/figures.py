@@ -1,5 +1,6 @@
 """Figures of images, training and results; the caller saves them."""
 
+import logging
 import math
 import sys
 import unicodedata
@@ -47,6 +48,8 @@ mpl.rcParams.update(
     }
 )
 
+# A font added for class names may have no bold file; its regular one is then drawn in titles.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 # For text that DejaVu Sans lacks characters of: how the names of preferred font files start. Other
 # fonts follow in alphabetical order.
