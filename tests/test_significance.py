@@ -99,6 +99,22 @@ def test_perfect_models_have_an_interval() -> None:
     assert p == 1
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.filterwarnings("error")
+def test_few_images_have_intervals_and_no_significant_difference(n: int) -> None:
+    rng = np.random.default_rng(n)
+    drawn = [rng.random((count, n)) < 0.5 for count in (1, 2, 3, 3, 5)]
+    configurations = [np.ones((3, n), bool), np.zeros((3, n), bool), *drawn]
+    for correct in configurations:
+        low, high = significance.accuracy_interval(correct)
+        assert 0 <= low <= correct.mean() <= high <= 1
+        assert high - low > 0.3
+    for verdict in significance.verdicts(configurations, 0.1).values():
+        assert verdict.low <= verdict.difference <= verdict.high
+        assert not verdict.better
+        assert verdict.images_needed is None or verdict.images_needed > n
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_two_models_are_compared_by_mcnemars_exact_test(seed: int) -> None:
     first, second = random_runs(seed, 1), random_runs(seed + 10, 1)

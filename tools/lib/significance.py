@@ -114,8 +114,8 @@ def _degrees_of_freedom(variance: float, parts: Sequence[tuple[float, int]]) -> 
 
     Satterthwaite 1946, Biometrics Bulletin 2:110.
     """
-    squares = sum(part**2 / df for part, df in parts)
-    return variance**2 / squares if squares else float("inf")
+    squares = sum(part**2 / max(df, 1) for part, df in parts)
+    return max(variance**2 / squares, 1.0) if squares else float("inf")
 
 
 def estimate(first: np.ndarray, second: np.ndarray | None = None) -> Estimate:
@@ -129,16 +129,17 @@ def estimate(first: np.ndarray, second: np.ndarray | None = None) -> Estimate:
     per_image = means[0] - means[1] if len(means) > 1 else means[0]
     squares = (per_image - per_image.mean()) ** 2
     n = len(per_image)
-    error = squares.std(ddof=1) / sqrt(n)
     runs = []
     for correct in configurations:
         if len(correct) >= MIN_RUNS:
             by_run = correct.mean(axis=1, keepdims=True)
             rest = correct - by_run - correct.mean(axis=0) + correct.mean()
-            interaction = float((rest**2).sum() / ((len(correct) - 1) * (n - 1)))
+            interaction = float((rest**2).sum() / ((len(correct) - 1) * max(n - 1, 1)))
             runs.append(Runs(len(correct), float(by_run.var(ddof=1)), interaction))
-    variance = float(squares.sum() / (n - 1))
-    bound = variance + NormalDist().inv_cdf(BOUND) * float(error)
+    variance = float(squares.sum() / max(n - 1, 1))
+    error = float(squares.std(ddof=1)) / sqrt(n) if n > 1 else 0.0
+    rare = 1 - (1 - BOUND) ** (1 / n)  # bound of the share of images that differ if none does
+    bound = max(variance + NormalDist().inv_cdf(BOUND) * error, rare)
     return Estimate(float(per_image.mean()), n, variance, bound, tuple(runs))
 
 
@@ -152,11 +153,12 @@ def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
     found = estimate(correct)
     mean, n = found.mean, found.images
     variance, df = found.over_both()
-    simple = mean * (1 - mean) / (n - 1)
+    simple = mean * (1 - mean) / max(n - 1, 1)
     effective = n * simple / variance if variance else float(n)
-    level = 2 * NormalDist().cdf(-float(student.ppf(1 - ALPHA / 2, df)))
-    low, high = proportion_confint(mean * effective, effective, level, method="wilson")
-    return float(low), float(high)
+    square = float(student.ppf(1 - ALPHA / 2, df)) ** 2 / effective  # Wilson 1927, equation 13
+    center, scale = (mean + square / 2) / (1 + square), 1 / (1 + square)
+    half = scale * sqrt(square * (mean * (1 - mean) + square / 4))
+    return max(min(center - half, mean), 0.0), min(max(center + half, mean), 1.0)
 
 
 def newcombe(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
@@ -228,13 +230,21 @@ def _p(mean: float, variance: float, df: float) -> float:
     return float(2 * student.sf(abs(mean) / sqrt(variance), df))
 
 
+def _mcnemar(first: np.ndarray, second: np.ndarray) -> float:
+    """McNemar's exact p of two models (1947, Psychometrika 12:153); arguments as of `newcombe`."""
+    only = int((first & ~second).sum()), int((second & ~first).sum())
+    if not any(only):
+        return 1.0
+    return float(mcnemar([[0, only[0]], [only[1], 0]], exact=True).pvalue)
+
+
 def difference_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
     """95% confidence interval of the difference in accuracy, and p of no difference.
 
     Both are for new images, and for new runs of a configuration with at least `MIN_RUNS`. Of two
-    single models they are Newcombe's and McNemar's exact p (1947, Psychometrika 12:153). With fewer
-    than `MIN_DISCORDANT` discordant images the variance is hardly estimated, and 0 without any: the
-    interval then also covers Newcombe's of the first run of each configuration.
+    single models they are Newcombe's and McNemar's exact p. With fewer than `MIN_DISCORDANT`
+    discordant images the variance is hardly estimated, and 0 without any: the interval then also
+    covers Newcombe's of the first run of each configuration, and p is at least McNemar's.
 
     Args:
         first: Shape (runs, n), bool.
@@ -244,18 +254,16 @@ def difference_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, f
         Lower end, upper end, p.
     """
     if len(first) == len(second) == 1:
-        (a,), (b,) = first, second
-        only = int((a & ~b).sum()), int((b & ~a).sum())
-        p = mcnemar([[0, only[0]], [only[1], 0]], exact=True).pvalue if any(only) else 1.0
-        return *newcombe(a, b), float(p)
+        return *newcombe(first[0], second[0]), _mcnemar(first[0], second[0])
     found = estimate(first, second)
     variance, df = found.over_both()
     half = float(student.ppf(1 - ALPHA / 2, df)) * sqrt(variance)
-    low, high = found.mean - half, found.mean + half
+    low, high, p = found.mean - half, found.mean + half, _p(found.mean, variance, df)
     if (first.mean(axis=0) != second.mean(axis=0)).sum() < MIN_DISCORDANT:
         low_1, high_1 = newcombe(first[0], second[0])
         low, high = min(low, low_1), max(high, high_1)
-    return low, high, _p(found.mean, variance, df)
+        p = max(p, _mcnemar(first[0], second[0]))
+    return low, high, p
 
 
 def sizes_needed(
