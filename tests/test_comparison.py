@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from matplotlib.text import Text
 
+from stages.lib.files import write_json
 from stages.lib.stage import StageError
 from tools.lib import comparison
 from tools.lib.runs import ECE_QUANTILE, Run
@@ -242,6 +244,20 @@ def test_figure_has_a_panel_per_dataset_and_hollow_points_for_few_runs(bench: Be
     assert labels == [["mlp-0"], ["cnn-0", "mlp"]]
     colors = [np.asarray(axes.collections[1].get_facecolor()) for axes in figure.axes]
     assert [(each == 1).all(axis=1).tolist() for each in colors] == [[True], [True, False]]
+
+
+def test_dollar_signs_in_names_of_runs_are_drawn_literally(bench: Bench) -> None:
+    runs = [bench.run(range(i, i + 3), name=name) for i, name in enumerate(("$$", "$1$"))]
+    for each in runs:
+        folder = bench.folder / each.files.path / "data/raw"
+        folder.mkdir()
+        np.save(folder / "test_images.npy", np.zeros((IMAGES, 4, 4), np.uint8))
+        write_json(folder / "dataset.json", {"classes": ["$a$", "$$"]})
+    figure = comparison.disagreements(*runs)[1]
+    figure.draw_without_rendering()  # would fail on $$
+    texts = [text for text in figure.findobj(Text) if "$" in text.get_text()]
+    assert len(texts) == 4
+    assert not any(text.get_parse_math() for text in texts)
 
 
 def test_markdown_columns_are_aligned() -> None:

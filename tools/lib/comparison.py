@@ -375,7 +375,7 @@ def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
         only: list[dict[Any, Any]] = table[own[chosen]].to_dict("records")
         shown = min(8, len(only))
         title = f"misclassified by {each.name} only: first {shown} of {len(only):,}"
-        row.suptitle(title, x=0.01, ha="left", fontweight="bold", color=color)
+        row.suptitle(title, x=0.01, ha="left", fontweight="bold", color=color, parse_math=False)
         for axes, image in zip_longest(row.subplots(1, 8), only[:8]):
             axes.set_axis_off()
             if image:
