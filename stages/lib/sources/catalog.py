@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from stages.lib.params import PARAMS, Line, Section, check, read_yaml
 from stages.lib.stage import StageError
@@ -12,6 +12,20 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 Size = Annotated[int, Field(ge=1, lt=2**32)]
+
+
+def _shape(sizes: list[int]) -> list[int]:
+    if len(sizes) != 2 and (len(sizes) != 3 or sizes[2] != 3):
+        raise ValueError("[height, width] or [height, width, 3]")
+    return sizes
+
+
+def _distinct(classes: list[str]) -> list[str]:
+    if not 2 <= len(classes) <= 256:
+        raise ValueError("2 to 256 names")
+    if len({*classes}) != len(classes):
+        raise ValueError("different names")
+    return classes
 
 
 class Split(Section):
@@ -80,8 +94,8 @@ class Dataset(Section):
 
     title: Line
     license: str
-    classes: list[Line] = Field(min_length=2, max_length=256)
-    image: list[Size] = Field(min_length=2, max_length=3)  # height, width, and 3 if in color
+    classes: Annotated[list[Line], AfterValidator(_distinct)]
+    image: Annotated[list[Size], AfterValidator(_shape)]  # height, width, and 3 if in color
     images: Split
     flip: bool = False  # whether a horizontally flipped image shows the same class
     centering: Literal["mass"] | None = None  # the published images' center of mass is centered
@@ -90,10 +104,6 @@ class Dataset(Section):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError("classes with different names")
-        if self.image[2:] not in ([], [3]):
-            raise ValueError("image: [height, width] or [height, width, 3]")
         if "auto" in self.sources:
             raise ValueError("no source named auto, which means all of them")
         digests = self.sha256.validation_images, self.sha256.validation_labels
