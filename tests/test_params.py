@@ -754,6 +754,13 @@ def test_expands_the_home_directory_in_a_folder(
     fetch_arrays(check(Dataset, entry, Path("datasets.yaml"), "tiny"), "local")
 
 
+def test_the_home_directory_of_an_unknown_user_is_no_folder(project: Path) -> None:
+    entry = changed(tiny_entry(), "sources.local.folder", "~no_such_user/tiny")
+    dataset = check(Dataset, entry, Path("datasets.yaml"), "tiny")
+    with pytest.raises(StageError, match="No such file or directory: '~no_such_user/tiny/"):
+        fetch_arrays(dataset, "local")
+
+
 def test_lists_the_data_sets_that_there_are(project: Path) -> None:
     fault = fault_of(lambda name: read_dataset(project / "datasets.yaml", str(name)), "mnits")
     names = ", ".join(read_yaml(project / "datasets.yaml"))

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def from_folder(source: Source, folder: Path) -> None:
     Raises:
         StageError: The folder is missing in the temporary workspace of an experiment.
     """
-    own = Path(source.folder or "").expanduser()
+    own = Path(os.path.expanduser(source.folder or ""))  # noqa: PTH111  # keeps an unknown ~user
     if not own.exists() and EXPERIMENTS in Path.cwd().as_posix():
         raise StageError(
             f"{own} does not exist here: experiments run with --temp or --queue see only files "
