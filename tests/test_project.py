@@ -92,10 +92,11 @@ def test_a_clone_with_autocrlf_has_the_same_bytes(shipped: Clone, tmp_path: Path
     assert changed == []
 
 
-@pytest.mark.parametrize("folder", ["data/letters", "data/own/letters"])
+@pytest.mark.parametrize("folder", ["data/letters", "data/own/letters", "data/letters/v1/train"])
 def test_dvc_add_tracks_a_folder_below_data(shipped: Clone, folder: str) -> None:
     (shipped.path / folder).mkdir(parents=True)
     (shipped.path / folder / "a.png").write_bytes(b"a")
+    (shipped.path / folder).with_name("other.png").write_bytes(b"b")
     shipped.call("dvc", "add", folder)
     ignored = f"{Path(folder).parent}/.gitignore"
     assert shipped.changed() - {ignored} == {f"{folder}.dvc"}
