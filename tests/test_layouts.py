@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import Clone, new_clone, read_yaml, write_yaml
+from tools.lib.runs import read_runs, restore_commands
 
 EXPERIMENT = "mnist-pca_knn-0"
 COMPARE = ["python", "-m", "tools.compare"]
@@ -80,6 +81,14 @@ def test_worktree_gets_the_cache_of_the_main_one(clone: Clone, tmp_path: Path) -
     assert restore(tree) == f"dvc cache dir --local {clone.path}/.dvc/cache"
     tree.call("dvc", "checkout", "-q")
     assert "match dvc.lock" in tree.call("python", "-m", "tools.verify")
+
+
+def test_object_in_the_own_cache_is_not_looked_for_elsewhere(
+    clone: Clone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clone.path)
+    (each,) = read_runs(["HEAD"])
+    assert restore_commands([each]) == ["git checkout HEAD && dvc repro"]
 
 
 def test_clone_without_data_reads_the_remote(clone: Clone, tmp_path: Path) -> None:

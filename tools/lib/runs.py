@@ -191,12 +191,14 @@ def restore_commands(runs: Sequence[Run]) -> list[str]:
             for base, named in repo.experiments.ls(all_commits=True).items()
             for name, commit in named
         }
+        own = Path(repo.cache.local.path)
     main = Path(git("rev-parse", "--path-format=absolute", "--git-common-dir")).parent
     shared = main / git("rev-parse", "--show-prefix") / ".dvc/cache"
     commands = []
     for each in runs:
         commit = each.commit
-        if (shared / "files/md5" / each.predictions[:2] / each.predictions[2:]).exists():
+        shared_object = shared / "files/md5" / each.predictions[:2] / each.predictions[2:]
+        if own != shared / "files/md5" and shared_object.exists():
             commands.append(shlex.join(["dvc", "cache", "dir", "--local", str(shared)]))
         elif commit in experiments:
             name, base = experiments[commit]
