@@ -73,7 +73,7 @@ def test_refuses_a_data_set_that_the_catalog_does_not_have(
     with pytest.raises(
         StageError,
         match=r"dataset: expected an entry of datasets.yaml "
-        r"\(digits, fashion_mnist, mnist, tiny\), found 'mnits'",
+        r"\(digits, fashion_mnist, fashion_mnist_ko, mnist, tiny\), found 'mnits'",
     ):
         fetch.main()
     assert not (project / "data").exists()

@@ -380,6 +380,15 @@ def test_labels_beyond_the_classes_are_refused_also_where_the_digest_is_theirs(w
     assert "test_labels: expected labels below 3, the number of classes, found 3" in fault_of(tiny)
 
 
+def test_korean_entry_differs_in_names_only() -> None:
+    english, korean = (
+        read_dataset(ROOT / "datasets.yaml", name) for name in (FASHION, f"{FASHION}_ko")
+    )
+    names = {"title": english.title, "classes": english.classes}
+    assert korean.model_copy(update=names) == english
+    assert korean.classes[-1] == "앵클 부츠"
+
+
 def test_the_digits_of_scikit_learn_need_neither_network_nor_files(
     web: Web, tmp_path: Path
 ) -> None:
