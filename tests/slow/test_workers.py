@@ -293,6 +293,17 @@ def test_interrupted_coordinator_continues(place: Place) -> None:
         place.assert_whole(name)
 
 
+@pytest.mark.parametrize("trap", ["", "trap '' INT; "], ids=["foreground", "background"])
+def test_killed_coordinator_leaves_no_process(place: Place, trap: str) -> None:
+    place.close("train")
+    command = [*EXPERIMENTS, "--workers", "1", "--only", "mnist-pca_knn-9"]
+    with place.started("sh", "-c", f'{trap}exec "$@"', "sh", *command) as coordinator:
+        place.reached("train")
+        coordinator.kill()
+    place.assert_idle()
+    place.open("train")
+
+
 def test_two_coordinators_give_one_experiment(place: Place) -> None:
     name, other = "mnist-pca_knn-4", place.folder / "second"
     place.clone.call("git", "clone", "-q", str(place.folder / "origin"), str(other))

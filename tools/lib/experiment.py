@@ -40,12 +40,14 @@ def call(*command: str) -> str:
     Raises:
         StageError: The command failed.
     """
+    # Scripts start background processes with SIGINT ignored, and commands inherit this.
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     with TemporaryFile("w+") as out, TemporaryFile("w+") as err:  # a child may outlive a pipe
         with subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True) as process:
             try:
                 process.wait()
             except KeyboardInterrupt:
-                os.killpg(process.pid, signal.SIGINT)
+                os.killpg(process.pid, signal.SIGTERM if ignored else signal.SIGINT)
                 process.wait()
                 raise
         for file in (out, err):

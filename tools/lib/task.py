@@ -6,6 +6,7 @@ and run the code of the commit. A task holds the lock of its clone, so no two sh
 
 import fcntl
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -69,7 +70,10 @@ def main(url: str, commit: str, project: str, base: str, tasks: str, *words: str
         tasks: How many share the cores of this machine.
         words: Arguments of the module after REMOTE and COMMIT.
     """
-    worker = os.getppid()
+    # The worker reads the output. The parent's process id would not do: the worker may be dead
+    # before this process starts, or have the id 1 in a container.
+    output = select.poll()
+    output.register(sys.stdout, 0)
     folder = Path(base or f"{tempfile.gettempdir()}/experiments-{os.getuid()}")
     clone, lock = lock_clone(folder)
     check_out(clone, url, commit)
@@ -84,7 +88,7 @@ def main(url: str, commit: str, project: str, base: str, tasks: str, *words: str
         try:
             process.wait(1)
         except subprocess.TimeoutExpired:
-            if os.getppid() != worker:
+            if output.poll(0):  # nobody reads it
                 process.terminate()
                 process.wait()
     sys.exit(process.returncode)
