@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -29,6 +30,8 @@ from stages.lib.stage import StageError, run
 from tools.lib.runs import LOCK
 
 WAITS = (5, 10, 20, 40, 60)  # seconds between attempts to reach a remote: over two minutes
+# Errors of DVC's file systems that are not OSErrors, and the optional modules that define them.
+REMOTE_ERRORS = {"asyncssh": "Error", "httpx": "HTTPError", "webdav4.client": "ClientError"}
 
 
 def call(*command: str) -> str:
@@ -142,19 +145,39 @@ def store_address(repo: Repo) -> str:
     return address
 
 
+def remote_errors() -> tuple[type[Exception], ...]:
+    """The errors of the file systems that are loaded."""
+    modules = [name for name in REMOTE_ERRORS if name in sys.modules]
+    return (OSError, *(getattr(sys.modules[name], REMOTE_ERRORS[name]) for name in modules))
+
+
+@contextmanager
+def remote_faults() -> Iterator[None]:
+    """Turn an error of the DVC remote into a StageError of one line."""
+    try:
+        yield
+    except remote_errors() as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise StageError(f"DVC remote: {reason}") from error
+
+
 def open_store(repo: Repo) -> HashFileDB:
     """The objects of the DVC remote.
 
     Raises:
-        StageError: It is a folder that is not there. DVC would create it, even in the mount point
-            of a folder that is not mounted.
+        StageError: It cannot be reached, or is a folder that is not there. DVC would create the
+            folder, even in the mount point of a folder that is not mounted.
     """
-    store = repo.cloud.get_remote_odb()
-    if not store.fs.exists(store.path) and isinstance(store.fs, LocalFileSystem):
-        raise StageError(
-            f"DVC remote: {store.path} is not there; mount it, or start a new one: "
-            f"mkdir -p {store.path}"
-        )
+    with remote_faults():
+        store = repo.cloud.get_remote_odb()
+        try:
+            store.fs.info(store.path)  # some file systems answer exists() with False on any error
+        except FileNotFoundError as error:
+            if isinstance(store.fs, LocalFileSystem):
+                raise StageError(
+                    f"DVC remote: {store.path} is not there; mount it, or start a new one: "
+                    f"mkdir -p {store.path}"
+                ) from error
     return store
 
 
@@ -176,16 +199,17 @@ class Data:
         """Objects that the remote lacks, or has in another size than this clone."""
         objects = sorted(self.objects, key=lambda each: (each.isdir, each.value))
         paths = [self.remote.oid_to_path(each.value) for each in objects]
-        found = self.remote.fs.info(paths, return_exceptions=True)
-        missing = []
-        for each, entry in zip(objects, found, strict=True):
-            own = Path(self.cache.oid_to_path(each.value))
-            if isinstance(entry, FileNotFoundError):
-                missing.append(each)
-            elif isinstance(entry, Exception):
-                raise entry
-            elif own.exists() and own.stat().st_size != entry["size"]:
-                missing.append(each)
+        with remote_faults():
+            found = self.remote.fs.info(paths, return_exceptions=True)
+            missing = []
+            for each, entry in zip(objects, found, strict=True):
+                own = Path(self.cache.oid_to_path(each.value))
+                if isinstance(entry, FileNotFoundError):
+                    missing.append(each)
+                elif isinstance(entry, Exception):
+                    raise entry
+                elif own.exists() and own.stat().st_size != entry["size"]:
+                    missing.append(each)
         return missing
 
     def push(self) -> None:
@@ -195,7 +219,8 @@ class Data:
             digests = [each.value for each in missing if each.isdir == folders]
             if digests:
                 paths = [self.cache.oid_to_path(digest) for digest in digests]
-                self.remote.add(paths, self.cache.fs, digests, check_exists=False)
+                with remote_faults():
+                    self.remote.add(paths, self.cache.fs, digests, check_exists=False)
         if left := self.lacking():
             raise StageError(f"DVC remote: {len(left)} files are missing after the push")
 
