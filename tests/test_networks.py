@@ -248,7 +248,8 @@ def test_settings_of_the_user_change_neither_backend_nor_precision_nor_layout(
         "print(keras.backend.backend(), keras.config.floatx(), keras.config.image_data_format(),"
         " keras.config.max_epochs())"
     )
-    hostile = {"HOME": str(tmp_path), "KERAS_BACKEND": "jax", "KERAS_MAX_EPOCHS": "1"}
+    hostile = {"HOME": str(tmp_path), "KERAS_BACKEND": "jax"}
+    hostile |= {"KERAS_MAX_EPOCHS": "1", "KERAS_NNX_ENABLED": "true"}
     assert run_python(code, **hostile) == (0, "tensorflow float32 channels_last None\n", "")
     assert json.loads((tmp_path / ".keras/keras.json").read_text()) == HOSTILE
 

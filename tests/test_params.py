@@ -557,6 +557,12 @@ HEX = r"expected pattern '\^\[0-9a-f\]\{64\}\$', found '.*'"
         ),
         pytest.param(
             "classes",
+            [None, "a"],
+            "classes.0: expected text, found None; put it in quotes",
+            id="class-null",
+        ),
+        pytest.param(
+            "classes",
             [f"{n}" for n in range(257)],
             "classes: expected 2 to 256 names, found .*",
             id="257-classes",
@@ -727,6 +733,15 @@ def test_refuses_a_text_that_no_file_or_log_can_hold(key: str, text: str) -> Non
     assert fault.startswith(
         f"datasets.yaml: tiny.{place}: expected text of printable characters in one line, found "
     )
+
+
+def test_accepts_the_joiners_of_a_script() -> None:
+    names = [
+        "\u0c9f\u0cbf-\u0cb6\u0cb0\u0ccd\u0c9f\u0ccd\u200c",
+        "\u0646\u06cc\u0645\u200c\u0628\u0648\u062a",
+    ]
+    entry = check(Dataset, changed(tiny_entry(), "classes", names), Path("datasets.yaml"), "tiny")
+    assert entry.classes == names
 
 
 @pytest.mark.parametrize("key", ["images.train", "images.test", "image"])

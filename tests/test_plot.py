@@ -1,7 +1,11 @@
 """The stage plot, on a history made by hand and the tables of the stage evaluate."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,8 +15,19 @@ from matplotlib.text import Text
 from stages import evaluate, fetch, plot
 from stages.lib.files import write_csv
 from stages.lib.results import figures, metrics
+from stages.lib.sources.fetching import digest
 from stages.lib.stage import StageError
-from tests.helpers import CLASSES, Edit, tiny_arrays
+from tests.helpers import (
+    CLASSES,
+    HEIGHT,
+    ROOT,
+    WIDTH,
+    Edit,
+    idx,
+    tiny_arrays,
+    tiny_entry,
+    write_yaml,
+)
 
 PICTURES = [
     "calibration.png",
@@ -35,9 +50,14 @@ def predicted(project: Path) -> Path:
 def save(validation: int, wrong: list[int]) -> None:
     """Save predictions with the given errors, evaluate them, and save a history."""
     labels = tiny_arrays()["test_labels"]
-    guess = labels.copy()
-    guess[wrong] = (labels[wrong] + 1) % 3
-    probabilities = np.eye(3, dtype=np.float32)[guess]
+    predicted = labels.copy()
+    predicted[wrong] = (labels[wrong] + 1) % 3
+    save_predictions(labels, predicted, validation)
+
+
+def save_predictions(labels: np.ndarray, predicted: np.ndarray, validation: int) -> None:
+    """Save predictions of test images, the first of which also validate, and what follows."""
+    probabilities = np.eye(int(labels.max()) + 1, dtype=np.float32)[predicted]
     np.savez(
         "data/predictions.npz",
         parameters=np.array(275),
@@ -185,3 +205,30 @@ def test_a_class_without_test_images_is_drawn_without_dots() -> None:
     figure = figures.classes("Classes", table)
     figure.draw_without_rendering()
     assert {"a", "b", "c"} <= {*texts(figure)}
+
+
+def test_256_classes_take_seconds_and_little_memory(project: Path) -> None:
+    rng, classes = np.random.default_rng(0), 256
+    labels = np.tile(np.arange(classes), 10).astype(np.uint8)
+    images = rng.integers(0, 256, (len(labels), HEIGHT, WIDTH), np.uint8)
+    arrays = {"train_images": images, "train_labels": labels}
+    arrays |= {"test_images": images, "test_labels": labels}
+    entry = tiny_entry() | {"classes": [f"class no. {number}" for number in range(classes)]}
+    entry["images"] = {"train": len(labels), "test": len(labels)}
+    entry["sha256"] = {name: digest(array) for name, array in arrays.items()}
+    for name, array in arrays.items():
+        (project / "tiny" / f"{name}.idx").write_bytes(idx(array))
+    write_yaml(project / "datasets.yaml", {"tiny": entry})
+    fetch.main()
+    save_predictions(labels, rng.permutation(labels), 0)
+
+    command = [sys.executable, "-m", "stages.plot"]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    _, code, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(code)
+    assert process.returncode == 0
+    assert used.ru_utime + used.ru_stime < 20  # 7 on a slow machine; without limits, 100
+    assert used.ru_maxrss < 500_000  # kB
+    for path in Path("reports/figures").iterdir():
+        height, width, _ = plt.imread(path).shape
+        assert max(height, width) <= 3_000

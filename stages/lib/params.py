@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 from yaml import MarkedYAMLError, Node, SafeLoader, ScalarNode, YAMLError
 from yaml.constructor import ConstructorError
 
-from stages.lib.stage import StageError, run
+from stages.lib.stage import StageError, is_printable, run
 
 PARAMS = Path("params.yaml")
 
@@ -21,7 +21,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 def _printable(text: str) -> str:
     # A NUL is invalid in file names, a lone surrogate cannot be encoded, a line feed breaks logs.
-    if not text.isprintable():
+    if not is_printable(text):
         raise ValueError("text of printable characters in one line")
     return text
 
@@ -273,7 +273,8 @@ def check(kind: type[Kind], content: object, path: Path, *prefix: str) -> Kind:
             expected = "a section with keys"
         elif fault["type"] == "string_type":
             expected = "text"
-            if isinstance(fault["input"], bool | int | float | date):
+            null_in_list = fault["input"] is None and isinstance(fault["loc"][-1], int)
+            if null_in_list or isinstance(fault["input"], bool | int | float | date):
                 found += "; put it in quotes"
         else:
             expected = re.sub(

@@ -16,6 +16,7 @@ from types import FrameType, TracebackType
 
 import psutil
 
+JOINERS = {0x200C: None, 0x200D: None}  # zero width; words in Kannada, Persian and others need them
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 GRACE = 5  # seconds for a library call to return and for partial files to be removed
 POLL_INTERVAL = 0.5  # seconds between two checks that DVC is still running
@@ -35,6 +36,11 @@ class StageError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
+
+
+def is_printable(text: str) -> bool:
+    """Whether a text has neither line breaks nor control characters."""
+    return text.translate(JOINERS).isprintable()
 
 
 def expect_memory(size: int) -> None:

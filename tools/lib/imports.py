@@ -15,7 +15,7 @@ import numpy as np
 
 from stages.lib.files import DAMAGED, read_chunks, write_chunks
 from stages.lib.sources import pictures
-from stages.lib.stage import StageError
+from stages.lib.stage import StageError, is_printable
 from tools.lib import arrays
 from tools.lib.decoding import decode_files
 
@@ -300,7 +300,7 @@ def check_classes(published: Published) -> list[str]:
         faults.append(f"expected 2 to 256 classes, found {len(classes)}: {', '.join(classes[:5])}")
     if missing := [name for name in classes if name not in train]:
         faults.append(f"expected training images of each class, found none of {', '.join(missing)}")
-    if odd := [name for name in classes if not name.isprintable()]:
+    if odd := [name for name in classes if not is_printable(name)]:
         faults.append(f"expected printable class names, found {odd!r}")
     if "test" not in published.splits:
         faults.append("expected test images, found too few different ones to hold any out")

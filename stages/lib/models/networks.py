@@ -38,12 +38,13 @@ def import_keras() -> ModuleType:
     """Import Keras on TensorFlow in float32 and channels last, whatever the user's own settings.
 
     KERAS_BACKEND and `~/.keras/keras.json` would choose another backend, precision or layout, and
-    KERAS_MAX_* another number of steps. The import takes seconds, so it waits until it is needed.
+    KERAS_MAX_* another number of steps; KERAS_NNX_ENABLED requires JAX. The import takes seconds,
+    so it waits until it is needed.
     """
     expect_memory(4)
     os.environ |= {"KERAS_BACKEND": "tensorflow", "KERAS_HOME": os.devnull}
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
+    for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "KERAS_NNX_ENABLED"):
         os.environ.pop(name, None)
     with _without_stderr():  # TensorFlow reports a missing GPU before its log level takes effect
         import keras

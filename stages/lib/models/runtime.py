@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from stages.lib.stage import StageError
+from stages.lib.stage import StageError, is_printable
 
 IR_VERSION, OPSET = 8, 17  # of 2022: ONNX Runtime 1.13 and later read them
 THREADS = 2  # fixed, since sums are split among threads: the same bytes whatever the machine has
@@ -227,7 +227,7 @@ def _read_metadata(model: onnx.ModelProto) -> dict[str, Any]:
     if not 2 <= len(classes) <= 256:
         raise RejectedError(f"metadata: classes: expected 2 to 256, found {len(classes):,}")
     for text in (*classes, fields["dataset"], fields["title"], fields["kind"]):
-        if not (isinstance(text, str) and text.isprintable() and len(text) <= MOST_TEXT):
+        if not (isinstance(text, str) and is_printable(text) and len(text) <= MOST_TEXT):
             raise RejectedError(f"metadata: expected printable text, found {str(text)[:20]!r}")
     if len(image) not in (2, 3) or not all(type(size) is int and size > 0 for size in image):
         raise RejectedError("metadata: image: expected height and width, and 3 for color")
