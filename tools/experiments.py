@@ -1,19 +1,23 @@
 """Run the standard grid of experiments: six configurations on each dataset, with several seeds."""
 
 import argparse
-import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from distributed import as_completed
-
 from stages.lib.sources.catalog import read_dataset
 from stages.lib.stage import StageError, run
-from tools.lib.experiment import bring, call, run_experiment, settings
+from tools.lib.execution import (
+    Outcome,
+    add_workers_option,
+    clean_head,
+    finished,
+    report,
+    run_on_workers,
+    run_serially,
+)
 from tools.lib.runs import read_run
-from tools.lib.workers import open_tasks, prepare, pull_finished
+from tools.lib.workers import prepare, pull_finished
 
 DATASETS = ("mnist", "fashion_mnist")
 ONE_CYCLE: dict[str, object] = {
@@ -49,8 +53,6 @@ SEEDS = {
     "cnn": 5,  # the most expensive
 }
 
-Grid = Mapping[str, Mapping[str, object]]
-
 
 def grid(datasets: Sequence[str] = DATASETS) -> dict[str, dict[str, object]]:
     """The changes to params.yaml of each experiment, by its name.
@@ -75,94 +77,14 @@ def matches(name: str, part: str) -> bool:
     return f"-{part}-" in f"-{name}-"
 
 
-def head() -> str:
-    """The commit of HEAD."""
-    return call("git", "rev-parse", "HEAD").strip()
-
-
-def finished(commit: str) -> dict[str, str]:
-    """The experiments of a commit in this clone: their commits by name."""
-    below = f"refs/exps/{commit[:2]}/{commit[2:]}/"
-    listed = call("git", "for-each-ref", "--format=%(refname) %(objectname)", below).splitlines()
-    return {ref.removeprefix(below): found for ref, found in (line.split() for line in listed)}
-
-
-def describe(name: str, commit: str) -> str:
+def describe(outcome: Outcome) -> str:
     """The test accuracy of a finished experiment."""
-    return f"accuracy {read_run(name, commit).scores['accuracy']:.4f}"
-
-
-def run_serially(todo: Grid, commit: str, remote: str) -> list[str]:
-    """Run experiments on HEAD one by one in temporary folders; return those that failed.
-
-    Args:
-        todo: Experiments to run.
-        commit: Where HEAD must stay.
-        remote: The Git remote to bring each to; empty for none.
-    """
-    failed = []
-    for number, (name, values) in enumerate(todo.items(), 1):
-        if (found := head()) != commit:
-            raise StageError(
-                f"HEAD moved from {commit[:7]} to {found[:7]} while experiments ran; "
-                f"git checkout {commit[:7]} and start again"
-            )
-        start = time.perf_counter()
-        try:
-            if remote:
-                result = describe(name, bring(remote, commit, name, settings(values)))
-            else:
-                run_experiment(name, settings(values))
-                result = describe(name, finished(commit)[name])
-        except StageError as error:
-            failed.append(name)
-            result = f"failed: {error}"
-        seconds = time.perf_counter() - start
-        print(f"{number}/{len(todo)}  {name}  {result}  {seconds:.0f} s", flush=True)
-    return failed
-
-
-def run_on_workers(todo: Grid, commit: str, workers: str) -> list[str]:
-    """Run experiments on Dask workers that bring them to the remotes; return those that failed.
-
-    Args:
-        todo: Experiments to run.
-        commit: On the Git remote.
-        workers: Their number on this machine, or the address of a Dask scheduler.
-    """
-    url = prepare(commit)
-    names = pull_finished(commit, [*todo])
-    todo = {name: values for name, values in todo.items() if name not in names}
-    if names:
-        print(f"the remotes have {len(names)} of them, {len(todo)} to run", flush=True)
-    failed: list[str] = []
-    if not todo:
-        return failed
-    with open_tasks(workers, commit, url) as tasks:
-        if not tasks.workers:
-            print("no workers yet; experiments start when one joins", flush=True)
-        futures = {tasks.submit(name, settings(values)): name for name, values in todo.items()}
-        for number, future in enumerate(as_completed(futures), 1):
-            name = futures[future]
-            try:
-                found, seconds = tasks.finish(future, name)
-                result = f"{describe(name, found)}  {seconds} s"
-            except StageError as error:
-                failed.append(name)
-                result = f"failed: {error}"
-            print(f"{number}/{len(todo)}  {name}  {result}", flush=True)
-    return failed
+    return f"accuracy {read_run(outcome.name, outcome.result()).scores['accuracy']:.4f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.experiments", description=__doc__)
-    parser.add_argument(
-        "--workers",
-        metavar="N|ADDRESS",
-        default=os.environ.get("DASK_SCHEDULER_ADDRESS", ""),
-        help="run on so many Dask workers on this machine, or on those of a scheduler "
-        "(tcp://HOST:8786; default: DASK_SCHEDULER_ADDRESS)",
-    )
+    add_workers_option(parser)
     parser.add_argument(
         "--push",
         metavar="REMOTE",
@@ -196,24 +118,19 @@ def main() -> None:
             f"--only: expected whole parts of a name such as {next(iter(experiments))}, "
             f"found {args.only!r}"
         )
-    # Finished experiments are identified by name and commit alone.
-    changed = call(
-        *("git", "diff", "HEAD", "--name-only", "--relative", "--", ".", ":!reports", ":!dvc.lock")
-    )
-    if changed:
-        path = changed.splitlines()[0]
-        raise StageError(
-            f"{path} has uncommitted changes; commit them or run `git checkout HEAD -- {path}`"
-        )
-    commit = head()
+    commit = clean_head()
     done = {} if args.push else finished(commit)
     todo = {name: values for name, values in chosen.items() if name not in done}
     count = len(chosen) - len(todo)
     print(f"{count} of {len(chosen)} experiments are finished, {len(todo)} to run", flush=True)
+    outcomes = run_serially(todo.items(), commit, args.push)
     if args.workers and not args.push:
-        failed = run_on_workers(todo, commit, args.workers)
-    else:
-        failed = run_serially(todo, commit, args.push)
+        url = prepare(commit)
+        if names := pull_finished(commit, [*todo]):
+            todo = {name: values for name, values in todo.items() if name not in names}
+            print(f"the remotes have {len(names)} of them, {len(todo)} to run", flush=True)
+        outcomes = run_on_workers(todo.items(), commit, url, args.workers, ahead=True)
+    failed = report(outcomes, describe, len(todo)) if todo else []
     if failed:
         raise StageError(f"{len(failed)} of {len(todo)} experiments failed: {', '.join(failed)}")
     print("compare them: make compare")

@@ -126,6 +126,10 @@ class Tasks:
         self.command = ["python", "-c", TASK.read_text(encoding="utf-8")]
         self.command += [url, commit, project, clones, tasks]
 
+    def slots(self) -> int:
+        """How many experiments the workers that are there now run at once."""
+        return sum(self.client.nthreads().values())
+
     def submit(self, name: str, changes: Sequence[str]) -> Future:
         """Start an experiment; equal names are one task, also of several coordinators.
 

@@ -1,0 +1,178 @@
+"""Run experiments on HEAD one after another in this clone, or on Dask workers."""
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+
+from distributed import Future, as_completed
+
+from stages.lib.stage import StageError
+from tools.lib.experiment import bring, call, reference, run_experiment, settings
+from tools.lib.workers import open_tasks
+
+Experiment = tuple[str, Mapping[str, object]]  # its name, and its changes to params.yaml
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an experiment ended.
+
+    Attributes:
+        name: Of the experiment.
+        commit: Of a finished experiment; empty if it failed.
+        seconds: How long it took; empty if unknown.
+        error: Why it failed; empty if it did not.
+    """
+
+    name: str
+    commit: str
+    seconds: str
+    error: str = ""
+
+    def result(self) -> str:
+        """The experiment's commit.
+
+        Raises:
+            StageError: It failed.
+        """
+        if self.error:
+            raise StageError(self.error)
+        return self.commit
+
+
+def add_workers_option(parser: argparse.ArgumentParser) -> None:
+    """Add --workers."""
+    parser.add_argument(
+        "--workers",
+        metavar="N|ADDRESS",
+        default=os.environ.get("DASK_SCHEDULER_ADDRESS", ""),
+        help="run on so many Dask workers on this machine, or on those of a scheduler "
+        "(tcp://HOST:8786; default: DASK_SCHEDULER_ADDRESS)",
+    )
+
+
+def head() -> str:
+    """The commit of HEAD."""
+    return call("git", "rev-parse", "HEAD").strip()
+
+
+def clean_head() -> str:
+    """The commit of HEAD, of which the working tree must be a clean checkout.
+
+    Finished experiments are identified by name and commit alone.
+
+    Raises:
+        StageError: A file has uncommitted changes.
+    """
+    changed = call(
+        *("git", "diff", "HEAD", "--name-only", "--relative", "--", ".", ":!reports", ":!dvc.lock")
+    )
+    if changed:
+        path = changed.splitlines()[0]
+        raise StageError(
+            f"{path} has uncommitted changes; commit them or run `git checkout HEAD -- {path}`"
+        )
+    return head()
+
+
+def finished(commit: str) -> dict[str, str]:
+    """The experiments of a commit in this clone: their commits by name."""
+    below = reference(commit, "")
+    listed = call("git", "for-each-ref", "--format=%(refname) %(objectname)", below).splitlines()
+    return {ref.removeprefix(below): found for ref, found in (line.split() for line in listed)}
+
+
+def run_serially(
+    experiments: Iterable[Experiment], commit: str, remote: str = ""
+) -> Generator[Outcome, None, None]:
+    """Run experiments on HEAD one by one in temporary folders.
+
+    Args:
+        experiments: Each is taken when the one before it has ended.
+        commit: Where HEAD must stay.
+        remote: The Git remote to bring each to; empty for none.
+    """
+    for name, changes in experiments:
+        if (found := head()) != commit:
+            raise StageError(
+                f"HEAD moved from {commit[:7]} to {found[:7]} while experiments ran; "
+                f"git checkout {commit[:7]} and start again"
+            )
+        start = time.perf_counter()
+        result, error = "", ""
+        try:
+            if remote:
+                result = bring(remote, commit, name, settings(changes))
+            else:
+                run_experiment(name, settings(changes))
+                result = finished(commit)[name]
+        except StageError as failure:
+            error = str(failure)
+        yield Outcome(name, result, f"{time.perf_counter() - start:.0f}", error)
+
+
+def run_on_workers(
+    experiments: Iterable[Experiment], commit: str, url: str, workers: str, *, ahead: bool
+) -> Generator[Outcome, None, None]:
+    """Run experiments on Dask workers that bring them to the remotes, in the order they end.
+
+    Args:
+        experiments: What to run.
+        commit: On the Git remote.
+        url: Address of the Git remote, from `prepare`.
+        workers: Their number on this machine, or the address of a Dask scheduler.
+        ahead: Whether all experiments are submitted at once. If not, each is taken from
+            `experiments` when a worker is free for it.
+    """
+    remaining = iter(experiments)
+    names: dict[Future, str] = {}
+    with open_tasks(workers, commit, url) as tasks:
+        if not tasks.workers:
+            print("no workers yet; experiments start when one joins", flush=True)
+        running = as_completed()
+        while True:
+            free = None if ahead else max(0, max(1, tasks.slots()) - running.count())
+            for name, changes in islice(remaining, free):
+                future = tasks.submit(name, settings(changes))
+                names[future] = name
+                running.add(future)
+            if running.is_empty():
+                return
+            future = next(running)
+            name = names.pop(future)
+            try:
+                outcome = Outcome(name, *tasks.finish(future, name))
+            except StageError as failure:
+                outcome = Outcome(name, "", "", str(failure))
+            yield outcome
+
+
+def report(
+    outcomes: Generator[Outcome, None, None],
+    describe: Callable[[Outcome], str],
+    total: int,
+    first: int = 1,
+) -> list[str]:
+    """Print a line for each experiment as it ends; return the names of those that failed.
+
+    Args:
+        outcomes: From `run_serially` or `run_on_workers`.
+        describe: The result of an experiment; raises StageError if it failed.
+        total: Number of experiments, for the lines.
+        first: Number of the first of them.
+    """
+    failed = []
+    with closing(outcomes):
+        for number, outcome in enumerate(outcomes, first):
+            try:
+                result = describe(outcome)
+            except StageError as error:
+                failed.append(outcome.name)
+                result = f"failed: {error}"
+            seconds = f"  {outcome.seconds} s" if outcome.seconds else ""
+            print(f"{number}/{total}  {outcome.name}  {result}{seconds}", flush=True)
+    return failed
