@@ -161,6 +161,18 @@ def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
     return max(min(center - half, mean), 0.0), min(max(center + half, mean), 1.0)
 
 
+def mean_interval(scores: np.ndarray) -> tuple[float, float]:
+    """95% confidence interval of the mean of any score per image, as `accuracy_interval` has it.
+
+    Args:
+        scores: Of each run on each of the same images, shape (runs, n).
+    """
+    found = estimate(scores)
+    variance, df = found.over_both()
+    half = float(student.ppf(1 - ALPHA / 2, df)) * sqrt(variance)
+    return found.mean - half, found.mean + half
+
+
 def newcombe(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     """95% confidence interval of the difference in accuracy of two models, for new images.
 
