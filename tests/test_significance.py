@@ -47,6 +47,16 @@ def test_components_are_those_of_a_two_way_analysis_of_variance(seed: int) -> No
     assert variance == pytest.approx(max(combined, squares["C(image)"]) / 120)
 
 
+def test_interval_of_any_mean_is_students_and_that_of_a_sampled_accuracy() -> None:
+    scores = np.random.default_rng(0).gamma(0.1, size=(1, N))
+    expected = stats.t.interval(0.95, N - 1, scores.mean(), stats.sem(scores[0]))
+    assert significance.mean_interval(scores) == pytest.approx(expected)
+    correct = random_runs(0, 5)
+    variance, df = significance.estimate(correct).over_both()
+    expected = stats.t.interval(0.95, df, correct.mean(), np.sqrt(variance))
+    assert significance.mean_interval(correct) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_over_runs_alone_it_is_welchs_t_test(seed: int) -> None:
     first, second = random_runs(seed, 4), random_runs(seed + 10, 6)
