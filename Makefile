@@ -5,7 +5,7 @@ LOCK ?= --upgrade
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/installed
 
-.PHONY: help repro verify about experiments compare bench serve report test test-slow lint audit lock clean
+.PHONY: help repro verify about experiments search compare bench serve report test test-slow lint audit lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^### / { print "\n" substr($$0, 5) } \
@@ -28,6 +28,9 @@ about: $(INSTALLED) ## show CPU, system and versions
 ### Compare experiments
 experiments: $(INSTALLED) ## run the grid of experiments (DATASETS="NAME NAME", EXPERIMENTS="--workers 2")
 	@python -m tools.experiments $(EXPERIMENTS) $(if $(DATASETS),--datasets $(DATASETS))
+
+search: $(INSTALLED) ## search hyperparameters on the validation split (SEARCH="--trials 20")
+	@python -m tools.search $(SEARCH)
 
 compare: $(INSTALLED) ## compare the experiments on this commit (COMPARE="REV REV" or --all)
 	@python -m tools.compare $(COMPARE)

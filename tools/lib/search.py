@@ -1,0 +1,202 @@
+"""A hyperparameter search whose trials are DVC experiments; Optuna proposes configurations.
+
+The experiments are the only record. Their names have the dataset, the digest of the search space
+and the number of the trial, so any clone that has them can rebuild the search.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from scipy.stats import t as student
+
+from stages.lib.params import parse_yaml
+from stages.lib.results.metrics import brier, cross_entropy
+from stages.lib.stage import StageError
+from tools.lib.execution import Experiment, Outcome
+from tools.lib.experiment import call
+from tools.lib.records import flat
+from tools.lib.runs import METRICS, MORE_SCORES, PREDICTIONS, Run
+from tools.lib.significance import ALPHA, accuracy_interval, mean_interval
+from tools.lib.space import Space
+
+# What may be optimized: means over the validation images, and so with an interval.
+DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
+    "validation.loss": "minimize",
+    "validation.accuracy": "maximize",
+    "validation.brier": "minimize",
+}
+
+
+def check_score(name: str) -> None:
+    """Refuse a score that must not, or cannot, be optimized.
+
+    Raises:
+        StageError: It is a score of the test split, or has no interval.
+    """
+    if name in DIRECTIONS:
+        return
+    reason = "" if name.startswith("validation.") else "; test scores are not for choosing"
+    raise StageError(f"--on: expected {' or '.join(DIRECTIONS)}, found {name!r}{reason}")
+
+
+def read_trial(name: str, commit: str, score: str) -> tuple[dict[str, object], float]:
+    """The parameters of an experiment by dotted key, and a validation score.
+
+    Raises:
+        StageError: It has no such score.
+    """
+
+    def show(path: str) -> str:
+        return call("git", "show", f"{commit}:./{path}")
+
+    content: Any = parse_yaml(show("params.yaml"), "params.yaml")
+    try:
+        scores = [json.loads(show(path))["validation"] for path in (METRICS, MORE_SCORES)]
+        value = float((scores[1] | scores[0])[score.removeprefix("validation.")])
+    except (LookupError, ValueError, TypeError) as error:
+        raise StageError(f"{name}: expected {score} in its reports, found no {error}") from error
+    return flat(content), value
+
+
+@dataclass
+class Search:
+    """The trials of a search, and what Optuna proposes next.
+
+    Attributes:
+        dataset: Its key in datasets.yaml.
+        space: What varies.
+        score: A key of `DIRECTIONS`.
+        trials: By number.
+    """
+
+    dataset: str
+    space: Space
+    score: str
+    trials: dict[int, FrozenTrial] = field(default_factory=dict)
+
+    def name(self, number: int) -> str:
+        """The name of a trial's experiment."""
+        return f"{self.dataset}-search-{self.space.digest}-{number}"
+
+    def number(self, name: str) -> int:
+        """The number of the trial with this name; -1 if it is not of this search."""
+        found = re.fullmatch(rf"{re.escape(self.name(0)[:-1])}(0|[1-9]\d*)", name)
+        return int(found[1]) if found else -1
+
+    def changes(self, values: Mapping[str, object]) -> dict[str, object]:
+        """The changes to params.yaml of a trial with these values of the varied keys."""
+        return {"dataset": self.dataset, **self.space.fixed, **values}
+
+    def ask(self, number: int) -> dict[str, object]:
+        """The next values of the varied keys, for the trial with this number.
+
+        They depend on the trials and the number only: Optuna is asked in a study with all of them,
+        seeded by the number. So a search that was interrupted continues as if it had not been. The
+        sampler avoids the neighborhood of trials that are still running.
+        """
+        optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+        sampler = optuna.samplers.TPESampler(seed=number, constant_liar=True)
+        study = optuna.create_study(direction=DIRECTIONS[self.score], sampler=sampler)
+        study.add_trials([trial for _, trial in sorted(self.trials.items())])
+        values = self.space.decode(study.ask(self.space.distributions).params)
+        self.record(number, values, state=TrialState.RUNNING)
+        return values
+
+    def experiments(self, numbers: Iterable[int]) -> Iterator[Experiment]:
+        """Ask for each trial when it is taken."""
+        for number in numbers:
+            yield self.name(number), self.changes(self.ask(number))
+
+    def add(self, name: str, commit: str) -> float:
+        """Record a finished trial, and return its score.
+
+        Raises:
+            StageError: Its parameters are outside the space, or it has no such score.
+        """
+        params, value = read_trial(name, commit, self.score)
+        number = self.number(name)
+        try:
+            self.record(number, params, value=value)
+        except (LookupError, ValueError, TypeError) as error:
+            raise StageError(
+                f"{name}: its parameters are outside the search space; dvc exp remove {name}"
+            ) from error
+        return value
+
+    def tell(self, outcome: Outcome) -> str:
+        """Record how a trial ended, and describe it.
+
+        Raises:
+            StageError: It failed.
+        """
+        number = self.number(outcome.name)
+        self.record(number, self.values(number), state=TrialState.FAIL)
+        value = self.add(outcome.name, outcome.result())
+        return f"{self.score} {value:.4f}"
+
+    def record(self, number: int, params: Mapping[str, Any], **how: Any) -> None:  # noqa: ANN401
+        """Record a trial with these parameters, and a value or a state."""
+        self.trials[number] = create_trial(
+            params=self.space.encode(params), distributions=self.space.distributions, **how
+        )
+
+    @property
+    def finished(self) -> dict[int, float]:
+        """The scores of the finished trials by number."""
+        return {n: trial.value for n, trial in self.trials.items() if trial.value is not None}
+
+    @property
+    def best(self) -> int:
+        """The number of the best trial."""
+        sign = 1 if DIRECTIONS[self.score] == "minimize" else -1
+        return min(self.finished, key=lambda number: (sign * self.finished[number], number))
+
+    def values(self, number: int) -> dict[str, object]:
+        """The values of the varied keys of a trial."""
+        return self.space.decode(self.trials[number].params)
+
+
+def scores_per_image(run: Run, score: str) -> np.ndarray:
+    """The validation score of each validation image of a run, of which the score is the mean.
+
+    Args:
+        run: A finished run.
+        score: A key of `DIRECTIONS`.
+
+    Returns:
+        Shape (n,), bool if the score is the accuracy, else float64.
+    """
+    predictions = run.read(PREDICTIONS)
+    labels, probabilities = (
+        predictions[f"validation_{name}"] for name in ("labels", "probabilities")
+    )
+    if score == "validation.accuracy":
+        correct: np.ndarray = probabilities.argmax(axis=1) == labels
+        return correct
+    function = cross_entropy if score == "validation.loss" else brier
+    ends = range(1, len(labels) + 1)
+    return np.array([function(labels[end - 1 : end], probabilities[end - 1 : end]) for end in ends])
+
+
+def interval(runs: Sequence[Run], score: str) -> tuple[float, float, float]:
+    """Mean validation score of runs that differ in their seeds, with its 95% confidence interval.
+
+    It is for new images and, of several runs, new seeds. The validation images of runs with
+    different `normalize.seed` are different, unless the dataset publishes them: the variance
+    between the runs then is also that over images, and the interval is Student's.
+    """
+    scores = [scores_per_image(run, score) for run in runs]
+    means = np.array([each.mean() for each in scores])
+    mean = float(means.mean())
+    if len(runs) > 1 and runs[0].params["normalize.validation"] != "published":
+        half = float(student.ppf(1 - ALPHA / 2, len(runs) - 1) * means.std(ddof=1))
+        half /= len(runs) ** 0.5
+        return mean, mean - half, mean + half
+    of_images = accuracy_interval if score == "validation.accuracy" else mean_interval
+    return mean, *of_images(np.stack(scores))
