@@ -10,7 +10,7 @@ import pytest
 from distributed import Client, Future
 
 from stages.lib.stage import StageError
-from tools.lib import execution
+from tools.lib import workers
 from tools.lib.execution import Outcome, run_on_workers
 
 
@@ -55,7 +55,7 @@ def test_workers_get_the_next_experiment_as_soon_as_one_is_free(
                 finish=finish,
             )
 
-        monkeypatch.setattr(execution, "open_tasks", open_tasks)
+        monkeypatch.setattr(workers, "open_tasks", open_tasks)
         outcomes = run_on_workers(experiments(), "commit", "url", "1", ahead=False)
         ended = []
         for outcome in outcomes:

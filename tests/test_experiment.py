@@ -8,7 +8,7 @@ import pytest
 from stages.lib.stage import StageError
 from tests.helpers import ROOT, Clone
 from tools.lib import experiment
-from tools.lib.experiment import bring, call, references, version_faults
+from tools.lib.experiment import bring, call, check_remotes, references, version_faults
 from tools.lib.runs import LOCK
 
 NAME = "large"
@@ -65,6 +65,39 @@ def test_data_that_the_remote_lost_is_pushed_again(one_stage: Clone, tmp_path: P
     assert runs(tmp_path) == 1
 
 
+@pytest.mark.parametrize("damage", ["file", "listing", "files and listing"])
+def test_damage_is_found_in_a_clone_without_the_data(
+    one_stage: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    commit = bring_it()
+    call("git", "clone", "--quiet", str(tmp_path / "origin"), str(tmp_path / "other"))
+    monkeypatch.chdir(tmp_path / "other")
+    assert experiment.find("origin", head(), NAME) == commit
+    shutil.rmtree(".dvc/cache", ignore_errors=True)
+    for path in stored(tmp_path):
+        kind = "listing" if path.suffix == ".dir" else "file"
+        if kind in damage:
+            path.chmod(0o600)
+            path.write_text(path.read_text()[:-1])
+    assert experiment.find("origin", head(), NAME) == ""
+
+
+@pytest.mark.parametrize(
+    ("remote", "store", "reason"),
+    [
+        ("orign", "store", "does not appear to be a git"),
+        ("origin", "gone", "mount it"),
+    ],
+)
+def test_wrong_remotes_are_refused_at_once(
+    one_stage: Clone, tmp_path: Path, remote: str, store: str, reason: str
+) -> None:
+    check_remotes("origin", head())
+    (tmp_path / "store").rename(tmp_path / store)
+    with pytest.raises(StageError, match=reason):
+        check_remotes(remote, head())
+
+
 def test_reference_without_data_is_replaced_where_the_data_is_unknown(
     one_stage: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +125,7 @@ def test_experiment_of_a_faster_clone_is_taken(
 
 def test_missing_folder_is_not_created(one_stage: Clone, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "store")  # as if it were not mounted
-    with pytest.raises(StageError, match="store/files/md5 is not there; mount it"):
+    with pytest.raises(StageError, match="store/files/md5 does not exist; mount it"):
         bring_it()
     assert not (tmp_path / "store").exists()
     assert references("origin", "refs/exps/*") == {}

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,25 @@ def head() -> str:
 
 
 def test_published_commit_is_prepared(one_stage: Clone, tmp_path: Path) -> None:
-    (tmp_path / "store/files/md5").rmdir()
     call("dvc", "repro")
     assert prepare(head()) == str(tmp_path / "origin")
     pushed = [path.relative_to(tmp_path / "store") for path in (tmp_path / "store").rglob("*")]
     files = [path.parts[0] for path in pushed if (tmp_path / "store" / path).is_file()]
     assert sorted(files) == ["files", "files", "files", "runs"]
+
+
+def test_missing_folder_is_not_created(one_stage: Clone, tmp_path: Path) -> None:
+    (tmp_path / "store").rename(tmp_path / "unmounted")
+    with pytest.raises(StageError, match="store/files/md5 does not exist; mount it"):
+        prepare(head())
+    assert not (tmp_path / "store").exists()
+
+
+def test_address_with_credentials_is_refused(one_stage: Clone) -> None:
+    call("git", "remote", "set-url", "origin", "https://name:secret@host/project")
+    with pytest.raises(StageError, match="has credentials") as caught:
+        prepare(head())
+    assert "secret" not in str(caught.value)
 
 
 def test_project_without_a_git_remote_is_refused(one_stage: Clone) -> None:
@@ -68,7 +82,7 @@ def test_dvc_remote_that_cannot_be_written_is_refused(one_stage: Clone, tmp_path
     (tmp_path / "store/files").rmdir()
     (tmp_path / "store/files").write_text("a file instead of a folder")
     call("dvc", "repro")
-    with pytest.raises(StageError, match="dvc push --run-cache: exit code"):
+    with pytest.raises(StageError, match="DVC remote: "):
         prepare(head())
 
 
@@ -97,14 +111,27 @@ def test_tasks_at_once_have_clones_of_their_own(tmp_path: Path) -> None:
 
 def test_clone_of_an_interrupted_task_is_repaired(one_stage: Clone, tmp_path: Path) -> None:
     folder = tmp_path / "0"
+    call("git", "push", "--quiet", "origin", "main:topic")
     check_out(folder, str(tmp_path / "origin"), head())
-    (folder / ".git/index.lock").touch()
+    for name in ("index", "config", "HEAD", "refs/remotes/origin/main"):
+        (folder / f".git/{name}.lock").touch()
     (folder / "params.yaml").write_text("size: 9")
     call("git", "commit", "--quiet", "--allow-empty", "--message", "Later")
     call("git", "push", "--quiet", "origin", "main")
+    call("git", "push", "--quiet", "origin", ":topic")
+    call("git", "push", "--quiet", "origin", "main:topic/first")  # a folder where a file was
     check_out(folder, str(tmp_path / "origin"), head())
     assert (folder / "params.yaml").read_text() == "size: 1\n"
     assert call("git", "-C", str(folder), "rev-parse", "HEAD").strip() == head()
+
+
+def test_unreachable_remote_is_tried_again(
+    one_stage: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "origin").rename(tmp_path / "away")
+    monkeypatch.setattr(time, "sleep", lambda _: (tmp_path / "away").rename(tmp_path / "origin"))
+    check_out(tmp_path / "0", str(tmp_path / "origin"), head())
+    assert (tmp_path / "0/params.yaml").exists()
 
 
 def test_clone_of_an_unknown_commit_is_refused(one_stage: Clone, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from tools.lib.execution import (
     run_on_workers,
     run_serially,
 )
+from tools.lib.experiment import check_remotes
 from tools.lib.runs import read_run
-from tools.lib.workers import prepare, pull_finished
 
 DATASETS = ("mnist", "fashion_mnist")
 ONE_CYCLE: dict[str, object] = {
@@ -84,12 +84,13 @@ def describe(outcome: Outcome) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.experiments", description=__doc__)
-    add_workers_option(parser)
-    parser.add_argument(
+    group = parser.add_mutually_exclusive_group()
+    add_workers_option(group)
+    group.add_argument(
         "--push",
         metavar="REMOTE",
         default="",
-        help="bring each to this Git remote and to the DVC remote, unless they have it",
+        help="push each experiment to this Git remote and to the DVC remote, and skip those there",
     )
     parser.add_argument(
         "--only",
@@ -123,17 +124,22 @@ def main() -> None:
     todo = {name: values for name, values in chosen.items() if name not in done}
     count = len(chosen) - len(todo)
     print(f"{count} of {len(chosen)} experiments are finished, {len(todo)} to run", flush=True)
+    if args.push:
+        check_remotes(args.push, commit)
     outcomes = run_serially(todo.items(), commit, args.push)
     if args.workers and not args.push:
+        from tools.lib.workers import prepare, pull_finished  # imports Dask
+
         url = prepare(commit)
         if names := pull_finished(commit, [*todo]):
             todo = {name: values for name, values in todo.items() if name not in names}
-            print(f"the remotes have {len(names)} of them, {len(todo)} to run", flush=True)
+            print(f"{len(names)} are already on the remotes, {len(todo)} to run", flush=True)
         outcomes = run_on_workers(todo.items(), commit, url, args.workers, ahead=True)
     failed = report(outcomes, describe, len(todo)) if todo else []
     if failed:
         raise StageError(f"{len(failed)} of {len(todo)} experiments failed: {', '.join(failed)}")
-    print("compare them: make compare")
+    if not args.push:
+        print("compare them: make compare")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-
-from distributed import Future, as_completed
+from typing import TYPE_CHECKING
 
 from stages.lib.stage import StageError
 from tools.lib.experiment import bring, call, reference, run_experiment, settings
-from tools.lib.workers import open_tasks
+
+if TYPE_CHECKING:
+    from distributed import Future
 
 Experiment = tuple[str, Mapping[str, object]]  # its name, and its changes to params.yaml
 
@@ -44,14 +45,14 @@ class Outcome:
         return self.commit
 
 
-def add_workers_option(parser: argparse.ArgumentParser) -> None:
+def add_workers_option(parser: argparse._ActionsContainer) -> None:
     """Add --workers."""
     parser.add_argument(
         "--workers",
         metavar="N|ADDRESS",
         default=os.environ.get("DASK_SCHEDULER_ADDRESS", ""),
-        help="run on so many Dask workers on this machine, or on those of a scheduler "
-        "(tcp://HOST:8786; default: DASK_SCHEDULER_ADDRESS)",
+        help="number of local Dask workers, or address of a Dask scheduler such as tcp://HOST:8786 "
+        "(default: DASK_SCHEDULER_ADDRESS)",
     )
 
 
@@ -128,6 +129,10 @@ def run_on_workers(
         ahead: Whether all experiments are submitted at once. If not, each is taken from
             `experiments` when a worker is free for it.
     """
+    from distributed import as_completed  # not needed, and slow to import, without workers
+
+    from tools.lib.workers import open_tasks
+
     remaining = iter(experiments)
     names: dict[Future, str] = {}
     with open_tasks(workers, commit, url) as tasks:

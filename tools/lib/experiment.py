@@ -6,6 +6,8 @@ runs one experiment and prints its commit and the seconds that it took; without 
 checks the environment.
 """
 
+import hashlib
+import json
 import os
 import re
 import signal
@@ -13,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,14 +26,18 @@ from dvc.exceptions import DvcException
 from dvc.fs import LocalFileSystem
 from dvc.repo import Repo
 from dvc_data.hashfile.db import HashFileDB
-from dvc_data.hashfile.hash_info import HashInfo
 
 from stages.lib.stage import StageError, run
 from tools.lib.runs import LOCK
 
 WAITS = (5, 10, 20, 40, 60)  # seconds between attempts to reach a remote: over two minutes
 # Errors of DVC's file systems that are not OSErrors, and the optional modules that define them.
-REMOTE_ERRORS = {"asyncssh": "Error", "httpx": "HTTPError", "webdav4.client": "ClientError"}
+REMOTE_ERRORS = {
+    "asyncssh": "Error",
+    "httpx": "HTTPError",
+    "webdav4.client": "ClientError",
+    "botocore.exceptions": "BotoCoreError",
+}
 
 
 def call(*command: str) -> str:
@@ -175,7 +181,7 @@ def open_store(repo: Repo) -> HashFileDB:
         except FileNotFoundError as error:
             if isinstance(store.fs, LocalFileSystem):
                 raise StageError(
-                    f"DVC remote: {store.path} is not there; mount it, or start a new one: "
+                    f"DVC remote: {store.path} does not exist; mount it, or create it: "
                     f"mkdir -p {store.path}"
                 ) from error
     return store
@@ -190,39 +196,69 @@ class Data:
     def __init__(self, repo: Repo, commit: str) -> None:
         with repo.switch(commit):
             outs = [out for out in repo.index.outs if out.use_cache and out.can_push]
-            found = repo.index.used_objs(force=True, push=True)
-        self.objects: set[HashInfo] = set().union({out.hash_info for out in outs}, *found.values())
+        # The digest of each output in dvc.lock, and the size of its file or of all its files.
+        self.outputs: list[tuple[str, int]] = [(out.hash_info.value, out.meta.size) for out in outs]
         self.cache: HashFileDB = repo.cache.local
         self.remote = open_store(repo)
 
-    def lacking(self) -> list[HashInfo]:
-        """Objects that the remote lacks, or has in another size than this clone."""
-        objects = sorted(self.objects, key=lambda each: (each.isdir, each.value))
-        paths = [self.remote.oid_to_path(each.value) for each in objects]
+    def missing(self) -> list[str]:
+        """Digests of objects that the remote lacks or has damaged: files, then folder listings."""
         with remote_faults():
-            found = self.remote.fs.info(paths, return_exceptions=True)
-            missing = []
-            for each, entry in zip(objects, found, strict=True):
-                own = Path(self.cache.oid_to_path(each.value))
-                if isinstance(entry, FileNotFoundError):
-                    missing.append(each)
-                elif isinstance(entry, Exception):
-                    raise entry
-                elif own.exists() and own.stat().st_size != entry["size"]:
-                    missing.append(each)
-        return missing
+            damaged, files = [], {}
+            for digest, _ in self.outputs:
+                files[digest] = [digest]
+                if digest.endswith(".dir"):
+                    listed = read_listing(self.remote, digest)
+                    if listed is None:
+                        damaged.append(digest)
+                    files[digest] = listed or read_listing(self.cache, digest) or []
+            sizes = self._remote_sizes({file for each in files.values() for file in each})
+        missing = {file for file, size in sizes.items() if size != self._own_size(file, size)}
+        for digest, size in self.outputs:
+            if sum(sizes[file] for file in files[digest]) != size:
+                missing |= {*files[digest]} & missing or {*files[digest]}
+        return sorted(missing) + damaged
+
+    def _remote_sizes(self, digests: Iterable[str]) -> dict[str, int]:
+        """Bytes of each object on the remote; -1 if it is not there."""
+        digests = sorted(digests)
+        paths = [self.remote.oid_to_path(digest) for digest in digests]
+        sizes = {}
+        entries = self.remote.fs.info(paths, return_exceptions=True)
+        for digest, entry in zip(digests, entries, strict=True):
+            if isinstance(entry, Exception) and not isinstance(entry, FileNotFoundError):
+                raise entry
+            sizes[digest] = -1 if isinstance(entry, FileNotFoundError) else entry["size"]
+        return sizes
+
+    def _own_size(self, digest: str, default: int) -> int:
+        """Bytes of an object in the cache of this clone."""
+        path = Path(self.cache.oid_to_path(digest))
+        return path.stat().st_size if path.exists() else max(default, 0)
 
     def push(self) -> None:
         """Push what the remote lacks: files first, then the listings of folders."""
-        missing = self.lacking()
+        missing = self.missing()
         for folders in (False, True):
-            digests = [each.value for each in missing if each.isdir == folders]
+            digests = [digest for digest in missing if digest.endswith(".dir") == folders]
             if digests:
                 paths = [self.cache.oid_to_path(digest) for digest in digests]
                 with remote_faults():
                     self.remote.add(paths, self.cache.fs, digests, check_exists=False)
-        if left := self.lacking():
+        if left := self.missing():
             raise StageError(f"DVC remote: {len(left)} files are missing after the push")
+
+
+def read_listing(store: HashFileDB, digest: str) -> list[str] | None:
+    """Digests of the files in a folder, of which a store has the listing; None if not intact."""
+    try:
+        with store.fs.open(store.oid_to_path(digest), "rb") as file:
+            content = file.read()
+    except FileNotFoundError:
+        return None
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != digest.removesuffix(".dir"):
+        return None
+    return [entry["md5"] for entry in json.loads(content)]
 
 
 def fetch(remote: str, commit: str, name: str) -> str:
@@ -242,7 +278,7 @@ def find(remote: str, commit: str, name: str) -> str:
     found = fetch(remote, commit, name)
     with Repo() as repo:
         open_store(repo)
-        return "" if not found or Data(repo, found).lacking() else found
+        return "" if not found or Data(repo, found).missing() else found
 
 
 def push(remote: str, commit: str, name: str) -> str:
@@ -255,7 +291,7 @@ def push(remote: str, commit: str, name: str) -> str:
     found = fetch(remote, commit, name)
     own = call("git", "rev-parse", ref).strip()
     with Repo() as repo:
-        if found and not Data(repo, found).lacking():
+        if found and not Data(repo, found).missing():
             return found
         Data(repo, own).push()
     # The lease: nothing has been pushed there since, and a reference without data is replaced.
@@ -272,7 +308,7 @@ def patiently(attempt: Callable[[str, str, str], str], *words: str) -> str:
             return attempt(*words)
         except (StageError, OSError, DvcException) as error:
             reason = " ".join(str(error).split())
-            print(f"trying again in {wait} s: {reason}", file=sys.stderr, flush=True)
+            print(f"retrying in {wait} s: {reason}", file=sys.stderr, flush=True)
             time.sleep(wait)
     try:
         return attempt(*words)
@@ -295,6 +331,13 @@ def check(commit: str) -> None:
         raise StageError(f"HEAD is {head[:7]}; git checkout --detach {commit[:7]}")
     with Repo() as repo:
         store_address(repo)
+
+
+def check_remotes(remote: str, commit: str) -> None:
+    """Refuse remotes that cannot be read, at once: a wrong name would be retried for minutes."""
+    references(remote, reference(commit, "*"))
+    with Repo() as repo:
+        open_store(repo)
 
 
 def bring(remote: str, commit: str, name: str, changes: Sequence[str]) -> str:

@@ -10,13 +10,15 @@ import select
 import subprocess
 import sys
 import tempfile
+import time
 from itertools import count
 from pathlib import Path
 from typing import IO
 
 from dask.system import CPU_COUNT
 
-THREADS = (
+RETRY_DELAYS = (5, 10, 20, 40, 60)  # seconds, as in experiment.py
+THREAD_VARIABLES = (
     "TF_NUM_INTRAOP_THREADS",
     "TF_NUM_INTEROP_THREADS",
     "OMP_NUM_THREADS",
@@ -48,14 +50,29 @@ def git(folder: Path, *words: str) -> None:
         sys.exit(f"git {words[0]}: {' '.join(done.stderr.split())}")
 
 
+def fetch(folder: Path, commit: str) -> None:
+    """Fetch unless the clone has the commit; the remote may be unreachable for a while."""
+    command = ["git", "-C", str(folder), "cat-file", "-e", f"{commit}^{{commit}}"]
+    if not subprocess.run(command, capture_output=True).returncode:
+        return
+    words = ("fetch", "--quiet", "--prune", "origin")
+    command = ["git", "-C", str(folder), *words]
+    for delay in RETRY_DELAYS:
+        if not subprocess.run(command, capture_output=True).returncode:
+            return
+        time.sleep(delay)
+    git(folder, *words)
+
+
 def check_out(folder: Path, url: str, commit: str) -> None:
     """Bring a clone to a commit; every step may have been interrupted before."""
     folder.mkdir(exist_ok=True)
+    for lock in (folder / ".git").rglob("*.lock"):
+        lock.unlink()
     git(folder, "init", "--quiet")
-    (folder / ".git/index.lock").unlink(missing_ok=True)
     git(folder, "config", "remote.origin.url", url)
     git(folder, "config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*")
-    git(folder, "fetch", "--quiet", "origin")
+    fetch(folder, commit)
     git(folder, "checkout", "--quiet", "--force", "--detach", commit)
 
 
@@ -70,25 +87,25 @@ def main(url: str, commit: str, project: str, base: str, tasks: str, *words: str
         tasks: How many share the cores of this machine.
         words: Arguments of the module after REMOTE and COMMIT.
     """
-    # The worker reads the output. The parent's process id would not do: the worker may be dead
+    # The worker reads the output. The parent's process id is not enough: the worker may be dead
     # before this process starts, or have the id 1 in a container.
     output = select.poll()
     output.register(sys.stdout, 0)
     folder = Path(base or f"{tempfile.gettempdir()}/experiments-{os.getuid()}")
     clone, lock = lock_clone(folder)
     check_out(clone, url, commit)
-    share = os.environ.get(THREADS[0]) or str(max(1, CPU_COUNT // int(tasks)))
+    share = os.environ.get(THREAD_VARIABLES[0]) or str(max(1, CPU_COUNT // int(tasks)))
     process = subprocess.Popen(
         [sys.executable, "-m", "tools.lib.experiment", "origin", commit, *words],
         cwd=clone / project,
-        env=os.environ | dict.fromkeys(THREADS, share),
+        env=os.environ | dict.fromkeys(THREAD_VARIABLES, share),
         pass_fds=[lock.fileno()],  # locked until it ends
     )
     while process.poll() is None:
         try:
             process.wait(1)
         except subprocess.TimeoutExpired:
-            if output.poll(0):  # nobody reads it
+            if output.poll(0):  # the worker is gone
                 process.terminate()
                 process.wait()
     sys.exit(process.returncode)

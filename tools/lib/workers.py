@@ -3,8 +3,10 @@
 Only strings go to the workers: the text of task.py and its arguments.
 """
 
+import hashlib
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +18,6 @@ from pathlib import Path
 
 from distributed import Client, Future, LocalCluster
 from distributed.scheduler import KilledWorker
-from dvc.fs import LocalFileSystem
 from dvc.repo import Repo
 
 from stages.lib.stage import StageError
@@ -24,6 +25,7 @@ from tools.lib.experiment import (
     call,
     dvc,
     find,
+    open_store,
     patiently,
     reference,
     references,
@@ -47,7 +49,12 @@ def prepare(commit: str) -> str:
     if REMOTE not in call("git", "remote").split():
         raise StageError(f"workers need a Git remote; git remote add {REMOTE} ADDRESS")
     url = call("git", "remote", "get-url", REMOTE).strip()
-    if "://" not in url and ":" not in url and not Path(url).is_absolute():
+    if re.match("https?://[^/]*@", url):
+        raise StageError(
+            f"Git remote {REMOTE}: its address has credentials, which process lists of workers "
+            "would show; configure a credential helper of Git instead"
+        )
+    if ":" not in url and not Path(url).is_absolute():
         raise StageError(
             f"Git remote {REMOTE}: workers cannot resolve the relative path {url}; "
             f"git remote set-url {REMOTE} {Path(url).resolve()}"
@@ -57,10 +64,8 @@ def prepare(commit: str) -> str:
         raise StageError(f"{REMOTE} does not have commit {commit[:7]}; git push {REMOTE} HEAD")
     with Repo() as repo:
         store_address(repo)
-        dvc("push", "--run-cache")
-        store = repo.cloud.get_remote_odb()
-        if isinstance(store.fs, LocalFileSystem):  # which workers do not create (open_store)
-            store.fs.makedirs(store.path, exist_ok=True)
+        open_store(repo)
+    dvc("push", "--run-cache")
     return url
 
 
@@ -71,9 +76,9 @@ def connect(workers: str) -> Iterator[Client]:
     Raises:
         StageError: There is no scheduler, or no longer.
     """
-    if workers == "0":
-        raise StageError("--workers: expected a number from 1 on or an address, found 0")
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # this module says what failed
+    if workers.isdecimal() and int(workers) < 1:
+        raise StageError(f"--workers: expected at least 1 or an address, found {workers}")
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # this module reports failures
     if not workers.isdecimal():
         try:
             client = Client(workers)
@@ -86,7 +91,7 @@ def connect(workers: str) -> Iterator[Client]:
                 yield client
         except CancelledError as error:
             raise StageError(
-                "the Dask scheduler is gone; start it and run the same command again"
+                "lost the Dask scheduler; restart it and run the same command again"
             ) from error
         return
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # for "python"
@@ -128,7 +133,10 @@ class Tasks:
 
     def slots(self) -> int:
         """How many experiments the workers that are there now run at once."""
-        return sum(self.client.nthreads().values())
+        try:
+            return sum(self.client.nthreads().values())
+        except OSError as error:
+            raise CancelledError from error
 
     def submit(self, name: str, changes: Sequence[str]) -> Future:
         """Start an experiment; equal names are one task, also of several coordinators.
@@ -137,7 +145,8 @@ class Tasks:
             name: Of the experiment.
             changes: Settings of params.yaml, `KEY=VALUE`.
         """
-        return self._run(name, *changes, key=f"{self.commit}-{name}")
+        place = hashlib.sha256(repr(self.command).encode()).hexdigest()[:8]  # of other remotes
+        return self._run(name, *changes, key=f"{self.commit}-{name}-{place}")
 
     def _run(self, *words: str, key: str, workers: Sequence[str] = ()) -> Future:
         """Run `tools.lib.experiment` on a worker, with these words after REMOTE and COMMIT."""
@@ -152,7 +161,7 @@ class Tasks:
         )
 
     def check(self) -> None:
-        """Refuse workers whose environment differs.
+        """Refuse workers whose environment differs; a busy worker is waited for.
 
         Raises:
             StageError: Each argument is what one worker reports.
@@ -164,6 +173,10 @@ class Tasks:
         }
         faults = []
         for worker, check in checks.items():
+            while not check.done() and worker in self.client.nthreads():
+                time.sleep(0.2)
+            if not check.done():  # the worker has left
+                continue
             try:
                 wait_for(check)
             except StageError as error:
@@ -183,7 +196,9 @@ class Tasks:
         words = wait_for(task).split()
         commit = pull(self.commit, name)
         if not commit:
-            raise StageError(f"{REMOTE} or the DVC remote does not have it whole; run it again")
+            raise StageError(
+                f"{REMOTE} or the DVC remote lacks part of it; run the same command again"
+            )
         return commit, words[-1]
 
 
@@ -214,7 +229,7 @@ def wait_for(task: Future) -> str:
     try:
         done = task.result()
     except KilledWorker as error:
-        raise StageError("its worker died several times") from error
+        raise StageError("its workers died repeatedly, perhaps out of memory") from error
     except FileNotFoundError as error:
         raise StageError(
             f"no {error.filename} on the worker's PATH; activate the environment there"
