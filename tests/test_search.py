@@ -198,6 +198,14 @@ def test_shipped_spaces_are_valid(name: str, monkeypatch: pytest.MonkeyPatch) ->
             vary(train__epochs={"low": 1, "high": 99_999}),
             "train.epochs: expected less than or equal",
         ),
+        (
+            vary(train__epochs={"low": 4, "high": 10, "step": 2.0}),
+            "space.yaml: train.epochs: expected a valid integer, found 4.0",
+        ),
+        (
+            vary(train__learning_rate={"low": 0.1, "high": 2**53}),
+            "vary.train.learning_rate.high: expected less than",
+        ),
         (vary(normalize__method=["min_max", "none"]), "normalize.method: expected 'min_max' or"),
         (
             vary(model__mlp__dropout={"low": 0.0, "high": 0.5, "log": True}),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from optuna.distributions import (
     BaseDistribution,
@@ -23,13 +23,15 @@ from tools.lib.records import flat
 # Trials with other validation images are not comparable, and the best seed is the luckiest.
 NOT_VARIED = ("dataset", "normalize.seed", "normalize.validation", "train.seed")
 
+Number = Annotated[int | float, Field(gt=-(2**53), lt=2**53)]  # exact as float64
+
 
 class Range(Section):
-    """Numbers from `low` to `high`: integers if the limits and the step are."""
+    """Numbers from `low` to `high`: integers if the limits and the step are integers."""
 
-    low: int | float
-    high: int | float
-    step: int | float | None = None
+    low: Number
+    high: Number
+    step: Number | None = None
     log: bool = False
 
     @model_validator(mode="after")
@@ -44,6 +46,11 @@ class Range(Section):
                 raise ValueError("a step that divides high - low")
         return self
 
+    @property
+    def has_integers(self) -> bool:
+        """Whether the limits and the step are integers."""
+        return not any(isinstance(number, float) for number in (self.low, self.high, self.step))
+
 
 class Sections(Section):
     """The file: values by dotted keys of params.yaml."""
@@ -53,13 +60,15 @@ class Sections(Section):
 
 
 def _distribution(choice: Range | list[Any]) -> BaseDistribution:
-    """What Optuna samples from: of a list, which may have lists, the positions."""
+    """The Optuna distribution of a choice.
+
+    Lists are sampled by index, because their items may be lists.
+    """
     if isinstance(choice, list):
         return CategoricalDistribution(range(len(choice)))
-    step = choice.step
-    if isinstance(choice.low, int) and isinstance(choice.high, int) and not isinstance(step, float):
-        return IntDistribution(choice.low, choice.high, choice.log, step or 1)
-    return FloatDistribution(float(choice.low), float(choice.high), choice.log, step)
+    if choice.has_integers:
+        return IntDistribution(int(choice.low), int(choice.high), choice.log, int(choice.step or 1))
+    return FloatDistribution(float(choice.low), float(choice.high), choice.log, choice.step)
 
 
 def _decode(choice: Range | list[Any], sampled: Any) -> Any:  # noqa: ANN401
@@ -70,6 +79,22 @@ def _decode(choice: Range | list[Any], sampled: Any) -> Any:  # noqa: ANN401
         return sampled
     digits = 3 if choice.step is None else 10  # 0.1 + 0.2 is 0.3
     return min(max(float(f"{sampled:.{digits}g}"), float(choice.low)), float(choice.high))
+
+
+def _examples(choice: Range | list[Any]) -> list[Any]:
+    """Values to validate: all of a list; the limits of a range, and one between if there is one."""
+    if isinstance(choice, list):
+        return choice
+    between: int | float
+    if choice.step is not None:
+        between = choice.low + choice.step
+    elif choice.has_integers:
+        between = int(choice.low) + 1
+    else:
+        between = choice.low + (choice.high - choice.low) / 2
+    sampled = [choice.low, between, choice.high]
+    convert = int if choice.has_integers else float
+    return [_decode(choice, convert(number)) for number in sampled]
 
 
 @dataclass(frozen=True)
@@ -86,7 +111,7 @@ class Space:
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """What Optuna samples from, by key."""
+        """The Optuna distribution of each varied key."""
         return {key: _distribution(choice) for key, choice in sorted(self.varied.items())}
 
     @property
@@ -146,7 +171,7 @@ def _check_keys(sections: Sections, known: Mapping[str, object], path: Path) -> 
 
 
 def _check_choice(choice: object, path: Path, key: str) -> Range | list[Any]:
-    """Validate what a key varies over."""
+    """Validate the range or the list of values of a key."""
     if isinstance(choice, dict):
         return check(Range, choice, path, "vary", key)
     if isinstance(choice, list) and len(set(map(repr, choice))) == len(choice) > 1:
@@ -184,8 +209,7 @@ def read_space(path: Path) -> Space:
     if not params.normalize.validation:
         raise StageError("a search needs validation images; set normalize.validation above 0")
     for key, choice in varied.items():
-        values = choice if isinstance(choice, list) else [choice.low, choice.high]
-        for value in values:
+        for value in _examples(choice):
             check(Params, with_changes(content, {key: value}), path)
     space = Space(sections.set, varied)
     _check_kinds(space, params.model.kind, path)
