@@ -203,6 +203,22 @@ def test_shipped_spaces_are_valid(name: str, monkeypatch: pytest.MonkeyPatch) ->
             "space.yaml: train.epochs: expected a valid integer, found 4.0",
         ),
         (
+            vary(plot__samples=[4, 9]),
+            "vary: expected keys of normalize, model or train, found 'plot.samples'",
+        ),
+        (
+            vary(evaluate__temperature=[True, False]),
+            "vary: expected keys of normalize, model or train, found 'evaluate.temperature'",
+        ),
+        (
+            {**SPACE, "set": {"extract_errors.examples": 4}},
+            "set: expected keys of normalize, model or train, found 'extract_errors.examples'",
+        ),
+        (
+            {**SPACE, "set": {"fetch.source": "kaggle"}},
+            "set: expected keys of normalize, model or train, found 'fetch.source'",
+        ),
+        (
             vary(train__learning_rate={"low": 0.1, "high": 2**53}),
             "vary.train.learning_rate.high: expected less than",
         ),

@@ -22,6 +22,7 @@ from tools.lib.records import flat
 
 # Trials with other validation images are not comparable, and the best seed is the luckiest.
 NOT_VARIED = ("dataset", "normalize.seed", "normalize.validation", "train.seed")
+SECTIONS = ("normalize", "model", "train")  # validation scores depend on no others
 
 Number = Annotated[int | float, Field(gt=-(2**53), lt=2**53)]  # exact as float64
 
@@ -168,6 +169,11 @@ def _check_keys(sections: Sections, known: Mapping[str, object], path: Path) -> 
             raise StageError(f"{path}: vary: expected {wanted}, found {key!r}")
         if key in sections.set:
             raise StageError(f"{path}: {key}: expected in set or in vary, found in both")
+    for name, keys in (("set", sections.set), ("vary", sections.vary)):
+        for key in keys:
+            if key.split(".")[0] not in SECTIONS:
+                wanted = "keys of normalize, model or train"
+                raise StageError(f"{path}: {name}: expected {wanted}, found {key!r}")
 
 
 def _check_choice(choice: object, path: Path, key: str) -> Range | list[Any]:
