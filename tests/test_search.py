@@ -54,7 +54,7 @@ def loss(params: dict[str, Any]) -> float:
     return float(abs(np.log10(rate) + 2) + dropout + width / 10 + 1 / params["train"]["epochs"])
 
 
-def commit_experiment(name: str, changes: Sequence[str]) -> None:
+def commit_experiment(name: str, changes: Sequence[str], metrics: str = "") -> None:
     """What `dvc exp run` leaves: a reference to a commit with the parameters and the reports."""
     params = read_yaml(Path("params.yaml"))
     for change in changes:
@@ -69,7 +69,7 @@ def commit_experiment(name: str, changes: Sequence[str]) -> None:
     write_yaml(files / "params.yaml", params)
     scores = {"loss": loss(params), "accuracy": 1 - loss(params) / 10}
     report = {"accuracy": TEST_SCORE, "loss": TEST_SCORE, "validation": scores}
-    (files / "reports/metrics.json").write_text(json.dumps(report))
+    (files / "reports/metrics.json").write_text(metrics or json.dumps(report))
     (files / "reports/scores.json").write_text(json.dumps({"validation": {"brier": 0.5}}))
     env = os.environ | {
         "GIT_DIR": str(Path(".git").resolve()),
@@ -284,6 +284,26 @@ def test_values_are_readable_and_in_range(project: Path) -> None:
         assert values["model.mlp.hidden"] in ([8], [4, 4])
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("train.epochs", value) for value in (0, 10, 2.5, True, None, "many", [2])),
+        *(("model.mlp.dropout", value) for value in (0.15, 0.6, float("nan"), "0.1")),
+        *(("train.learning_rate", value) for value in (0.0001, 0.2)),
+        ("model.mlp.hidden", [8, 8]),
+    ],
+)
+def test_value_outside_the_space_has_no_encoding(project: Path, key: str, value: object) -> None:
+    search = Search("tiny", space(), "validation.loss")
+    inside = search.ask(0)
+    search.space.encode(inside)
+    with pytest.raises(ValueError, match=f"^{key}: expected a value in the search space, found "):
+        search.space.encode({**inside, key: value})
+    del inside[key]
+    with pytest.raises(ValueError, match=f"^{key}: expected a value, found no such key$"):
+        search.space.encode(inside)
+
+
 def test_rounding_does_not_leave_the_range(project: Path) -> None:
     narrow = space(vary(train__learning_rate={"low": 0.12346, "high": 0.12349}))
     assert narrow.decode({"train.learning_rate": 0.123465}) == {"train.learning_rate": 0.12346}
@@ -402,12 +422,46 @@ def test_best_is_confirmed_with_seeds_that_it_did_not_have(main: Main) -> None:
 
 def test_experiment_outside_the_space_is_refused(main: Main) -> None:
     name = Search("tiny", space(), "validation.loss").name(0)
-    for change in ("train.epochs=10", "model.mlp.hidden=[5]"):
+    for change in (
+        "train.epochs=10",
+        "model.mlp.hidden=[5]",
+        "model.mlp.dropout=0.25",
+    ):
         commit_experiment(name, [change])
-        with pytest.raises(StageError, match=f"dvc exp remove {name}"):
+
+        with pytest.raises(StageError) as refusal:
             main("--trials", "2")
+
+        key = change.split("=")[0]
+        assert str(refusal.value).startswith(f"{name}: {key}: expected a value in the search space")
+        assert str(refusal.value).endswith(f"; run dvc exp remove {name}")
     commit_experiment(name, ["train.epochs=9", "train.learning_rate=0.05"])
     assert main("--trials", "2")[0] == "1 of 2 trials are finished, 1 to run"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reason"),
+    [
+        ({"validation": {}}, "found none"),
+        ({"loss": 0.1}, "found none"),
+        ({"validation": None}, "found none"),
+        ({"validation": {"loss": None}}, "found None"),
+        ({"validation": {"loss": [0.1]}}, "found [0.1]"),
+        ({"validation": {"loss": float("nan")}}, "found nan"),
+    ],
+    ids=str,
+)
+def test_experiment_without_a_score_is_refused(main: Main, metrics: object, reason: str) -> None:
+    search = Search("tiny", space(), "validation.loss")
+    name = search.name(0)
+    commit_experiment(name, [], json.dumps(metrics))
+
+    with pytest.raises(StageError) as refusal:
+        search.add(name, finished(head())[name])
+
+    expected = "expected a number as validation.loss in its reports"
+    assert str(refusal.value) == f"{name}: {expected}, {reason}; run dvc exp remove {name}"
+    assert search.trials == {}
 
 
 @pytest.mark.parametrize("name", ["loss", "accuracy", "test.loss", "errors"])

@@ -5,6 +5,7 @@ and the number of the trial, so any clone that has them can rebuild the search.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,19 +50,24 @@ def read_trial(name: str, commit: str, score: str) -> tuple[dict[str, object], f
     """The parameters of an experiment by dotted key, and a validation score.
 
     Raises:
-        StageError: It has no such score.
+        StageError: It has no such score, or the score is not a number.
     """
 
     def show(path: str) -> str:
         return call("git", "show", f"{commit}:./{path}")
 
     content: Any = parse_yaml(show("params.yaml"), "params.yaml")
+    wanted = f"a number as {score} in its reports"
     try:
         scores = [json.loads(show(path))["validation"] for path in (METRICS, MORE_SCORES)]
-        value = float((scores[1] | scores[0])[score.removeprefix("validation.")])
-    except (LookupError, ValueError, TypeError) as error:
-        raise StageError(f"{name}: expected {score} in its reports, found no {error}") from error
-    return flat(content), value
+        found = (scores[1] | scores[0])[score.removeprefix("validation.")]
+    except (LookupError, TypeError, json.JSONDecodeError) as error:
+        raise StageError(
+            f"{name}: expected {wanted}, found none; run dvc exp remove {name}"
+        ) from error
+    if not isinstance(found, int | float) or math.isnan(found):
+        raise StageError(f"{name}: expected {wanted}, found {found}; run dvc exp remove {name}")
+    return flat(content), float(found)
 
 
 @dataclass
@@ -120,13 +126,11 @@ class Search:
             StageError: Its parameters are outside the space, or it has no such score.
         """
         params, value = read_trial(name, commit, self.score)
-        number = self.number(name)
         try:
-            self.record(number, params, value=value)
-        except (LookupError, ValueError, TypeError) as error:
-            raise StageError(
-                f"{name}: its parameters are outside the search space; dvc exp remove {name}"
-            ) from error
+            self.space.encode(params)
+        except ValueError as error:
+            raise StageError(f"{name}: {error}; run dvc exp remove {name}") from error
+        self.record(self.number(name), params, value=value)
         return value
 
     def tell(self, outcome: Outcome) -> str:

@@ -52,6 +52,18 @@ class Range(Section):
         """Whether the limits and the step are integers."""
         return not any(isinstance(number, float) for number in (self.low, self.high, self.step))
 
+    def __contains__(self, value: object) -> bool:
+        """Whether `value` is a number from `low` to `high`, at a step if there are steps."""
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        if not self.low <= value <= self.high:
+            return False
+        step = self.step or (1 if self.has_integers else None)
+        if step is None:
+            return True
+        steps = (value - self.low) / step
+        return abs(steps - round(steps)) < 1e-8  # as in Optuna
+
 
 class Sections(Section):
     """The file: values by dotted keys of params.yaml."""
@@ -133,9 +145,15 @@ class Space:
         """What Optuna would have sampled for values of params.yaml.
 
         Raises:
-            LookupError: A key is missing.
-            ValueError: A list does not have the value.
+            ValueError: A value is missing, or outside its range or list.
         """
+        for key, choice in self.varied.items():
+            if key not in params:
+                raise ValueError(f"{key}: expected a value, found no such key")
+            if params[key] not in choice:
+                raise ValueError(
+                    f"{key}: expected a value in the search space, found {params[key]!r}"
+                )
         return {
             key: choice.index(params[key]) if isinstance(choice, list) else params[key]
             for key, choice in self.varied.items()
