@@ -345,7 +345,7 @@ def test_search_reports_validation_scores_only(main: Main) -> None:
     scores = {line.split()[1]: float(line.split()[3]) for line in lines[1:9]}
     best = min(scores, key=lambda name: scores[name])
     assert best != min(scores)  # the first trial
-    assert lines[9] == f"8 configurations tried; the best is {best}:"
+    assert lines[9] == f"8 trials finished; the best is {best}:"
     values = trials()[best]
     assert lines[10:14] == [f"    {key}: {values[key]}" for key in SPACE["vary"]]
     assert "95% confidence interval" in lines[14]
@@ -383,7 +383,7 @@ def test_failed_trial_is_reported_and_run_again_once(
         True,
         False,
     ]
-    assert lines[6].startswith("3 configurations tried; the best is ")
+    assert lines[6].startswith("3 trials finished; the best is ")
     monkeypatch.setattr(execution, "run_experiment", commit_experiment)
     lines = main("--trials", "5")
     assert lines[0] == "3 of 5 trials are finished, 2 to run"

@@ -31,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
         type=int,
         default=20,
         metavar="N",
-        help="of the whole search, finished ones included (default: %(default)s)",
+        help="total number of trials, including finished ones (default: %(default)s)",
     )
     parser.add_argument(
         "--on",
@@ -91,14 +91,15 @@ def describe_interval(score: str, mean: float, low: float, high: float) -> str:
 def summarize(search: Search, commit: str) -> str:
     """The best trial, its score with interval, and what to do with it."""
     name = search.name(search.best)
-    tried = len(search.finished)
+    trials = len(search.finished)
     values = [f"    {key}: {value}" for key, value in search.values(search.best).items()]
     score = describe_interval(search.score, *interval([read_run(name, commit)], search.score))
     lines = [
-        f"{tried} configurations tried; the best is {name}:",
+        f"{trials} trials finished; the best is {name}:",
         *values,
         f"{score}, for new images",
-        f"The best of {tried} scores is optimistic; --confirm K runs it with K new seeds.",
+        f"The best of {trials} scores is optimistically biased; "
+        "--confirm K runs it with K new seeds.",
         f"apply it: dvc exp apply {name}",
         f'compare it with any others: make compare COMPARE="{name} REV"',
     ]

@@ -73,7 +73,7 @@ def test_interrupted_search_continues(clone: Clone) -> None:
     assert lines[0] == "1 of 3 trials are finished, 2 to run"
     trials = [found[3] for line in lines if (found := LINE.fullmatch(line))]
     best = lines[3].removesuffix(":").split()[-1]
-    assert lines[3] == f"3 configurations tried; the best is {best}:"
+    assert lines[3] == f"3 trials finished; the best is {best}:"
     assert [trial[-2:] for trial in trials] == ["-1", "-2"]
     assert len(names(clone)) == 5
     assert lines[-1].startswith("2 new seeds: validation.loss ")
