@@ -1,4 +1,4 @@
-"""Part 6: the predict stage as a whole process, against Keras."""
+"""Part 7: the predict stage as a whole process, against Keras."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Part 7: the service on loopback, against Keras `predict` behind FastAPI."""
+"""Part 9: the service on loopback, against Keras `predict` behind FastAPI."""
 
 import sys
 from statistics import median

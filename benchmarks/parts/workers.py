@@ -1,4 +1,4 @@
-"""Part 8: experiments on Dask workers, against the same experiments one by one."""
+"""Part 10: experiments on Dask workers, against the same experiments one by one."""
 
 import shutil
 from pathlib import Path
@@ -50,7 +50,7 @@ class Grid:
 
 
 def measure(settings: Settings) -> Part:
-    """Runs the part."""
+    """Measure experiments on workers and one by one."""
     short, tiny = (2, 2) if settings.quick else (8, 64)
     data = "digits" if settings.quick else "mnist"
     grid = Grid(settings.scratch / "workers", short, tiny, data)
