@@ -1,4 +1,4 @@
-"""Bringing an experiment to the remotes, with a pipeline of one stage; kills: slow/."""
+"""Experiments on the remotes, with a pipeline of one stage; killed processes: slow/."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from stages.lib.stage import StageError
 from tests.helpers import ROOT, Clone
 from tools.lib import experiment
-from tools.lib.experiment import bring, call, check_remotes, references, version_faults
+from tools.lib.experiment import call, check_remotes, references, run_and_push, version_faults
 from tools.lib.runs import LOCK
 
 NAME = "large"
@@ -16,17 +16,17 @@ CHANGES = ["size=7"]
 
 
 @pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unreachable remotes are not waited for."""
-    monkeypatch.setattr(experiment, "WAITS", ())
+    monkeypatch.setattr(experiment, "RETRY_DELAYS", ())
 
 
 def head() -> str:
     return call("git", "rev-parse", "HEAD").strip()
 
 
-def bring_it() -> str:
-    return bring("origin", head(), NAME, CHANGES)
+def run_it() -> str:
+    return run_and_push("origin", head(), NAME, CHANGES)
 
 
 def runs(folder: Path) -> int:
@@ -38,25 +38,25 @@ def stored(folder: Path) -> list[Path]:
 
 
 def test_experiment_is_brought_once(one_stage: Clone, tmp_path: Path) -> None:
-    commit = bring_it()
+    commit = run_it()
     reference = f"refs/exps/{head()[:2]}/{head()[2:]}/{NAME}"
     assert references("origin", "refs/exps/*") == {reference: commit}
     assert call("git", "show", f"{commit}:params.yaml") == "size: 7\n"
     assert len(stored(tmp_path)) == 3
-    assert bring_it() == commit
+    assert run_it() == commit
     assert runs(tmp_path) == 1
     assert one_stage.changed() == set()
 
 
 def test_data_that_the_remote_lost_is_pushed_again(one_stage: Clone, tmp_path: Path) -> None:
-    commit = bring_it()
+    commit = run_it()
     for path in stored(tmp_path):
         if path.read_text() == "size: 7\n":
             path.chmod(0o600)
             path.write_text("size: ")
         else:
             path.unlink()
-    assert bring_it() == commit
+    assert run_it() == commit
     assert len(stored(tmp_path)) == 3
     shutil.rmtree(one_stage.path / ".dvc/cache")
     call("git", "checkout", "--quiet", commit)
@@ -69,7 +69,7 @@ def test_data_that_the_remote_lost_is_pushed_again(one_stage: Clone, tmp_path: P
 def test_damage_is_found_in_a_clone_without_the_data(
     one_stage: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    commit = bring_it()
+    commit = run_it()
     call("git", "clone", "--quiet", str(tmp_path / "origin"), str(tmp_path / "other"))
     monkeypatch.chdir(tmp_path / "other")
     assert experiment.find("origin", head(), NAME) == commit
@@ -101,12 +101,12 @@ def test_wrong_remotes_are_refused_at_once(
 def test_reference_without_data_is_replaced_where_the_data_is_unknown(
     one_stage: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = bring_it()
+    first = run_it()
     shutil.rmtree(tmp_path / "store/files/md5")
     (tmp_path / "store/files/md5").mkdir()
     call("git", "clone", "--quiet", str(tmp_path / "origin"), str(tmp_path / "other"))
     monkeypatch.chdir(tmp_path / "other")
-    second = bring_it()
+    second = run_it()
     assert [*references("origin", "refs/exps/*").values()] == [second] != [first]
     assert len(stored(tmp_path)) == 3
 
@@ -117,16 +117,16 @@ def test_experiment_of_a_faster_clone_is_taken(
     experiment.run_experiment(NAME, CHANGES)  # not pushed yet
     call("git", "clone", "--quiet", str(tmp_path / "origin"), str(tmp_path / "other"))
     monkeypatch.chdir(tmp_path / "other")
-    theirs = bring_it()
+    theirs = run_it()
     monkeypatch.chdir(one_stage.path)
-    assert experiment.push("origin", head(), NAME) == bring_it() == theirs
+    assert experiment.push("origin", head(), NAME) == run_it() == theirs
     assert [*references("origin", "refs/exps/*").values()] == [theirs]
 
 
 def test_missing_folder_is_not_created(one_stage: Clone, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "store")  # as if it were not mounted
     with pytest.raises(StageError, match="store/files/md5 does not exist; mount it"):
-        bring_it()
+        run_it()
     assert not (tmp_path / "store").exists()
     assert references("origin", "refs/exps/*") == {}
 
@@ -134,14 +134,14 @@ def test_missing_folder_is_not_created(one_stage: Clone, tmp_path: Path) -> None
 def test_project_without_a_dvc_remote_is_refused(one_stage: Clone) -> None:
     (one_stage.path / ".dvc/config").write_text("")
     with pytest.raises(StageError, match="no DVC remote; dvc remote add"):
-        bring_it()
+        run_it()
     assert references("origin", "refs/exps/*") == {}
 
 
 def test_failed_stage_leaves_no_reference(one_stage: Clone, tmp_path: Path) -> None:
     (tmp_path / "ran").mkdir()
     with pytest.raises(StageError, match="failed to reproduce 'make'"):
-        bring_it()
+        run_it()
     assert references("origin", "refs/exps/*") == {}
 
 
@@ -166,7 +166,7 @@ def test_environment_with_other_versions_is_refused(one_stage: Clone) -> None:
     lock = one_stage.path / LOCK
     lock.write_text(lock.read_text().replace("\nnumpy==", "\nnumpy==0."))
     with pytest.raises(StageError, match=r"versions differ from requirements\.lock: numpy "):
-        bring_it()
+        run_it()
 
 
 def test_shallow_clone_is_refused(
@@ -178,4 +178,4 @@ def test_shallow_clone_is_refused(
     call("git", "clone", "-q", "--depth=1", f"file://{tmp_path}/origin", str(tmp_path / "shallow"))
     monkeypatch.chdir(tmp_path / "shallow")
     with pytest.raises(StageError, match="git fetch --unshallow"):
-        bring_it()
+        run_it()

@@ -28,7 +28,7 @@ ONE_CYCLE: dict[str, object] = {
     "train.epochs": 20,
 }
 # The configurations of the grid: where each differs from params.yaml, and its number of replicates.
-SETTINGS: dict[str, dict[str, object]] = {
+CONFIGURATIONS: dict[str, dict[str, object]] = {
     "linear": {"model.kind": "linear"},
     "pca_knn": {"model.kind": "pca_knn"},
     "mlp": {"model.kind": "mlp"},
@@ -67,7 +67,7 @@ def grid(datasets: Sequence[str] = DATASETS) -> dict[str, dict[str, object]]:
             "normalize.seed": seed,
             **changed,
         }
-        for (name, changed), dataset in product(SETTINGS.items(), datasets)
+        for (name, changed), dataset in product(CONFIGURATIONS.items(), datasets)
         for seed in range(SEEDS[name])
     }
 

@@ -13,7 +13,7 @@ import pytest
 
 from stages.lib.params import Params
 from tests.helpers import ROOT, Clone, family, new_clone, read_yaml, set_params, write_yaml
-from tools.experiments import SEEDS, SETTINGS, grid
+from tools.experiments import CONFIGURATIONS, SEEDS, grid
 
 pytestmark = pytest.mark.slow
 EXPERIMENTS = ["python", "-m", "tools.experiments"]
@@ -49,8 +49,8 @@ def test_grid_has_every_model_kind_and_valid_params(
 ) -> None:
     experiments = grid()
     assert len(experiments) == 2 * sum(SEEDS.values())
-    assert set(SETTINGS) == set(SEEDS)
-    assert {values["model.kind"] for values in SETTINGS.values()} == {
+    assert set(CONFIGURATIONS) == set(SEEDS)
+    assert {values["model.kind"] for values in CONFIGURATIONS.values()} == {
         "mlp",
         "linear",
         "pca_knn",

@@ -21,7 +21,7 @@ from wsgidav.wsgidav_app import WsgiDAVApp
 from stages.lib.stage import StageError
 from tests.helpers import ROOT, Clone
 from tools.lib import experiment
-from tools.lib.experiment import bring, references
+from tools.lib.experiment import references, run_and_push
 
 pytestmark = [
     pytest.mark.slow,
@@ -150,7 +150,7 @@ def remote(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Remote]:
     """The DVC remote of the working directory, with credentials in DVC's global configuration."""
-    monkeypatch.setattr(experiment, "WAITS", ())
+    monkeypatch.setattr(experiment, "RETRY_DELAYS", ())
     settings = {"HOME": str(tmp_path), "PYTHONPATH": f"{one_stage.env['PYTHONPATH']}:{ROOT}"}
     one_stage.env |= settings  # no keys, agent and configuration of SSH but those of the test
     one_stage.env.pop("SSH_AUTH_SOCK", None)
@@ -266,7 +266,7 @@ def refused(clone: Clone, *command: str, code: int) -> str:
 def test_refused_login_is_one_line(remote: Remote, one_stage: Clone) -> None:
     configure(one_stage, remote, remote.wrong_credentials)
     with pytest.raises(StageError, match=r"^DVC remote: .*(Permission denied|401)") as error:
-        bring("origin", head(one_stage), NAME, [CHANGE])
+        run_and_push("origin", head(one_stage), NAME, [CHANGE])
     assert "\n" not in str(error.value)
     line = refused(one_stage, *BRING, head(one_stage), code=1)  # as a worker checks it
     assert line.startswith("experiment: DVC remote: ")
@@ -284,7 +284,7 @@ def test_unreachable_server_is_one_line(remote: Remote, one_stage: Clone) -> Non
         with pytest.raises(
             StageError, match=r"^DVC remote: .*(refused|Connect call failed)"
         ) as error:
-            bring("origin", head(one_stage), NAME, [CHANGE])
+            run_and_push("origin", head(one_stage), NAME, [CHANGE])
         assert "\n" not in str(error.value)
         line = refused(one_stage, *BRING, head(one_stage), code=1)
         assert line.startswith("experiment: DVC remote: ")
@@ -301,7 +301,7 @@ def test_server_that_restarts_is_waited_for(
 ) -> None:
     """Also on a connection that was open before."""
     if connected:
-        assert bring("origin", head(one_stage), "small", ["size=2"])
+        assert run_and_push("origin", head(one_stage), "small", ["size=2"])
     remote.stop()
     waited = []
 
@@ -309,9 +309,9 @@ def test_server_that_restarts_is_waited_for(
         waited.append(seconds)
         remote.start()
 
-    monkeypatch.setattr(experiment, "WAITS", (5,))
+    monkeypatch.setattr(experiment, "RETRY_DELAYS", (5,))
     monkeypatch.setattr(experiment, "time", SimpleNamespace(sleep=restart))
-    commit = bring("origin", head(one_stage), NAME, [CHANGE])
+    commit = run_and_push("origin", head(one_stage), NAME, [CHANGE])
     assert waited == [5]
     assert [*references("origin", f"refs/exps/*/{NAME}").values()] == [commit]
 

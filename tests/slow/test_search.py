@@ -32,6 +32,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     clone.call("git", "init", "-q", "--bare", "-b", "main", str(folder / "origin"))
     clone.call("git", "remote", "add", "origin", str(folder / "origin"))
     clone.call("dvc", "remote", "add", "--default", "store", str(folder / "store"))
+    (folder / "store/files/md5").mkdir(parents=True)
     publish(clone)
     return clone
 

@@ -177,7 +177,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     place = new_place(tmp_path_factory.mktemp("workers"))
     path = place.clone.path
     tool = path / "tools/lib/experiment.py"
-    tool.write_text(tool.read_text().replace("WAITS = (5, 10, 20, 40, 60)", "WAITS = (2, 4, 8, 8)"))
+    tool.write_text(tool.read_text().replace("(5, 10, 20, 40, 60)", "(2, 4, 8, 8)"))
     pipeline = read_yaml(path / "dvc.yaml")["stages"]
     stages = {name: pipeline[name] for name in STAGES}
     for name, stage in stages.items():

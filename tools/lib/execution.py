@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from stages.lib.stage import StageError
-from tools.lib.experiment import bring, call, reference, run_experiment, settings
+from tools.lib.experiment import call, overrides, reference, run_and_push, run_experiment
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -95,7 +95,7 @@ def run_serially(
     Args:
         experiments: Each is taken when the one before it has ended.
         commit: Where HEAD must stay.
-        remote: The Git remote to bring each to; empty for none.
+        remote: The Git remote to push each to; empty for none.
     """
     for name, changes in experiments:
         if (found := head()) != commit:
@@ -107,9 +107,9 @@ def run_serially(
         result, error = "", ""
         try:
             if remote:
-                result = bring(remote, commit, name, settings(changes))
+                result = run_and_push(remote, commit, name, overrides(changes))
             else:
-                run_experiment(name, settings(changes))
+                run_experiment(name, overrides(changes))
                 result = finished(commit)[name]
         except StageError as failure:
             error = str(failure)
@@ -119,7 +119,7 @@ def run_serially(
 def run_on_workers(
     experiments: Iterable[Experiment], commit: str, url: str, workers: str, *, ahead: bool
 ) -> Generator[Outcome, None, None]:
-    """Run experiments on Dask workers that bring them to the remotes, in the order they end.
+    """Run experiments on Dask workers that push them to the remotes, in the order they end.
 
     Args:
         experiments: What to run.
@@ -142,7 +142,7 @@ def run_on_workers(
         while True:
             free = None if ahead else max(0, max(1, tasks.slots()) - running.count())
             for name, changes in islice(remaining, free):
-                future = tasks.submit(name, settings(changes))
+                future = tasks.submit(name, overrides(changes))
                 names[future] = name
                 running.add(future)
             if running.is_empty():

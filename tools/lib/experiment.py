@@ -1,4 +1,4 @@
-"""One experiment of a commit: run in this clone and brought to the Git and the DVC remote.
+"""One experiment of a commit: run in this clone and pushed to the Git and the DVC remote.
 
     python -m tools.lib.experiment REMOTE COMMIT NAME [KEY=VALUE ...]
 
@@ -30,7 +30,7 @@ from dvc_data.hashfile.db import HashFileDB
 from stages.lib.stage import StageError, run
 from tools.lib.runs import LOCK
 
-WAITS = (5, 10, 20, 40, 60)  # seconds between attempts to reach a remote: over two minutes
+RETRY_DELAYS = (5, 10, 20, 40, 60)  # seconds between attempts to reach a remote: over two minutes
 # Errors of DVC's file systems that are not OSErrors, and the optional modules that define them.
 REMOTE_ERRORS = {
     "asyncssh": "Error",
@@ -74,7 +74,7 @@ def dvc(*arguments: str) -> None:
     call(sys.executable, "-m", "dvc", *arguments)
 
 
-def settings(values: Mapping[str, object]) -> list[str]:
+def overrides(values: Mapping[str, object]) -> list[str]:
     """Values of params.yaml as DVC's option -S takes them."""
     return [f"{key}={value}" for key, value in values.items()]
 
@@ -301,9 +301,9 @@ def push(remote: str, commit: str, name: str) -> str:
     return own
 
 
-def patiently(attempt: Callable[[str, str, str], str], *words: str) -> str:
+def with_retries(attempt: Callable[[str, str, str], str], *words: str) -> str:
     """Try for two minutes: remotes may be unreachable for a while."""
-    for wait in WAITS:
+    for wait in RETRY_DELAYS:
         try:
             return attempt(*words)
         except (StageError, OSError, DvcException) as error:
@@ -340,8 +340,8 @@ def check_remotes(remote: str, commit: str) -> None:
         open_store(repo)
 
 
-def bring(remote: str, commit: str, name: str, changes: Sequence[str]) -> str:
-    """Run an experiment unless the remotes have it, and bring it there; safe to repeat.
+def run_and_push(remote: str, commit: str, name: str, changes: Sequence[str]) -> str:
+    """Run an experiment and push it, unless the remotes have it; safe to repeat.
 
     Of two clones that run the same experiment at once, the one that pushes first counts.
 
@@ -358,18 +358,20 @@ def bring(remote: str, commit: str, name: str, changes: Sequence[str]) -> str:
         StageError: A stage failed, or a remote was unreachable for more than two minutes.
     """
     check(commit)
-    if found := patiently(find, remote, commit, name):
+    if found := with_retries(find, remote, commit, name):
         return found
     if not call("git", "for-each-ref", reference(commit, name)):
         run_experiment(name, changes, "--pull")
-    return patiently(push, remote, commit, name)
+    return with_retries(push, remote, commit, name)
 
 
 def main() -> None:
     remote, commit, *words = sys.argv[1:]
     start = time.perf_counter()
     if words:
-        print(bring(remote, commit, words[0], words[1:]), f"{time.perf_counter() - start:.0f}")
+        print(
+            run_and_push(remote, commit, words[0], words[1:]), f"{time.perf_counter() - start:.0f}"
+        )
     else:
         check(commit)
         with Repo() as repo:

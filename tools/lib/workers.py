@@ -26,10 +26,10 @@ from tools.lib.experiment import (
     dvc,
     find,
     open_store,
-    patiently,
     reference,
     references,
     store_address,
+    with_retries,
 )
 
 REMOTE = "origin"
@@ -242,7 +242,7 @@ def wait_for(task: Future) -> str:
 
 def pull(commit: str, name: str) -> str:
     """Pull the reference of an experiment if the remotes have it whole; return its commit."""
-    found = patiently(find, REMOTE, commit, name)
+    found = with_retries(find, REMOTE, commit, name)
     if found:
         call("git", "update-ref", reference(commit, name), found)
     return found
