@@ -60,7 +60,7 @@ def test_workers_get_the_next_experiment_as_soon_as_one_is_free(
         ended = []
         for outcome in outcomes:
             ended.append(outcome.name)
-            assert len(taken) == min(5, len(ended) + 1)  # the next is not taken before this outcome is recorded
+            assert len(taken) == min(5, len(ended) + 1)  # the next is taken afterwards
             if outcome.name == "4":
                 (tmp_path / "gate").unlink()
             if outcome.name == "2":

@@ -41,10 +41,11 @@ class Grid:
             ["git", "push", "--quiet", "origin", "HEAD:main"],
         ):
             call(*command, cwd=self.project)
+        (folder / "store/files/md5").mkdir(parents=True)
         shutil.copytree(folder, self.template)
 
     def restore(self, _: int) -> None:
-        """Removes all experiments, clones and pushed data."""
+        """Remove all experiments, clones and pushed data."""
         shutil.rmtree(self.folder)
         shutil.copytree(self.template, self.folder)
 
