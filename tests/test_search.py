@@ -19,7 +19,8 @@ from stages.lib.stage import StageError
 from tests.helpers import ROOT, clone_env, make_tiny, read_yaml, write_yaml
 from tools import search as tool
 from tools.lib import execution
-from tools.lib.execution import Outcome, finished, head
+from tools.lib.execution import Outcome, finished
+from tools.lib.experiment import head
 from tools.lib.search import Search, check_score, interval, read_trial, scores_per_image
 from tools.lib.significance import accuracy_interval
 from tools.lib.space import Space, read_space

@@ -33,10 +33,7 @@ CONFIGURATIONS: dict[str, dict[str, object]] = {
     "pca_knn": {"model.kind": "pca_knn"},
     "mlp": {"model.kind": "mlp"},
     "mlp_one_cycle": ONE_CYCLE,
-    "mlp_dropout": {
-        **ONE_CYCLE,
-        "model.mlp.dropout": 0.3,
-    },  # differs from the last one in this only
+    "mlp_dropout": {**ONE_CYCLE, "model.mlp.dropout": 0.3},
     "cnn": {
         "model.kind": "cnn",
         "train.schedule": "one_cycle",
@@ -126,7 +123,6 @@ def main() -> None:
     print(f"{count} of {len(chosen)} experiments are finished, {len(todo)} to run", flush=True)
     if args.push:
         check_remotes(args.push, commit)
-    outcomes = run_serially(todo.items(), commit, args.push)
     if args.workers and not args.push:
         from tools.lib.workers import prepare, pull_finished  # imports Dask
 
@@ -135,6 +131,8 @@ def main() -> None:
             todo = {name: values for name, values in todo.items() if name not in names}
             print(f"{len(names)} are already on the remotes, {len(todo)} to run", flush=True)
         outcomes = run_on_workers(todo.items(), commit, url, args.workers, ahead=True)
+    else:
+        outcomes = run_serially(todo.items(), commit, args.push)
     failed = report(outcomes, describe, len(todo)) if todo else []
     if failed:
         raise StageError(f"{len(failed)} of {len(todo)} experiments failed: {', '.join(failed)}")

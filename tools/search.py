@@ -67,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def find(names: Iterable[str], commit: str, workers: str) -> dict[str, str]:
+def pull_experiments(names: Iterable[str], commit: str, workers: str) -> dict[str, str]:
     """The experiments in this clone, after pulling those with these names if workers run them."""
     here = finished(commit)
     if workers and pull_finished(commit, [name for name in names if name not in here]):
@@ -75,7 +75,7 @@ def find(names: Iterable[str], commit: str, workers: str) -> dict[str, str]:
     return here
 
 
-def start(
+def run_each(
     experiments: Iterable[Experiment], commit: str, url: str, workers: str
 ) -> Generator[Outcome, None, None]:
     """Run each experiment when the one before it, or a worker, has finished."""
@@ -110,9 +110,9 @@ def confirmations(search: Search, commit: str, seeds: int) -> dict[str, Mapping[
     """Experiments that run the best configuration with new seeds: their changes by name.
 
     Args:
-        search: With a finished trial.
-        commit: Of the best trial.
-        seeds: How many.
+        search: A search with a finished trial.
+        commit: Commit of the best trial.
+        seeds: Number of new seeds.
     """
     best = search.name(search.best)
     params, _ = read_trial(best, commit, search.score)
@@ -128,13 +128,13 @@ def confirm(search: Search, commit: str, url: str, workers: str, seeds: int) -> 
     """Run the best configuration with new seeds, and print its score; return what failed."""
     best = finished(commit)[search.name(search.best)]
     experiments = confirmations(search, best, seeds)
-    here = find(experiments, commit, workers)
+    here = pull_experiments(experiments, commit, workers)
     todo = {name: changes for name, changes in experiments.items() if name not in here}
 
     def describe(outcome: Outcome) -> str:
         return f"{search.score} {read_trial(outcome.name, outcome.result(), search.score)[1]:.4f}"
 
-    outcomes = start(todo.items(), commit, url, workers)
+    outcomes = run_each(todo.items(), commit, url, workers)
     failed = report(outcomes, describe, len(todo)) if todo else []
     here = finished(commit)
     runs = [read_run(name, here[name]) for name in experiments if name in here]
@@ -151,7 +151,7 @@ def main() -> None:
     search = Search(arguments.dataset, read_space(arguments.space), arguments.on)
     commit = clean_head()
     url = prepare(commit) if workers else ""
-    for name, found in find(map(search.name, trials), commit, workers).items():
+    for name, found in pull_experiments(map(search.name, trials), commit, workers).items():
         if search.number(name) >= 0:
             search.add(name, found)
     done = len(search.finished)
@@ -160,7 +160,7 @@ def main() -> None:
     print(f"{done} of {total} trials are finished, {len(missing)} to run", flush=True)
     failed = []
     if missing:
-        outcomes = start(search.experiments(missing), commit, url, workers)
+        outcomes = run_each(search.experiments(missing), commit, url, workers)
         failed = report(outcomes, search.tell, total, done + 1)
     if search.finished:
         print(summarize(search, finished(commit)[search.name(search.best)]))

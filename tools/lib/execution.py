@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from stages.lib.stage import StageError
-from tools.lib.experiment import call, overrides, reference, run_and_push, run_experiment
+from tools.lib.experiment import call, head, overrides, reference, run_and_push, run_experiment
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -54,11 +54,6 @@ def add_workers_option(parser: argparse._ActionsContainer) -> None:
         help="number of local Dask workers, or address of a Dask scheduler such as tcp://HOST:8786 "
         "(default: DASK_SCHEDULER_ADDRESS)",
     )
-
-
-def head() -> str:
-    """The commit of HEAD."""
-    return call("git", "rev-parse", "HEAD").strip()
 
 
 def clean_head() -> str:

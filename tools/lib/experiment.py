@@ -74,6 +74,11 @@ def dvc(*arguments: str) -> None:
     call(sys.executable, "-m", "dvc", *arguments)
 
 
+def head() -> str:
+    """The commit of HEAD."""
+    return call("git", "rev-parse", "HEAD").strip()
+
+
 def overrides(values: Mapping[str, object]) -> list[str]:
     """Values of params.yaml as DVC's option -S takes them."""
     return [f"{key}={value}" for key, value in values.items()]
@@ -88,8 +93,7 @@ def run_experiment(name: str, changes: Sequence[str], *options: str) -> None:
         options: More options of `dvc exp run`.
     """
     words = [word for change in changes for word in ("-S", change)]
-    command = ["exp", "run", *options, "--temp", "--name", name, *words]
-    dvc(*command)
+    dvc("exp", "run", *options, "--temp", "--name", name, *words)
 
 
 def reference(commit: str, name: str) -> str:
@@ -271,14 +275,17 @@ def fetch(remote: str, commit: str, name: str) -> str:
 
 
 def find(remote: str, commit: str, name: str) -> str:
-    """The commit of an experiment if the remotes have it whole; else empty.
+    """The commit of an experiment that is complete on both remotes; else empty.
 
-    A reference proves nothing about the data: DVC pushes it first, and its exit code tells neither.
+    A reference does not prove that the data is there: DVC pushes it first, and exits with 0 even if
+    a push failed.
     """
     found = fetch(remote, commit, name)
     with Repo() as repo:
-        open_store(repo)
-        return "" if not found or Data(repo, found).missing() else found
+        if found:
+            return "" if Data(repo, found).missing() else found
+        open_store(repo)  # without a DVC remote, running the experiment would be in vain
+    return ""
 
 
 def push(remote: str, commit: str, name: str) -> str:
@@ -327,8 +334,8 @@ def check(commit: str) -> None:
         raise StageError(f"versions differ from {LOCK}: {', '.join(faults)}")
     if call("git", "rev-parse", "--is-shallow-repository").strip() == "true":
         raise StageError("DVC needs the history of the commit; git fetch --unshallow")
-    if (head := call("git", "rev-parse", "HEAD").strip()) != commit:
-        raise StageError(f"HEAD is {head[:7]}; git checkout --detach {commit[:7]}")
+    if (found := head()) != commit:
+        raise StageError(f"HEAD is {found[:7]}; git checkout --detach {commit[:7]}")
     with Repo() as repo:
         store_address(repo)
 
@@ -367,11 +374,10 @@ def run_and_push(remote: str, commit: str, name: str, changes: Sequence[str]) ->
 
 def main() -> None:
     remote, commit, *words = sys.argv[1:]
-    start = time.perf_counter()
     if words:
-        print(
-            run_and_push(remote, commit, words[0], words[1:]), f"{time.perf_counter() - start:.0f}"
-        )
+        start = time.perf_counter()
+        found = run_and_push(remote, commit, words[0], words[1:])
+        print(found, f"{time.perf_counter() - start:.0f}")
     else:
         check(commit)
         with Repo() as repo:

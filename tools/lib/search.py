@@ -78,7 +78,7 @@ class Search:
         dataset: Its key in datasets.yaml.
         space: What varies.
         score: A key of `DIRECTIONS`.
-        trials: By number.
+        trials: Trials by number.
     """
 
     dataset: str
@@ -144,10 +144,10 @@ class Search:
         value = self.add(outcome.name, outcome.result())
         return f"{self.score} {value:.4f}"
 
-    def record(self, number: int, params: Mapping[str, Any], **how: Any) -> None:  # noqa: ANN401
+    def record(self, number: int, params: Mapping[str, Any], **outcome: Any) -> None:  # noqa: ANN401
         """Record a trial with these parameters, and a value or a state."""
         self.trials[number] = create_trial(
-            params=self.space.encode(params), distributions=self.space.distributions, **how
+            params=self.space.encode(params), distributions=self.space.distributions, **outcome
         )
 
     @property

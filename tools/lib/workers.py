@@ -127,6 +127,7 @@ class Tasks:
         for worker in self.workers.values():
             hosts[worker["host"]] += worker["nthreads"]
         project = call("git", "rev-parse", "--show-prefix").strip()
+        self.project = hashlib.sha256(f"{url} {project}".encode()).hexdigest()[:8]
         tasks = str(max(hosts.values(), default=1))
         self.command = ["python", "-c", TASK.read_text(encoding="utf-8")]
         self.command += [url, commit, project, clones, tasks]
@@ -145,8 +146,7 @@ class Tasks:
             name: Of the experiment.
             changes: Settings of params.yaml, `KEY=VALUE`.
         """
-        place = hashlib.sha256(repr(self.command).encode()).hexdigest()[:8]  # of other remotes
-        return self._run(name, *changes, key=f"{self.commit}-{name}-{place}")
+        return self._run(name, *changes, key=f"{self.project}-{self.commit}-{name}")
 
     def _run(self, *words: str, key: str, workers: Sequence[str] = ()) -> Future:
         """Run `tools.lib.experiment` on a worker, with these words after REMOTE and COMMIT."""
