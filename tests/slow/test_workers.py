@@ -118,7 +118,7 @@ class Place:
                     return process.parent()
         return None
 
-    def assert_whole(self, name: str) -> None:
+    def assert_complete(self, name: str) -> None:
         """One reference, the same as here, and its data can be pulled by others."""
         ((reference, found),) = self.references(name).items()
         assert found == self.clone.call("git", "rev-parse", reference).strip()
@@ -256,7 +256,7 @@ def test_push_needs_no_workers_and_runs_once(place: Place) -> None:
     for _ in range(2):
         output = place.clone.call(*EXPERIMENTS, "--push", "origin", "--only", name)
         assert f"1/1  {name}  accuracy 0.5000" in output
-    place.assert_whole(name)
+    place.assert_complete(name)
     assert place.trained == trained + 1
 
 
@@ -275,7 +275,7 @@ def test_experiment_of_a_killed_worker_runs_again(
         output, complaint = coordinator.communicate()
     assert coordinator.returncode == 0, output + complaint
     assert output.splitlines()[1].startswith(f"1/1  {name}  accuracy 0.5000  ")
-    place.assert_whole(name)
+    place.assert_complete(name)
     place.assert_idle()
 
 
@@ -290,7 +290,7 @@ def test_interrupted_coordinator_continues(place: Place) -> None:
     place.assert_idle()
     assert "1 of 2 experiments are finished, 1 to run" in place.clone.call(*command)
     for name in ("mnist-pca_knn-3", "fashion_mnist-pca_knn-3"):
-        place.assert_whole(name)
+        place.assert_complete(name)
 
 
 @pytest.mark.parametrize("trap", ["", "trap '' INT; "], ids=["foreground", "background"])
@@ -319,7 +319,7 @@ def test_two_coordinators_give_one_experiment(place: Place) -> None:
         outputs = [coordinator.communicate() for coordinator in (first, last)]
     assert [first.returncode, last.returncode] == [0, 0], outputs
     for each in (place, second):
-        each.assert_whole(name)
+        each.assert_complete(name)
     place.assert_idle()
 
 
@@ -335,7 +335,7 @@ def test_store_that_is_away_for_a_while_is_waited_for(place: Place) -> None:
         (place.folder / "away").rename(place.store)
         output, complaint = coordinator.communicate()
     assert coordinator.returncode == 0, output + complaint
-    place.assert_whole(name)
+    place.assert_complete(name)
     place.assert_idle()
 
 
@@ -380,7 +380,7 @@ def test_experiment_outlasts_an_unusable_store(
     trained = place.trained
     place.clone.call(*command)
     assert place.trained == trained  # it was in the worker's clone
-    place.assert_whole(name)
+    place.assert_complete(name)
     place.assert_idle()
 
 
@@ -413,5 +413,5 @@ def test_lost_scheduler_ends_the_coordinator(place: Place) -> None:
     place.assert_idle()
     with cluster(place) as (address, _):
         place.clone.call(*EXPERIMENTS, "--workers", address, "--only", name)
-    place.assert_whole(name)
+    place.assert_complete(name)
     place.assert_idle()

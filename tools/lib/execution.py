@@ -23,10 +23,10 @@ class Outcome:
     """How an experiment ended.
 
     Attributes:
-        name: Of the experiment.
-        commit: Of a finished experiment; empty if it failed.
-        seconds: How long it took; empty if unknown.
-        error: Why it failed; empty if it did not.
+        name: Name of the experiment.
+        commit: Commit of the experiment; empty if it failed.
+        seconds: Duration; empty if unknown.
+        error: Message of the failure; empty if it succeeded.
     """
 
     name: str
@@ -89,7 +89,7 @@ def run_serially(
 
     Args:
         experiments: Each is taken when the one before it has ended.
-        commit: Where HEAD must stay.
+        commit: Commit at which HEAD must stay.
         remote: The Git remote to push each to; empty for none.
     """
     for name, changes in experiments:
@@ -117,10 +117,10 @@ def run_on_workers(
     """Run experiments on Dask workers that push them to the remotes, in the order they end.
 
     Args:
-        experiments: What to run.
-        commit: On the Git remote.
+        experiments: Experiments to run.
+        commit: Commit of the project that is on the Git remote.
         url: Address of the Git remote, from `prepare`.
-        workers: Their number on this machine, or the address of a Dask scheduler.
+        workers: Number of workers on this machine, or the address of a Dask scheduler.
         ahead: Whether all experiments are submitted at once. If not, each is taken from
             `experiments` when a worker is free for it.
     """
@@ -161,7 +161,7 @@ def report(
 
     Args:
         outcomes: From `run_serially` or `run_on_workers`.
-        describe: The result of an experiment; raises StageError if it failed.
+        describe: Describes the result of an experiment; raises StageError if it failed.
         total: Number of experiments, for the lines.
         first: Number of the first of them.
     """

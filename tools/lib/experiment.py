@@ -80,7 +80,7 @@ def head() -> str:
 
 
 def overrides(values: Mapping[str, object]) -> list[str]:
-    """Values of params.yaml as DVC's option -S takes them."""
+    """Values of params.yaml in the form of DVC's option -S."""
     return [f"{key}={value}" for key, value in values.items()]
 
 
@@ -88,8 +88,8 @@ def run_experiment(name: str, changes: Sequence[str], *options: str) -> None:
     """Run an experiment on HEAD in a temporary folder.
 
     Args:
-        name: Of the experiment.
-        changes: Settings of params.yaml, `KEY=VALUE`.
+        name: Name of the experiment.
+        changes: Overrides of params.yaml, `KEY=VALUE`.
         options: More options of `dvc exp run`.
     """
     words = [word for change in changes for word in ("-S", change)]
@@ -102,10 +102,10 @@ def reference(commit: str, name: str) -> str:
 
 
 def references(remote: str, pattern: str) -> dict[str, str]:
-    """References on a Git remote and the commits that they are at.
+    """References on a Git remote and their commits.
 
     Args:
-        remote: Its name or address.
+        remote: Name or address of the Git remote.
         pattern: A reference, or all below a folder: `refs/exps/*`.
     """
     lines = call("git", "ls-remote", remote, pattern).splitlines()
@@ -113,7 +113,7 @@ def references(remote: str, pattern: str) -> dict[str, str]:
 
 
 def version_faults(lock: Path = Path(LOCK)) -> list[str]:
-    """How the installed packages differ from the locked ones; empty if they do not."""
+    """Differences between the installed packages and the locked ones."""
     locked: dict[str, set[str]] = defaultdict(set)
     optional = set()
     text = lock.read_text(encoding="utf-8")
@@ -138,7 +138,7 @@ def store_address(repo: Repo) -> str:
     """The address of the DVC remote.
 
     Raises:
-        StageError: There is none that every clone can use.
+        StageError: No DVC remote is configured, or its path is relative.
     """
     name = repo.config["core"].get("remote")
     if not name:
@@ -309,7 +309,7 @@ def push(remote: str, commit: str, name: str) -> str:
 
 
 def with_retries(attempt: Callable[[str, str, str], str], *words: str) -> str:
-    """Try for two minutes: remotes may be unreachable for a while."""
+    """Retry for two minutes, because remotes may be unreachable for a while."""
     for wait in RETRY_DELAYS:
         try:
             return attempt(*words)
@@ -327,7 +327,7 @@ def check(commit: str) -> None:
     """Refuse an environment in which an experiment would fail or give another result.
 
     Raises:
-        StageError: The versions are others, HEAD is another commit, the clone is shallow, or it has
+        StageError: Versions differ, HEAD is another commit, the clone is shallow, or it has
             no DVC remote.
     """
     if faults := version_faults():
@@ -354,9 +354,9 @@ def run_and_push(remote: str, commit: str, name: str, changes: Sequence[str]) ->
 
     Args:
         remote: Name or address of the Git remote; the DVC remote is the configured one.
-        commit: Where HEAD is, a hash.
-        name: Of the experiment.
-        changes: Settings of params.yaml, `KEY=VALUE`.
+        commit: Hash of HEAD.
+        name: Name of the experiment.
+        changes: Overrides of params.yaml, `KEY=VALUE`.
 
     Returns:
         The experiment's commit on the remote.

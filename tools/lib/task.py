@@ -1,4 +1,4 @@
-"""Run an experiment at one commit in a clone of the project that stays for the next task.
+"""Run an experiment at one commit in a clone of the project, and keep the clone.
 
 Dask workers execute the text of this file (workers.py sends it): they need no file of the project,
 and run the code of the commit. A task holds the lock of its clone, so no two share one.
@@ -80,11 +80,11 @@ def main(url: str, commit: str, project: str, base: str, tasks: str, *words: str
     """Run `tools.lib.experiment`, and end it when the worker ends.
 
     Args:
-        url: Of the Git remote.
-        commit: What to check out.
+        url: Address of the Git remote.
+        commit: Commit to check out.
         project: The project's folder in the repository.
         base: Folder of the clones; empty for one in the system's folder for temporary files.
-        tasks: How many share the cores of this machine.
+        tasks: Number of tasks that share the cores of this machine.
         words: Arguments of the module after REMOTE and COMMIT.
     """
     # The worker reads the output. The parent's process id is not enough: the worker may be dead

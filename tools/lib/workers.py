@@ -44,7 +44,7 @@ def prepare(commit: str) -> str:
         Address of the Git remote.
 
     Raises:
-        StageError: What is missing, and the command that adds it.
+        StageError: Something is missing; the message has the command that adds it.
     """
     if REMOTE not in call("git", "remote").split():
         raise StageError(f"workers need a Git remote; git remote add {REMOTE} ADDRESS")
@@ -74,7 +74,7 @@ def connect(workers: str) -> Iterator[Client]:
     """Connect to the scheduler at an address, or start a number of workers on this machine.
 
     Raises:
-        StageError: There is no scheduler, or no longer.
+        StageError: There is no scheduler, or the connection to it is lost.
     """
     if workers.isdecimal() and int(workers) < 1:
         raise StageError(f"--workers: expected at least 1 or an address, found {workers}")
@@ -114,8 +114,8 @@ class Tasks:
     """Experiments of one commit on a cluster, as `open_tasks` returns it.
 
     Args:
-        client: Of the cluster.
-        commit: Of the project, on the Git remote.
+        client: Client of the cluster.
+        commit: Commit of the project that is on the Git remote.
         url: Address of the Git remote.
         clones: Folder of the workers' clones; empty for their folder for temporary files.
     """
@@ -133,7 +133,7 @@ class Tasks:
         self.command += [url, commit, project, clones, tasks]
 
     def slots(self) -> int:
-        """How many experiments the workers that are there now run at once."""
+        """Number of experiments that the present workers run at once."""
         try:
             return sum(self.client.nthreads().values())
         except OSError as error:
@@ -143,7 +143,7 @@ class Tasks:
         """Start an experiment; equal names are one task, also of several coordinators.
 
         Args:
-            name: Of the experiment.
+            name: Name of the experiment.
             changes: Settings of params.yaml, `KEY=VALUE`.
         """
         return self._run(name, *changes, key=f"{self.project}-{self.commit}-{name}")
@@ -161,10 +161,10 @@ class Tasks:
         )
 
     def check(self) -> None:
-        """Refuse workers whose environment differs; a busy worker is waited for.
+        """Refuse workers whose environment differs; wait for busy workers.
 
         Raises:
-            StageError: Each argument is what one worker reports.
+            StageError: With the message of each such worker as an argument.
         """
         now = time.time_ns()
         checks = {
@@ -185,7 +185,7 @@ class Tasks:
             raise StageError(*faults)
 
     def finish(self, task: Future, name: str) -> tuple[str, str]:
-        """Wait for an experiment, verify that the remotes have it whole, and pull its reference.
+        """Wait for an experiment, verify it on the remotes, and pull its reference.
 
         Returns:
             The experiment's commit, and how many seconds it took on its worker.
@@ -207,9 +207,9 @@ def open_tasks(workers: str, commit: str, url: str) -> Iterator[Tasks]:
     """Connect to workers and check them.
 
     Args:
-        workers: Their number on this machine, or the address of a scheduler.
-        commit: What they run.
-        url: Of the Git remote, from `prepare`.
+        workers: Number of workers on this machine, or the address of a scheduler.
+        commit: Commit that they run.
+        url: Address of the Git remote, from `prepare`.
 
     Raises:
         StageError: There is no scheduler, or a worker's environment differs.
@@ -224,7 +224,7 @@ def wait_for(task: Future) -> str:
     """Wait for a task, and return its stdout.
 
     Raises:
-        StageError: Why it failed, as its worker reports it.
+        StageError: The task failed; the message is that of the worker.
     """
     try:
         done = task.result()
@@ -241,7 +241,7 @@ def wait_for(task: Future) -> str:
 
 
 def pull(commit: str, name: str) -> str:
-    """Pull the reference of an experiment if the remotes have it whole; return its commit."""
+    """Pull the reference of an experiment if it is complete on the remotes; return its commit."""
     found = with_retries(find, REMOTE, commit, name)
     if found:
         call("git", "update-ref", reference(commit, name), found)
@@ -249,7 +249,7 @@ def pull(commit: str, name: str) -> str:
 
 
 def pull_finished(commit: str, names: Sequence[str]) -> set[str]:
-    """Pull the references of experiments that the remotes have whole; return their names."""
+    """Pull the references of experiments that are complete on the remotes; return their names."""
     below = reference(commit, "")
     listed = references(REMOTE, f"{below}*")
     return {name for name in names if f"{below}{name}" in listed and pull(commit, name)}
