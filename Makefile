@@ -79,7 +79,7 @@ $(INSTALLED): requirements.lock
 		"expected Python 3.11 to 3.13, found " + sys.version.split()[0] + ": make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	@echo "Installing the locked packages: one to a few minutes"
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --require-hashes \
 		--requirement requirements.lock
 	@.venv/bin/python -m tools.plots_page && \
 		.venv/bin/dvc config --local plots.html_template offline.html
@@ -87,6 +87,6 @@ $(INSTALLED): requirements.lock
 
 benchmarks/.venv/installed: requirements-bench.lock
 	$(PYTHON) -m venv benchmarks/.venv
-	benchmarks/.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	benchmarks/.venv/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --require-hashes \
 		--requirement requirements-bench.lock
 	@touch $@
