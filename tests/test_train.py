@@ -1,6 +1,9 @@
 """The stage train, on the tiny dataset."""
 
+import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +23,7 @@ from stages.lib.models.runtime import read_model
 from stages.lib.params import Params, TrainParams, read_params
 from stages.lib.results import metrics
 from stages.lib.stage import StageError
-from tests.helpers import Edit, described
+from tests.helpers import ROOT, Edit, described
 
 keras = import_keras()
 import tensorflow  # noqa: E402  # after Keras, which keeps it quiet
@@ -318,6 +321,27 @@ def test_a_loop_over_several_batches_gives_what_single_steps_give_to_the_bit(
         weights.append(model.get_weights())
     for one, other_one in zip(*weights, strict=True):
         np.testing.assert_array_equal(one, other_one)
+
+
+@pytest.mark.slow
+def test_settings_of_the_user_leave_the_model_bit_identical(
+    normalized: Path, edit: Edit, tmp_path: Path
+) -> None:
+    """The CNN depends on the layout of images, and every kind on precision and backend."""
+    edit("model.kind", "cnn")
+    edit("train.epochs", 1)
+    settings = {"backend": "torch", "floatx": "float64", "image_data_format": "channels_first"}
+    (tmp_path / "home/.keras").mkdir(parents=True)
+    (tmp_path / "home/.keras/keras.json").write_text(json.dumps(settings))
+    hostile = {"HOME": str(tmp_path / "home"), "KERAS_HOME": str(tmp_path / "home/.keras")}
+    hostile |= {"KERAS_BACKEND": "torch", "KERAS_NNX_ENABLED": "true", "KERAS_MAX_EPOCHS": "1"}
+    found = []
+    for variables in ({}, hostile):
+        env = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+        subprocess.run([sys.executable, "-m", "stages.train"], env=env, check=True)
+        found.append(train.MODEL.read_bytes())
+        train.MODEL.unlink()
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("kind", ["linear", "cnn"])
