@@ -150,14 +150,14 @@ def write_synthetic(raw: Path, train: int, test: int, classes: list[str]) -> Non
         raw: The folder `data/raw` to make.
         train: Number of training images.
         test: Number of test images.
-        classes: Names of the ten classes.
+        classes: Their names.
     """
     raw.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    patterns = rng.integers(0, 128, (10, 28, 28), np.uint8)
+    patterns = rng.integers(0, 128, (len(classes), 28, 28), np.uint8)
     written: dict[str, object] = {}
     for split, count in (("train", train), ("test", test)):
-        labels = rng.integers(0, 10, count).astype(np.uint8)
+        labels = rng.integers(0, len(classes), count).astype(np.uint8)
         parts = (labels[start : start + 4096] for start in range(0, count, 4096))
         images = (
             patterns[part] + rng.integers(0, 128, (len(part), 28, 28), np.uint8) for part in parts
@@ -167,8 +167,9 @@ def write_synthetic(raw: Path, train: int, test: int, classes: list[str]) -> Non
             raw / f"{split}_images.npy", shape, np.uint8, images
         )
         wrong = rng.random(count) < 0.02
-        labels[wrong] = (labels[wrong] + 1) % 10
+        labels[wrong] = (labels[wrong].astype(int) + 1) % len(classes)
         written |= write_arrays(raw, {f"{split}_labels": labels})
-    about = {"name": "synthetic", "title": "Synthetic", "classes": classes, "flip": False}
+    # The tools require the dataset of params.yaml.
+    about = {"name": "mnist", "title": "Synthetic", "classes": classes, "flip": False}
     gray = {"levels": [0, 254], "background": 127}
     write_json(raw / "dataset.json", {**about, **gray, "arrays": written})
