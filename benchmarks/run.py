@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks import report
 from benchmarks.parts import (
     accuracy,
+    cnn,
     fit,
     images,
     overhead,
@@ -31,9 +32,11 @@ PEERS = FOLDER / ".venv" / "bin" / "python"
 PARTS = {
     "fit": fit.measure,
     "accuracy": accuracy.measure,
+    "cnn": cnn.measure,
     "pipeline": pipeline.measure,
     "overhead": overhead.measure,
-    "scaling": scaling.measure,
+    "scaling": scaling.measure_images,
+    "classes": scaling.measure_classes,
     "images": images.measure,
     "predict": predict.measure,
     "photos": photos.measure,

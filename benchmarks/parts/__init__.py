@@ -1,1 +1,1 @@
-"""The parts of the benchmark: each module runs its contenders and makes a table."""
+"""Parts of the benchmark: each module runs its commands in turn and makes a table."""

@@ -1,4 +1,4 @@
-"""Part 1: the tutorial's fit in five implementations, and the hardware's limit."""
+"""The tutorial's fit in five implementations, and the hardware's limit."""
 
 import sys
 from pathlib import Path

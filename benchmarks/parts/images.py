@@ -1,4 +1,4 @@
-"""Part 6: reading folders of image files, compared with Keras and a plain loop of Pillow."""
+"""Reading folders of image files, compared with Keras and a plain loop of Pillow."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Part 4: the time of `dvc repro` if little or nothing has changed."""
+"""The time of `dvc repro` if little or nothing has changed."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Part 8: accuracy on photos and drawings derived from MNIST's test split."""
+"""Accuracy on photos and drawings derived from MNIST's test split."""
 
 import numpy as np
 

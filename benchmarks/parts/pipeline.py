@@ -1,4 +1,4 @@
-"""Part 3: the whole pipeline from fetched images to reports, against the transcription."""
+"""The whole pipeline from fetched images to reports, against the transcription."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Part 7: the predict stage as a whole process, against Keras."""
+"""The predict stage as a whole process, against Keras."""
 
 import sys
 from pathlib import Path

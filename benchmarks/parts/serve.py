@@ -1,4 +1,4 @@
-"""Part 9: the service on loopback, against Keras `predict` behind FastAPI."""
+"""The service on loopback, against Keras `predict` behind FastAPI."""
 
 import sys
 from statistics import median

@@ -1,4 +1,4 @@
-"""Part 10: experiments on Dask workers, against the same experiments one by one."""
+"""Experiments on Dask workers, against the same experiments one by one."""
 
 import shutil
 from pathlib import Path
