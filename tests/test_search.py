@@ -143,10 +143,10 @@ def trials() -> dict[str, dict[str, object]]:
     }
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
-def test_shipped_spaces_are_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("mlp", "mlp"), ("fast", "mlp"), ("cnn", "cnn")])
+def test_shipped_spaces_are_valid(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert read_space(Path(f"searches/{name}.yaml")).fixed["model.kind"] == name
+    assert read_space(Path(f"searches/{name}.yaml")).fixed["model.kind"] == kind
 
 
 @pytest.mark.parametrize(
