@@ -22,22 +22,22 @@ CLASSES = Path("reports/classes.csv")
 VALIDATION_CLASSES = Path("reports/validation_classes.csv")
 CALIBRATION = Path("reports/calibration.csv")
 
-# The numbers by which experiments are compared: `dvc metrics diff` should fit on a screen.
+# The metrics for comparing experiments, few enough that `dvc metrics diff` fits on one screen.
 MAIN = ("accuracy", "accuracy_low", "accuracy_high", "errors", "loss", "ece", "macro_f1")
 MAIN_VALIDATION = ("accuracy", "loss")
 
 
 def probability_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Scores of the probabilities, beyond the predicted classes.
+    """Compute the metrics that depend on the probabilities, not only on the predicted classes.
 
     Args:
         labels: Shape (n,), integers in [0, classes).
         probabilities: Shape (n, classes), rows sum to 1.
 
     Returns:
-        loss (cross-entropy in nats), brier, and the expected calibration error with bins of equal
-        width (ece) and of equal mass, each with its mean and 95% quantile (q95) for a perfectly
-        calibrated model.
+        loss (cross-entropy in nats), brier, and the expected calibration error with equal-width
+        (ece) and equal-mass bins (ece_equal_mass), each with its mean (if_calibrated) and 95%
+        quantile (if_calibrated_q95) for a perfectly calibrated model.
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = probabilities.argmax(axis=1) == labels
@@ -57,7 +57,7 @@ def probability_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[st
 
 
 def all_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """All scores of a split.
+    """Compute all metrics of a split.
 
     Args:
         labels: Shape (n,), integers in [0, classes).
@@ -66,8 +66,8 @@ def all_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float
     Returns:
         accuracy with its 95% confidence interval (accuracy_low, accuracy_high), errors
         (misclassified images), top2_accuracy, balanced_accuracy (mean recall of the classes with
-        images), macro_f1 (mean F1 score of the classes that occur among labels or predictions),
-        and `probability_scores`.
+        images), macro_f1 (mean F1 score of the classes among the labels or predictions), and
+        `probability_scores`.
     """
     ranks = metrics.ranks(labels, probabilities)
     correct = int((ranks == 1).sum())
@@ -87,13 +87,16 @@ def all_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float
 
 
 def scores_with_temperature(predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Test scores after temperature scaling, with T fitted on the validation split.
+    """Compute test metrics after temperature scaling, with T fitted on the validation split.
 
     Args:
         predictions: As returned by `read_predictions`.
 
     Returns:
         temperature, and `probability_scores` of the test split. Predicted classes do not change.
+
+    Raises:
+        StageError: There is no validation split.
     """
     labels = predictions["validation_labels"]
     if not len(labels):
@@ -107,11 +110,11 @@ def scores_with_temperature(predictions: Mapping[str, np.ndarray]) -> dict[str, 
 
 
 def score(predictions: Mapping[str, np.ndarray], *, temperature: bool) -> dict[str, Any]:
-    """All scores of the test split, with sections for validation and temperature scaling.
+    """Compute all metrics of the test split, with sections for validation and temperature scaling.
 
     Args:
         predictions: As returned by `read_predictions`.
-        temperature: Whether to add the scores after temperature scaling.
+        temperature: Whether to add the metrics after temperature scaling.
     """
     labels, held_out = predictions["test_labels"], predictions["validation_labels"]
     scores: dict[str, Any] = {"test_examples": len(labels)}
@@ -125,27 +128,27 @@ def score(predictions: Mapping[str, np.ndarray], *, temperature: bool) -> dict[s
 
 
 def split(scores: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split scores into those with the given names, in their order, and all others."""
+    """Split scores into those with the given names, in that order, and the rest."""
     main = {name: scores[name] for name in names}
     return main, {name: value for name, value in scores.items() if name not in main}
 
 
 def class_table(labels: np.ndarray, probabilities: np.ndarray, names: list[str]) -> pd.DataFrame:
-    """Table of `metrics.per_class`; without rows if the split has no images."""
+    """Tabulate `metrics.per_class`, without rows if the split has no images."""
     table = metrics.per_class(labels, probabilities.argmax(axis=1), names)
     return table if len(labels) else table[:0]
 
 
 def confusion_table(counts: np.ndarray, names: list[str]) -> pd.DataFrame:
-    """Confusion matrix as a long table, the format of `dvc plots`.
+    """Convert a confusion matrix to long format, for `dvc plots`.
 
     Args:
         counts: Rows are labels, columns predicted classes, shape (classes, classes).
         names: Names of the classes.
 
     Returns:
-        A row per cell, label by label: label and predicted (names), count (images), share (of the
-        images with this label; NaN if there are none).
+        A row per cell, in row-major order: label and predicted (names), count (images), share (of
+        the images with this label; NaN if there are none).
     """
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
         shares = counts / counts.sum(axis=1, keepdims=True)
@@ -155,7 +158,7 @@ def confusion_table(counts: np.ndarray, names: list[str]) -> pd.DataFrame:
 
 
 def probability_lines(scores: Mapping[str, float]) -> list[str]:
-    """Loss, and ECE next to that of a perfectly calibrated model, as lines of text."""
+    """Format the loss and the ECE, next to the ECE expected from a perfectly calibrated model."""
     mean, q95 = scores["ece_if_calibrated"], scores["ece_if_calibrated_q95"]
     return [
         f"  loss {scores['loss']:.4f}",
@@ -164,7 +167,7 @@ def probability_lines(scores: Mapping[str, float]) -> list[str]:
 
 
 def main_lines(title: str, scores: Mapping[str, Any]) -> list[str]:
-    """The main scores as lines of text.
+    """Format the main metrics as lines of text.
 
     Args:
         title: Title of the dataset.
@@ -184,8 +187,9 @@ def main_lines(title: str, scores: Mapping[str, Any]) -> list[str]:
 
 
 def first_images(names: list[str], labels: np.ndarray, predicted: np.ndarray) -> list[str]:
-    """Label and prediction of the first ten images as lines of text."""
-    width = max(wcwidth.width(name) for name in (*names, "predicted"))  # CJK letters take two
+    """Format labels and predictions of the first ten images as lines of text."""
+    # CJK characters are two columns wide.
+    width = max(wcwidth.width(name) for name in (*names, "predicted"))
     rows = [("label", "predicted", "")]
     for label, guess in zip(labels[:10], predicted[:10], strict=True):
         rows.append((names[label], names[guess], "" if label == guess else "misclassified"))
@@ -194,7 +198,7 @@ def first_images(names: list[str], labels: np.ndarray, predicted: np.ndarray) ->
 
 
 def most_confused(table: pd.DataFrame) -> list[str]:
-    """The five most confused pairs of classes as lines of text, from a `confusion_table`."""
+    """Format the five most confused pairs of classes of a `confusion_table` as lines of text."""
     errors = table[(table["label"] != table["predicted"]) & (table["count"] > 0)]
     if errors.empty:
         return ["no misclassified test images"]
@@ -223,7 +227,7 @@ def main() -> None:
     write_csv(VALIDATION_CLASSES, class_table(*held_out, names))
     write_csv(CALIBRATION, calibration.reliability(labels, probabilities))
     write_json(SCORES, others)
-    write_json(METRICS, main_scores)  # last: it exists only if all other outputs do
+    write_json(METRICS, main_scores)  # last, so it exists only if all other outputs do
     lines = [*main_lines(dataset["title"], scores), *first_images(names, labels, predicted)]
     print("\n".join([*lines, *most_confused(confusion)]))
 

@@ -1,4 +1,4 @@
-"""List the misclassified test images and draws examples."""
+"""List the misclassified test images and draw examples."""
 
 from pathlib import Path
 
@@ -66,9 +66,6 @@ def by_pair(table: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         table: As returned by `errors`.
-
-    Returns:
-        The selected rows.
     """
     pair = ["label", "predicted"]
     size = table.groupby(pair)["index"].transform("size")
@@ -81,9 +78,6 @@ def draw(title: str, table: pd.DataFrame) -> Figure:
     Args:
         title: Title of the figure.
         table: Rows as returned by `errors`.
-
-    Returns:
-        The figure.
     """
     dataset = read_json(RAW / "dataset.json")
     names = figures.drawable(dataset["classes"])

@@ -1,4 +1,4 @@
-"""Fetch a dataset's images and labels as they were published."""
+"""Fetch a dataset's images and labels as published."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ RAW = Path("data/raw")
 
 
 def background(images: np.ndarray) -> int:
-    """Find the gray level around what the images show: the median of their border pixels.
+    """Estimate the background level of images as the median of their border pixels.
 
     Args:
         images: Shape (n, height, width) or (n, height, width, 3), uint8.
@@ -43,7 +43,7 @@ def main() -> None:
             "flip": dataset.flip,
             "levels": [int(images.min()), int(images.max())],
             "background": background(images),
-            "validation": dataset.images.validation or 0,  # the last ones of the training images
+            "validation": dataset.images.validation or 0,  # the last training images
             "arrays": written,
         }
         write_json(folder / "dataset.json", about)

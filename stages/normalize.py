@@ -25,15 +25,15 @@ NORMALIZED = Path("data/normalized")
 
 
 def quotas(counts: np.ndarray, validation: int) -> np.ndarray:
-    """Divide the validation split among the classes by the method of largest remainders.
+    """Apportion the validation split among the classes by the largest remainder method.
 
     Args:
         counts: Published training images of each class, shape (classes,), int64.
         validation: Size of the validation split, less than the sum of the counts.
 
     Returns:
-        Images of each class to hold out, shape (classes,), int64; their sum is `validation`. A
-        class keeps an image to train on, unless there are too few images for that.
+        Number of images of each class to hold out, shape (classes,), int64; their sum is
+        `validation`. Each class keeps at least one training image unless there are too few images.
     """
     kept = np.minimum(counts, 1)
     if validation > counts.sum() - kept.sum():
@@ -41,7 +41,7 @@ def quotas(counts: np.ndarray, validation: int) -> np.ndarray:
     total = int(counts.sum())
     shares: np.ndarray = np.minimum(validation * counts // total, counts - kept)
     while missing := validation - int(shares.sum()):
-        # Integers, so that equal remainders are equal: these go to the first classes.
+        # Integer arithmetic compares remainders exactly; ties go to the first classes.
         remainders = np.where(
             shares < counts - kept, validation * counts - shares * total, -(2**62)
         )
@@ -50,22 +50,23 @@ def quotas(counts: np.ndarray, validation: int) -> np.ndarray:
     return shares
 
 
-def validation_size(asked: float | str, count: int, published: int) -> int:
+def validation_size(requested: float | str, count: int, published: int) -> int:
     """Determine the size of the validation split.
 
     Args:
-        asked: `normalize.validation` of params.yaml: a number of images, a share of them below 1,
-            or the split that the dataset publishes.
-        count: Published training images, those of a published validation split included.
-        published: Images of the published validation split, 0 if there is none.
+        requested: `normalize.validation` of params.yaml: a number of images, a share of them below
+            1, or "published" for the validation split of the dataset.
+        count: Number of published training images, including a published validation split.
+        published: Size of the published validation split, 0 if there is none.
 
     Returns:
         Number of training images to hold out.
 
     Raises:
-        StageError: The dataset publishes no validation split, or no image would be left.
+        StageError: The dataset has no published validation split, or no training image would be
+            left.
     """
-    if isinstance(asked, str):
+    if isinstance(requested, str):
         size = published
         if not published:
             raise StageError(
@@ -73,7 +74,7 @@ def validation_size(asked: float | str, count: int, published: int) -> int:
                 "set a number of images, or a share such as 0.1"
             )
     else:
-        size = round(asked * count) if 0 < asked < 1 else int(asked)
+        size = round(requested * count) if 0 < requested < 1 else int(requested)
     if size >= count:
         raise StageError(
             f"params.yaml: normalize.validation: expected fewer than {count:,} images, "
@@ -83,15 +84,15 @@ def validation_size(asked: float | str, count: int, published: int) -> int:
 
 
 def choose_held_out(labels: np.ndarray, validation: int, seed: int) -> np.ndarray:
-    """Choose the training images that validate, stratified by class.
+    """Choose the training images to hold out for validation, stratified by class.
 
     Args:
-        labels: Of the published training images, shape (n,), uint8.
-        validation: How many images to hold out, less than n.
-        seed: Seed of the choice.
+        labels: Labels of the published training images, shape (n,), uint8.
+        validation: Number of images to hold out, less than n.
+        seed: Random seed.
 
     Returns:
-        Indices of the images held out, ascending, shape (validation,), int64.
+        Indices of the held-out images, ascending, shape (validation,), int64.
     """
     rng = np.random.default_rng(seed)
     shares = quotas(np.bincount(labels), validation)
@@ -103,13 +104,14 @@ def choose_held_out(labels: np.ndarray, validation: int, seed: int) -> np.ndarra
 
 
 def mean_and_deviation(chunks: Iterable[np.ndarray]) -> tuple[float, float]:
-    """Compute the mean and the standard deviation over all pixels.
+    """Compute the mean and standard deviation over all pixels.
 
     Args:
-        chunks: Gray levels, any shapes, uint8, some images at a time.
+        chunks: Batches of images, gray levels, any shapes, uint8.
 
     Returns:
-        Both in gray levels; exact in any order, since they come from the histogram.
+        Mean and standard deviation in gray levels. They are computed from a histogram, so the
+        order of the images does not matter.
     """
     counts = sum((np.bincount(c.ravel(), minlength=256) for c in chunks), np.zeros(256, np.int64))
     levels = np.arange(256)
@@ -118,12 +120,12 @@ def mean_and_deviation(chunks: Iterable[np.ndarray]) -> tuple[float, float]:
 
 
 def scale(images: np.ndarray, offset: float, divisor: float) -> np.ndarray:
-    """Map gray levels to intensities.
+    """Scale gray levels to float intensities.
 
     Args:
         images: Gray levels, shape (n, ...), uint8.
-        offset: The level that becomes 0.
-        divisor: How many levels make 1.
+        offset: Gray level that maps to 0.
+        divisor: Number of gray levels per unit of intensity.
 
     Returns:
         (images - offset) / divisor, the same shape, float32.
@@ -132,7 +134,7 @@ def scale(images: np.ndarray, offset: float, divisor: float) -> np.ndarray:
 
 
 def kept_chunks(path: Path, kept: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the rows of a file for which `kept`, shape (n,), bool, is true, some at a time."""
+    """Yield the rows of a file that the mask `kept`, shape (n,), bool, selects, in chunks."""
     start = 0
     for chunk in read_chunks(path):
         yield chunk[kept[start : start + len(chunk)]]
@@ -146,8 +148,8 @@ def fingerprints(chunks: Iterable[np.ndarray]) -> np.ndarray:
         chunks: Gray levels, shapes (any, ...), uint8.
 
     Returns:
-        Eight bytes of each image's BLAKE2b, shape (n,), uint64. Two of a million different images
-        share one by chance in one of thirty million datasets.
+        The 64-bit BLAKE2b hash of each image, shape (n,), uint64. The probability of any collision
+        among a million distinct images is about 3e-8.
     """
     digests = (
         hashlib.blake2b(image.tobytes(), digest_size=8).digest()
@@ -161,11 +163,11 @@ def duplicates(splits: Mapping[str, tuple[str, np.ndarray]]) -> dict[str, int]:
     """Count the images that two splits have in common (leakage).
 
     Args:
-        splits: For each split, the published one that its images come from, and which of them do,
-            as for `write_split`.
+        splits: The published split and the mask of each split, as for `write_split`.
 
     Returns:
-        For each pair, such as "train, test", the images of the second that are in the first.
+        For each pair, such as "train, test", the number of images of the second split that also
+        occur in the first.
     """
     prints = {
         split: fingerprints(kept_chunks(RAW / f"{published}_images.npy", kept))
@@ -176,17 +178,17 @@ def duplicates(splits: Mapping[str, tuple[str, np.ndarray]]) -> dict[str, int]:
 
 
 def offset_and_divisor(method: str, chunks: Iterable[np.ndarray]) -> tuple[float, float]:
-    """Choose the scaling from the training split alone.
+    """Fit the scaling on the training split.
 
     Args:
         method: As in `normalize.method` of params.yaml.
-        chunks: The training split's gray levels, as for `mean_and_deviation`.
+        chunks: Images of the training split, as for `mean_and_deviation`.
 
     Returns:
         The arguments of `scale`, in gray levels.
 
     Raises:
-        StageError: All pixels have the same level.
+        StageError: All pixels have the same gray level.
     """
     if method == "min_max":
         ends = np.array([(c.min(), c.max()) for c in chunks if c.size], int)
@@ -207,15 +209,15 @@ def write_split(
     """Write the images and labels of one split.
 
     Args:
-        folder: The folder that receives them.
-        split: The split's name from now on.
-        published: The published split that its images come from.
-        kept: True for each of them that belongs to it, shape (n,), bool.
+        folder: The output folder.
+        split: Name of the split.
+        published: The published split that contains its images.
+        kept: Mask of the published images that belong to the split, shape (n,), bool.
         offset: As for `scale`.
         divisor: As for `scale`.
 
     Returns:
-        The record of each array, as from `write_chunks`.
+        The record of each array, as returned by `write_chunks`.
     """
     images, labels = (RAW / f"{published}_{kind}.npy" for kind in ("images", "labels"))
     count, image = int(kept.sum()), read_array(images).shape[1:]

@@ -33,10 +33,7 @@ def draw_samples(title: str, raw: Path, count: int, seed: int) -> Figure:
         title: Title of the figure.
         raw: Folder of the published arrays.
         count: Maximum number of images.
-        seed: Seed of the choice.
-
-    Returns:
-        The figure.
+        seed: Random seed.
     """
     labels = np.load(raw / "train_labels.npy")
     dataset = read_json(raw / "dataset.json")
@@ -52,17 +49,18 @@ def draw_samples(title: str, raw: Path, count: int, seed: int) -> Figure:
 
 
 def read_table(path: Path, names: list[str]) -> pd.DataFrame:
-    """Read a table of the stage evaluate whose first column has the names of the classes.
+    """Read a table of the stage evaluate with class names in the first column.
 
     Args:
         path: The CSV file.
         names: Names of the classes of the dataset.
 
     Returns:
-        The table; names are text ("1", "NA") that the fonts can draw, other empty cells NaN.
+        The table. Class names are strings ("1", "NA") that the fonts can draw; other empty cells
+        are NaN.
 
     Raises:
-        StageError: The table is for other classes.
+        StageError: The classes in the table are not those of the dataset.
     """
     text = ("class", "label", "predicted")
     table = pd.read_csv(

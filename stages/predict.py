@@ -1,4 +1,4 @@
-"""Predict the validation and the test split with the model file."""
+"""Predict the validation and test splits with the model file."""
 
 import io
 import zipfile
@@ -21,14 +21,14 @@ ROWS = 4096  # images in memory at a time
 
 
 def check_dataset(model: Model, dataset: Mapping[str, Any]) -> None:
-    """Refuse a model that was trained on another dataset.
+    """Verify that the model was trained on this dataset.
 
     Args:
         model: The model.
         dataset: The content of dataset.json.
 
     Raises:
-        StageError: Its dataset, classes or image shape differ.
+        StageError: The dataset name, classes or image shape differ.
     """
     image = dataset["arrays"]["test_images"]["shape"][1:]
     expected = {"dataset": dataset["name"], "classes": dataset["classes"], "image": image}
@@ -37,12 +37,12 @@ def check_dataset(model: Model, dataset: Mapping[str, Any]) -> None:
         if found[name] != value:
             raise StageError(
                 f"{MODEL}: {name}: expected {value}, as in data/raw/dataset.json, "
-                f"found {found[name]}; dvc repro trains on it"
+                f"found {found[name]}; run dvc repro to retrain the model"
             )
 
 
 def predict(model: Model, path: Path, chosen: np.ndarray) -> np.ndarray:
-    """Predict some of the images in a file, chunk by chunk.
+    """Predict selected images of a file, chunk by chunk.
 
     Args:
         model: The model.
@@ -55,7 +55,7 @@ def predict(model: Model, path: Path, chosen: np.ndarray) -> np.ndarray:
     probabilities = np.empty((len(chosen), len(model.classes)), np.float32)
     for start in range(0, len(chosen), ROWS):
         rows = slice(start, start + ROWS)
-        # Mapped again for each chunk: an open map keeps every page that was read.
+        # Remap the file for each chunk, because a map keeps every page read so far in memory.
         probabilities[rows] = model(read_array(path)[chosen[rows]])
     return probabilities
 

@@ -17,7 +17,7 @@ HISTORY = Path("data/history.csv")
 def main() -> None:
     params = read_params()
     written = read_json(NORMALIZED / "scaling.json")["arrays"]
-    # The tutorial's protocol holds nothing out and draws its curves on the test split.
+    # Without a validation split (the tutorial's protocol), learning curves use the test split.
     held_out = "validation" if written["validation_labels"]["shape"][0] else "test"
     names = (f"{split}_{kind}" for split in ("train", held_out) for kind in ("images", "labels"))
     check_arrays(NORMALIZED / "scaling.json", *names)

@@ -323,11 +323,11 @@ def test_every_byte_of_an_array_counts_and_a_part_of_it_is_refused(tmp_path: Pat
     blank = content.index(b"   ")  # the padding of the header says nothing
     for index in {*range(len(content))} - {*range(blank, 127)}:
         images.write_bytes(content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :])
-        with pytest.raises(StageError, match=r"images.npy: expected"):
+        with pytest.raises(StageError, match=r"images.npy: (expected|not a valid array file)"):
             check_arrays(path, "images")
     for length in (*range(0, len(content), 7), len(content) - 1):
         images.write_bytes(content[:length])
-        with pytest.raises(StageError, match=r"images.npy: expected"):
+        with pytest.raises(StageError, match=r"images.npy: (expected|not a valid array file)"):
             check_arrays(path, "images")
 
 
@@ -392,7 +392,7 @@ def test_predictions_come_back_as_they_were_written(tmp_path: Path) -> None:
         ({"validation_labels": LABELS}, "validation: expected dtypes and shape"),
         (
             {"test_labels": np.array([{}] * 4)},
-            "expected an undamaged npz file, found: Object arrays",
+            "not a valid npz file: Object arrays",
         ),
     ],
 )
@@ -425,5 +425,5 @@ def test_predictions_with_a_byte_flipped_or_cut_off_are_refused_or_the_same(tmp_
     assert all(len(words.splitlines()) == 1 for words in refused)
     for length in range(0, len(content), 31):
         path.write_bytes(content[:length])
-        with pytest.raises(StageError, match=r"p.npz: expected"):
+        with pytest.raises(StageError, match=r"p.npz: (expected|not a valid npz file)"):
             read_predictions(path, DATASET)

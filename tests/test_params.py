@@ -242,8 +242,8 @@ def test_a_temperature_needs_a_validation_split(params: Callable[[object], Param
     asked = changed(SHIPPED, "evaluate.temperature", True)
     assert params(asked).evaluate.temperature
     assert fault_of(params, changed(asked, "normalize.validation", 0)) == (
-        "params.yaml: evaluate.temperature: expected a validation split to choose it on, "
-        "found normalize.validation: 0; change one of the two"
+        "params.yaml: evaluate.temperature: temperature scaling needs a validation split, "
+        "but normalize.validation is 0; change one of the two"
     )
 
 
@@ -787,4 +787,4 @@ def test_lists_the_data_sets_that_there_are(project: Path) -> None:
 def test_refuses_a_catalog_without_entries(project: Path, content: object) -> None:
     write_yaml(project / "datasets.yaml", content)
     fault = fault_of(lambda name: read_dataset(project / "datasets.yaml", str(name)), "mnist")
-    assert fault.endswith("datasets.yaml (no dataset at all), found 'mnist'")
+    assert fault.endswith("datasets.yaml (which is empty), found 'mnist'")

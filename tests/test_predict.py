@@ -102,7 +102,7 @@ def test_a_second_run_writes_the_same_bytes() -> None:
 )
 def test_a_model_of_another_dataset_is_refused(changes: dict[str, Any], reason: str) -> None:
     save_model(**changes)
-    with pytest.raises(StageError, match=rf"^data/model.onnx: {reason}; dvc repro"):
+    with pytest.raises(StageError, match=rf"^data/model.onnx: {reason}; run dvc repro"):
         predict.main()
     assert not predict.PREDICTIONS.exists()
 

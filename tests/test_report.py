@@ -255,7 +255,7 @@ def test_changed_and_missing_files_are_refused_in_one_line(
         assert absent.value.filename == name
         path.write_bytes(content)
     (clone.path / "dvc.lock").rename(clone.path / "dvc.lock.bak")
-    missing = "report: dvc.lock: no such file; dvc repro creates what is missing\n"
+    missing = "report: dvc.lock: no such file; run dvc repro to create missing outputs\n"
     assert clone.call(*REPORT, code=1) == missing
     (clone.path / "dvc.lock.bak").rename(clone.path / "dvc.lock")
 

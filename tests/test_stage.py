@@ -48,7 +48,7 @@ def test_a_stage_that_succeeds_says_only_what_it_printed(tmp_path: Path) -> None
         ),
         (
             "open('flour')",
-            "bake: flour: no such file; dvc repro creates what is missing",
+            "bake: flour: no such file; run dvc repro to create missing outputs",
             1,
         ),
         (
@@ -241,7 +241,7 @@ def test_ctrl_c_is_one_line_also_while_tensorflow_is_imported(project: Path, num
 
 def test_arguments_are_refused_because_a_stage_has_none(project: Path) -> None:
     fetch = started(sys.executable, "-m", "stages.fetch", "--source", "kaggle", ready=False)
-    line = "fetch: expected no arguments, found --source kaggle; params.yaml configures a stage\n"
+    line = "fetch: expected no arguments, found --source kaggle; edit params.yaml instead\n"
     assert fetch.communicate(timeout=8) == ("", line)
     assert fetch.returncode == 1
     assert not (project / "data").exists()

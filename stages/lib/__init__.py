@@ -1,1 +1,1 @@
-"""What the stages share: nouns, each small, because every one of them is a DVC dependency."""
+"""Modules that the stages share, kept small because each is a DVC dependency."""

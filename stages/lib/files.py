@@ -19,11 +19,11 @@ from numpy.typing import DTypeLike
 
 from stages.lib.stage import StageError
 
-if TYPE_CHECKING:  # most stages draw nothing, and write no tables
+if TYPE_CHECKING:  # slow imports that most stages do not need
     import pandas as pd
     from matplotlib.figure import Figure
 
-# Raised by gzip, zipfile and NumPy's parser of headers on damaged files.
+# Raised by gzip, zipfile and NumPy's header parser on damaged files.
 DAMAGED = (
     OSError,
     EOFError,
@@ -59,7 +59,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Yields:
         An unused path in the same folder with the same suffixes. It is renamed to `path` if the
-        block succeeds, and removed if not.
+        block succeeds and removed otherwise.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (path.with_name(f".{word}-{path.name}") for word in ("partial", "old"))
@@ -67,11 +67,11 @@ def replacing(path: Path) -> Iterator[Path]:
     _remove(old)
     try:
         yield partial
-        if path.is_dir() and partial.exists():  # only files can be replaced by renaming
+        if path.is_dir() and partial.exists():  # a rename replaces files, not folders
             path.replace(old)
         partial.replace(path)
     except OSError as error:
-        if error.errno and not error.filename:  # the error of a write names no file
+        if error.errno and not error.filename:  # write errors carry no file name
             error.filename = str(path)
         raise
     finally:
@@ -80,7 +80,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Map a `.npy` file into memory, read-only; only accessed parts are read."""
+    """Memory-map a `.npy` file, read-only."""
     array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     return array
 
@@ -99,7 +99,7 @@ def write_chunks(
 
     Args:
         path: The file.
-        shape: The shape of the whole array.
+        shape: Shape of the whole array.
         dtype: Any dtype except object.
         chunks: The rows in order, shapes (any, *shape[1:]).
 
@@ -140,7 +140,7 @@ def check_arrays(record: Path, *names: str) -> None:
         names: The names of the files, without suffix.
 
     Raises:
-        StageError: A dtype, shape or digest differs.
+        StageError: A file is damaged, or its dtype, shape or digest differs.
     """
     written = read_json(record).get("arrays")
     for name in names:
@@ -149,9 +149,7 @@ def check_arrays(record: Path, *names: str) -> None:
             try:
                 array = read_array(path)
             except DAMAGED as error:
-                raise StageError(
-                    f"{path}: expected an undamaged array, found: {error}; {REPAIR}"
-                ) from error
+                raise StageError(f"{path}: not a valid array file: {error}; {REPAIR}") from error
             file.seek(path.stat().st_size - array.nbytes)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         found = {"dtype": array.dtype.str, "shape": [*array.shape], "sha256": digest}
@@ -168,9 +166,9 @@ def read_predictions(path: Path, dataset: Mapping[str, Any]) -> dict[str, np.nda
         dataset: The content of dataset.json.
 
     Returns:
-        parameters () and multiply_adds () per image, and for validation and test
-        `<split>_labels`, uint8 in [0, classes), (n,), and `<split>_probabilities`, float32 with
-        rows that sum to 1, (n, classes).
+        parameters and multiply_adds (per image), shape (); and for validation and test,
+        `<split>_labels`, shape (n,), uint8 in [0, classes), and `<split>_probabilities`, shape
+        (n, classes), float32, rows sum to 1.
 
     Raises:
         StageError: The file is damaged, belongs to other images, or lacks an array of the right
@@ -202,14 +200,12 @@ def read_predictions(path: Path, dataset: Mapping[str, Any]) -> dict[str, np.nda
                 f"{path}: expected the test labels of {dataset['title']}, found others; {REPAIR}"
             )
     except DAMAGED as error:
-        raise StageError(
-            f"{path}: expected an undamaged npz file, found: {error}; {REPAIR}"
-        ) from error
+        raise StageError(f"{path}: not a valid npz file: {error}; {REPAIR}") from error
     return arrays
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write a mapping as JSON, one key per line, in its order."""
+    """Write a mapping as JSON, one key per line, in order."""
     with replacing(path) as partial:
         partial.write_text(
             json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"

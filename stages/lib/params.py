@@ -111,7 +111,7 @@ class ExtractErrorsParams(Section):
 
 
 class Params(Section):
-    """The whole of params.yaml, which every stage checks so that typos do not stop a run midway."""
+    """All of params.yaml. Each stage validates all of it, so that a typo fails the first stage."""
 
     dataset: Line
     fetch: FetchParams
@@ -196,7 +196,7 @@ def parse_yaml(text: str, name: object) -> object:
 
     Args:
         text: The YAML.
-        name: The file, for the message.
+        name: The file name for error messages.
 
     Returns:
         Mappings, lists, text, numbers, booleans, None and dates.
@@ -250,8 +250,8 @@ def check(kind: type[Kind], content: object, path: Path, *prefix: str) -> Kind:
     Args:
         kind: The schema.
         content: The parsed section.
-        path: The file, for the message.
-        prefix: The keys that lead to the section in the file, for the message.
+        path: The file, for error messages.
+        prefix: The keys of the section in the file, for error messages.
 
     Raises:
         StageError: A key is missing, unknown, of the wrong type or out of range. The message
@@ -289,14 +289,14 @@ def read_params() -> Params:
     """Read and validate params.yaml in the working directory.
 
     Raises:
-        StageError: A key is missing, unknown, of the wrong type or out of range, or the file is
-            not YAML.
+        StageError: A key is missing, unknown, of the wrong type or out of range, the file is not
+            YAML, or temperature scaling has no validation split.
     """
     params = check(Params, read_yaml(PARAMS), PARAMS)
     if params.evaluate.temperature and not params.normalize.validation:
         raise StageError(
-            f"{PARAMS}: evaluate.temperature: expected a validation split to choose it on, "
-            "found normalize.validation: 0; change one of the two"
+            f"{PARAMS}: evaluate.temperature: temperature scaling needs a validation split, "
+            "but normalize.validation is 0; change one of the two"
         )
     return params
 

@@ -1,4 +1,4 @@
-"""Start-up and shutdown of stages and tools: signals, errors in one line, a lost parent."""
+"""Startup and shutdown of stages and tools: signals, one-line errors, death of the parent DVC."""
 
 import os
 import re
@@ -16,10 +16,11 @@ from types import FrameType, TracebackType
 
 import psutil
 
-JOINERS = {0x200C: None, 0x200D: None}  # zero width; words in Kannada, Persian and others need them
+# Zero-width joiner and non-joiner, which Kannada, Persian and other scripts use within words.
+JOINERS = {0x200C: None, 0x200D: None}
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 GRACE = 5  # seconds for a library call to return and for partial files to be removed
-POLL_INTERVAL = 0.5  # seconds between two checks that DVC is still running
+POLL_INTERVAL = 0.5  # seconds between checks that DVC is still running
 NO_MEMORY = re.compile(
     "failed to map|cannot allocate|bad_alloc|can't start new thread|out of memory", re.I
 )
@@ -30,7 +31,7 @@ received: list[int] = []  # the signal that ends this process
 class StageError(Exception):
     """An error that a user can fix, printed without a traceback.
 
-    Its message is one line: what was read, expected, found, and what to do. Where several things
+    The message is one line with the file or parameter, the problem and the fix. If several things
     failed, each argument is a line.
     """
 
@@ -39,15 +40,18 @@ class StageError(Exception):
 
 
 def is_printable(text: str) -> bool:
-    """Whether a text has neither line breaks nor control characters."""
+    """Return whether a text has no line breaks or control characters."""
     return text.translate(JOINERS).isprintable()
 
 
 def expect_memory(size: int) -> None:
-    """Refuse a limit on the address space under which C libraries abort or hang without an error.
+    """Check the address space limit, below which C libraries abort or hang without an error.
 
     Args:
-        size: The smallest sufficient limit in GB.
+        size: Minimum limit in GB.
+
+    Raises:
+        StageError: The limit is lower.
     """
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < size * 10**9:
@@ -62,11 +66,11 @@ def _ended_by(number: int) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """Explain what ended the process; empty for a bug, which deserves its traceback."""
+    """Describe an error in one line; return "" for a bug, which needs its traceback."""
     if received or isinstance(error, KeyboardInterrupt):
         return _ended_by(received[0] if received else signal.SIGINT)
     if isinstance(error, FileNotFoundError):
-        return f"{error.filename}: no such file; dvc repro creates what is missing"
+        return f"{error.filename}: no such file; run dvc repro to create missing outputs"
     if isinstance(error, BrokenPipeError):
         return "stdout: broken pipe"
     if isinstance(error, MemoryError) or (
@@ -95,13 +99,13 @@ def _end(kind: type[BaseException], error: BaseException, trace: TracebackType |
 
 def _stop(number: int, frame: FrameType | None) -> None:
     for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)  # a second one must not interrupt the cleanup
+        signal.signal(each, signal.SIG_IGN)  # a second signal must not interrupt the cleanup
     received.append(number)
     raise KeyboardInterrupt
 
 
-def _below_dvc() -> psutil.Process:
-    """Find the process that DVC started: this one, or the shell around it."""
+def _child_of_dvc() -> psutil.Process:
+    """Find the process that DVC started: this one or the shell that runs it."""
     process = psutil.Process()
     with suppress(psutil.Error):
         stage = os.environ["DVC_STAGE"]
@@ -111,15 +115,14 @@ def _below_dvc() -> psutil.Process:
 
 
 def _watch(signals: int) -> None:
-    """End the process when its parent DVC dies, and when a signal has had no effect for `GRACE`."""
+    """End the process when its parent DVC dies, or `GRACE` seconds after a signal."""
     wait = POLL_INTERVAL if "DVC_STAGE" in os.environ else None
     with suppress(psutil.Error, OSError):  # the process that DVC started has ended
         if wait:
-            child = _below_dvc()
+            child = _child_of_dvc()
             dvc = child.ppid()
-            if (
-                os.getpgid(dvc) != os.getpgrp()
-            ):  # DVC ended before: this is the new parent of orphans
+            # In another process group it is not DVC, but the process that adopts orphans.
+            if os.getpgid(dvc) != os.getpgrp():
                 raise ProcessLookupError
         while not select.select([signals], [], [], wait)[0]:
             if child.ppid() != dvc:
@@ -136,7 +139,7 @@ def _guard() -> None:
     sys.excepthook = _end
     signals, woken = os.pipe()
     os.set_blocking(woken, False)
-    # Wakes the thread even while a TensorFlow call keeps Python from running signal handlers.
+    # Wake the thread even while a TensorFlow call keeps Python from running signal handlers.
     signal.set_wakeup_fd(woken)
     for each in SIGNALS:
         if signal.getsignal(each) != signal.SIG_IGN:  # ignored under nohup
@@ -149,18 +152,19 @@ def run(main: Callable[[], object]) -> None:
     """Run the `main` of a stage or tool.
 
     An error that a user can fix ends the process with one line, no traceback and exit code 1. A
-    signal ends it with 128 plus the signal's number; a dead parent DVC counts as SIGTERM.
+    signal ends it with exit code 128 plus the signal number; death of the parent DVC counts as
+    SIGTERM.
 
     Args:
-        main: Raises `StageError`, or `OSError` for problems of disk or permissions.
+        main: May raise `StageError`, or `OSError` for disk and permission errors.
     """
     _guard()
     name = getattr(sys.modules["__main__"].__spec__, "name", "")
     if re.fullmatch(r"stages\.\w+", name) and sys.argv[1:]:
         found = " ".join(sys.argv[1:])
-        raise StageError(f"expected no arguments, found {found}; params.yaml configures a stage")
+        raise StageError(f"expected no arguments, found {found}; edit params.yaml instead")
     if sys.stdout:
-        # Print lines at once even into a pipe, and never fail on what its encoding lacks.
+        # Flush each line, even into a pipe, and escape characters that the encoding lacks.
         reconfigure = sys.stdout.reconfigure  # type: ignore[union-attr]
         reconfigure(line_buffering=True, errors="backslashreplace")
     main()

@@ -1,1 +1,1 @@
-"""What is trained, and the file it becomes."""
+"""Models, their training, and the ONNX files that they are saved to."""

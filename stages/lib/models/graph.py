@@ -1,7 +1,7 @@
-"""Trained models as ONNX graphs, from published images to probabilities.
+"""Convert trained models to ONNX graphs that map published images to probabilities.
 
-Built node by node: Keras's own exporter goes through tf2onnx, whose bytes differ from process to
-process. Every tensor is named by its position, so equal weights give equal files.
+Graphs are built node by node, because Keras's own exporter uses tf2onnx, whose output differs
+between processes. Tensors are named by position, so equal weights give identical files.
 """
 
 import json
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Graph:
-    """An ONNX graph under construction; tensors are known by their names.
+    """An ONNX graph under construction; tensors are identified by name.
 
-    Starts with the input `images`, uint8, shape (n, height, width) or (n, height, width, 3), and
-    the scaling of normalize.
+    It starts with the input `images`, uint8, shape (n, height, width) or (n, height, width, 3),
+    and the scaling of the stage normalize.
 
     Attributes:
         scaled: The name of (images - offset) / divisor, float32, in the shape of the images.
@@ -42,7 +42,7 @@ class Graph:
         return name
 
     def shape(self, *sizes: int) -> str:
-        """Add a constant of int64, as shapes, axes and counts are given to ONNX's operators."""
+        """Add an int64 constant, for the shapes, axes and counts of ONNX operators."""
         return self.constant(sizes, np.int64)
 
     def add(self, operator: str, *inputs: str, **attributes: Any) -> str:  # noqa: ANN401
@@ -60,10 +60,10 @@ class Graph:
 
         Args:
             probabilities: The name of the output, float32, shape (n, classes).
-            metadata: As from `describe`.
+            metadata: As returned by `describe`.
 
         Returns:
-            The content of an `.onnx` file, the same for the same arguments.
+            The content of an `.onnx` file, deterministic.
         """
         if probabilities != self._nodes[-1].output[0]:
             raise ValueError(f"{probabilities} is not the output of the last node")
@@ -95,8 +95,8 @@ def describe(
     Args:
         dataset: The content of dataset.json.
         kind: As in `model.kind` of params.yaml.
-        parameters: Number of stored numbers that training chose.
-        multiply_adds: Of the prediction of one image.
+        parameters: Number of fitted parameters.
+        multiply_adds: Number of multiply-adds per image.
     """
     return {
         "dataset": dataset["name"],
@@ -110,8 +110,8 @@ def describe(
     }
 
 
-# From here on: the layers of Keras. Four-dimensional tensors are channels first in the graph, as
-# ONNX has them, and channels last in Keras.
+# Conversion of Keras layers. Four-dimensional tensors are channels first in ONNX and channels last
+# in Keras.
 Layer = Any
 TO_CHANNELS_FIRST, TO_CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 
@@ -154,7 +154,7 @@ def _dense(graph: Graph, layer: Layer, name: str) -> str:
 
 
 def _convolution(graph: Graph, layer: Layer, name: str) -> str:
-    if set(layer.dilation_rate) != {1}:  # ONNX Runtime cannot pad these
+    if set(layer.dilation_rate) != {1}:  # ONNX Runtime cannot pad dilated convolutions
         raise ValueError(f"layer {layer.name}: dilation is not supported")
     inputs = [name, graph.constant(np.transpose(layer.kernel, (3, 2, 0, 1)))]
     if layer.use_bias:
@@ -207,7 +207,7 @@ LAYERS: dict[str, Callable[[Graph, Layer, str], str]] = {
     "ReLU": _relu,
     "Reshape": _reshape,
 }
-TRAINING_ONLY = ("Random", "Dropout", "SpatialDropout", "Gaussian")  # starts of names
+TRAINING_ONLY = ("Random", "Dropout", "SpatialDropout", "Gaussian")  # prefixes of layer names
 
 
 def from_keras(
@@ -221,17 +221,17 @@ def from_keras(
     """Convert a trained network to the content of a model file.
 
     Args:
-        model: From scaled images, float32, to probabilities, float32, shape (n, classes).
-        offset: The gray level that is scaled to 0.
-        divisor: The gray levels that are scaled to 1.
-        metadata: As from `describe`.
-        flip: Whether the output is the mean over each image and its horizontal flip.
+        model: Maps scaled images, float32, to probabilities, float32, shape (n, classes).
+        offset: Gray level that maps to 0.
+        divisor: Number of gray levels per unit of intensity.
+        metadata: As returned by `describe`.
+        flip: Whether to average the predictions for each image and its horizontal flip.
 
     Returns:
-        An ONNX model as from `Graph.finish`.
+        The content of an `.onnx` file, as returned by `Graph.finish`.
 
     Raises:
-        ValueError: A layer, or an option of one, has no counterpart here.
+        ValueError: A layer or one of its options is not supported.
     """
     graph = Graph(offset, divisor)
     name = graph.scaled

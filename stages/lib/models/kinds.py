@@ -1,6 +1,6 @@
-"""The kinds of model by their names in params.yaml.
+"""Model kinds by their names in params.yaml.
 
-A new kind is a module, a section of params.yaml and a line here.
+A new kind needs a module, a section of params.yaml and an entry here.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,8 +11,9 @@ from typing import Any
 from stages.lib.models import networks, pca_knn, training
 from stages.lib.params import ModelParams, TrainParams
 
-# From the sections `model` and `train` of params.yaml, dataset.json, the folder of normalized
-# splits, the split to validate on, and a path for the history, to the content of a model file.
+# Arguments: the sections `model` and `train` of params.yaml, the content of dataset.json, the
+# folder of normalized splits, the split to evaluate on, and the path of the history. Returns the
+# content of a model file.
 Train = Callable[[ModelParams, TrainParams, Mapping[str, Any], Path, str, Path], bytes]
 
 KINDS: dict[str, Train] = {

@@ -1,4 +1,4 @@
-"""Architectures in Keras, uncompiled."""
+"""Keras architectures, uncompiled."""
 
 import math
 import os
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     Build = Callable[[ModelParams, Mapping[str, Any], Mapping[str, Any]], keras.Model]
 
-MLP_WEIGHTS = 100_000_000  # 400 MB, and Adam holds twice as much again
+MAX_MLP_WEIGHTS = 100_000_000  # 400 MB, plus 800 MB for Adam's moments
 
 
 @contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Discard output to stderr, that of C++ code included; Python exceptions still propagate."""
+    """Discard output to stderr, including that of C++ code."""
     stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 2)
     try:
@@ -35,11 +35,11 @@ def _without_stderr() -> Iterator[None]:
 
 @cache
 def import_keras() -> ModuleType:
-    """Import Keras on TensorFlow in float32 and channels last, whatever the user's own settings.
+    """Import Keras with TensorFlow, float32 and channels last, regardless of the user's settings.
 
-    KERAS_BACKEND and `~/.keras/keras.json` would choose another backend, precision or layout, and
-    KERAS_MAX_* another number of steps; KERAS_NNX_ENABLED requires JAX. The import takes seconds,
-    so it waits until it is needed.
+    KERAS_BACKEND and `~/.keras/keras.json` may choose another backend, precision or layout,
+    KERAS_MAX_* limit the number of steps, and KERAS_NNX_ENABLED requires JAX. The import takes
+    seconds, so it is deferred.
     """
     expect_memory(4)
     os.environ |= {"KERAS_BACKEND": "tensorflow", "KERAS_HOME": os.devnull}
@@ -67,15 +67,16 @@ def mlp(
     """Build a multilayer perceptron: dense layers with ReLU and dropout, then softmax.
 
     Raises:
-        StageError: It has more than `MLP_WEIGHTS` weights.
+        StageError: It has more than `MAX_MLP_WEIGHTS` weights.
     """
     keras = import_keras()
     sizes = [math.prod(_image(dataset)), *params.mlp.hidden, len(dataset["classes"])]
     weights = sum(rows * columns for rows, columns in pairwise(sizes))
-    if weights > MLP_WEIGHTS:
+    if weights > MAX_MLP_WEIGHTS:
         raise StageError(
             f"params.yaml: model.mlp: {weights:,} weights for images of {sizes[0]:,} values; "
-            f"at most {MLP_WEIGHTS:,} are supported: use model.kind=cnn, smaller images or layers"
+            f"at most {MAX_MLP_WEIGHTS:,} are supported: use model.kind=cnn, smaller images or "
+            "layers"
         )
     stack = [keras.Input(_image(dataset)), keras.layers.Flatten()]
     for units in params.mlp.hidden:
@@ -89,7 +90,7 @@ def mlp(
 def linear(
     params: ModelParams, dataset: Mapping[str, Any], scaling: Mapping[str, Any]
 ) -> "keras.Model":
-    """Build a softmax regression: one dense layer, with an L2 penalty on its kernel."""
+    """Build a softmax regression: one dense layer with an L2 penalty on its kernel."""
     keras = import_keras()
     penalty = keras.regularizers.L2(params.linear.l2) if params.linear.l2 else None
     output = keras.layers.Dense(
@@ -102,16 +103,16 @@ def linear(
 def augmentation(
     params: CnnParams, image: tuple[int, ...], *, flip: bool, background: float
 ) -> list["keras.layers.Layer"]:
-    """Build the random layers of data augmentation, which act during training only.
+    """Build the layers of data augmentation, which are active during training only.
 
     Args:
         params: The section `model.cnn` of params.yaml.
         image: Height and width in pixels, and channels if any.
-        flip: Whether a horizontal flip preserves the class.
-        background: The intensity that fills the edges.
+        flip: Whether to flip images horizontally at random.
+        background: Intensity that fills the edges.
 
     Returns:
-        Layers from images to images, shape (n, height, width, channels).
+        Layers that map images to images, shape (n, height, width, channels).
 
     Raises:
         StageError: The translation is larger than the image.
@@ -126,7 +127,7 @@ def augmentation(
     fill = {"fill_mode": "constant", "fill_value": background}
     stack: list[Any] = []
     if params.shift:
-        # By whole pixels: interpolation would blur the training images, and no others.
+        # By whole pixels, because interpolation would blur the training images only.
         size = (params.shift / height, params.shift / width)
         stack.append(layers.RandomTranslation(*size, interpolation="nearest", **fill))
     if params.rotation:
@@ -137,10 +138,10 @@ def augmentation(
 
 
 def flips(params: ModelParams, dataset: Mapping[str, Any]) -> bool:
-    """Whether the network trains on horizontal flips, and so averages over both to predict.
+    """Return whether to use horizontal flips in training and for test-time augmentation.
 
-    Krizhevsky, Sutskever and Hinton 2012, "ImageNet classification with deep convolutional neural
-    networks", section 4.1, for test-time augmentation.
+    Test-time augmentation follows Krizhevsky, Sutskever and Hinton 2012, "ImageNet classification
+    with deep convolutional neural networks", section 4.1.
     """
     return params.kind == "cnn" and params.cnn.flip and bool(dataset["flip"])
 
@@ -150,8 +151,8 @@ def cnn(
 ) -> "keras.Model":
     """Build a convolutional network: blocks of 3x3 convolutions, then dropout and softmax.
 
-    A block has `depth` convolutions, each with batch normalization and ReLU; the last one is pooled
-    before it is normalized, which leaves a quarter of the pixels to normalize.
+    A block has `depth` convolutions, each with batch normalization and ReLU. In the last one, max
+    pooling precedes batch normalization, which then has a quarter of the pixels to normalize.
 
     Raises:
         StageError: The translation of the augmentation is larger than the image.
@@ -165,7 +166,7 @@ def cnn(
     stack += augmentation(cnn, image, flip=flips(params, dataset), background=background)
     for filters in cnn.filters:
         for i in range(cnn.depth):
-            # Batch normalization has a bias of its own.
+            # Batch normalization has its own bias.
             stack.append(layers.Conv2D(filters, 3, padding="same", use_bias=False))
             if i == cnn.depth - 1:
                 stack.append(layers.MaxPooling2D(2, padding="same"))
@@ -178,7 +179,7 @@ def cnn(
 
 
 def multiply_adds(model: "keras.Model") -> int:
-    """Multiply-adds of one image: the size of each kernel times the places where it is applied."""
+    """Count the multiply-adds per image: kernel size times output positions, over all layers."""
     kernels = [layer for layer in model.layers if hasattr(layer, "kernel")]
     return sum(
         math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1]) for layer in kernels

@@ -1,4 +1,4 @@
-"""Nearest neighbors among principal components: no network, and no TensorFlow."""
+"""k-nearest neighbors on principal components, without TensorFlow."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +15,12 @@ from stages.lib.models.graph import Graph, describe
 from stages.lib.params import ModelParams, TrainParams
 from stages.lib.stage import StageError
 
-MOST_PIXELS = 20_000  # the covariance matrix of so many has 1.6 GB
-NEAREST = 1e-6  # a smaller distance counts as this one, so that its inverse is a number
+MAX_PIXELS = 20_000  # their covariance matrix takes 1.6 GB
+MIN_DISTANCE = 1e-6  # a lower bound on distances, so that their inverses are finite
 
 
 def fit(images: np.ndarray, labels: np.ndarray, components: int) -> dict[str, np.ndarray]:
-    """Find the principal components of the training images, and project the images onto them.
+    """Fit principal components to the training images, and project the images onto them.
 
     Args:
         images: Shape (n, height, width) or (n, height, width, 3), float32.
@@ -32,7 +32,7 @@ def fit(images: np.ndarray, labels: np.ndarray, components: int) -> dict[str, np
         (n,), uint8.
     """
     pixels = images.reshape(len(images), -1)
-    # An exact solver: the default one is randomized.
+    # An exact solver, because the default is randomized.
     pca = PCA(components, svd_solver="covariance_eigh")
     points = pca.fit_transform(pixels)
     arrays = {"mean": pca.mean_, "components": pca.components_, "points": points}
@@ -41,7 +41,15 @@ def fit(images: np.ndarray, labels: np.ndarray, components: int) -> dict[str, np
 
 
 def project(arrays: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:
-    """Project images, shape (n, height, width), onto the components: shape (n, components)."""
+    """Project images onto the principal components.
+
+    Args:
+        arrays: As returned by `fit`.
+        images: Shape (n, height, width) or (n, height, width, 3), float32.
+
+    Returns:
+        Shape (n, components), float32.
+    """
     points: np.ndarray = (images.reshape(len(images), -1) - arrays["mean"]) @ arrays["components"].T
     return points
 
@@ -52,19 +60,20 @@ def vote(
     """Estimate probabilities from the nearest training images, weighted by inverse distance.
 
     Args:
-        arrays: As from `fit`.
-        points: Projected images, shape (n, components); None for the training images, each of
-            which is then left out of its own vote.
-        neighbors: Number of votes.
+        arrays: As returned by `fit`.
+        points: Projected images, shape (n, components); None for leave-one-out on the training
+            images.
+        neighbors: Number of neighbors.
         classes: Number of classes.
 
     Returns:
-        Rows that sum to 1, shape (n, classes), float32. One more vote is split among all classes,
-        so that no probability is 0 (Perks 1947, Journal of the Institute of Actuaries 73:285).
+        Probabilities, shape (n, classes), float32, rows sum to 1. One additional vote is split
+        evenly among all classes, so that no probability is 0 (Perks 1947, Journal of the Institute
+        of Actuaries 73:285).
     """
     search = NearestNeighbors(n_neighbors=neighbors, algorithm="brute").fit(arrays["points"])
     distances, chosen = search.kneighbors(points)
-    weights = 1 / np.maximum(distances, NEAREST)
+    weights = 1 / np.maximum(distances, MIN_DISTANCE)
     weights *= neighbors / weights.sum(axis=1, keepdims=True)
     one_hot = np.eye(classes)[arrays["labels"][chosen]]
     votes = (weights[:, :, None] * one_hot).sum(axis=1) + 1 / classes
@@ -79,30 +88,30 @@ def to_graph(
     divisor: float,
     metadata: Mapping[str, Any],
 ) -> bytes:
-    """Convert to the content of a model file: `project` and `vote` in ONNX's operators.
+    """Convert `project` and `vote` to the content of a model file.
 
     Args:
-        arrays: As from `fit`.
-        neighbors: Number of votes.
-        offset: The gray level that is scaled to 0.
-        divisor: The gray levels that are scaled to 1.
-        metadata: As from `graph.describe`.
+        arrays: As returned by `fit`.
+        neighbors: Number of neighbors.
+        offset: Gray level that maps to 0.
+        divisor: Number of gray levels per unit of intensity.
+        metadata: As returned by `graph.describe`.
     """
     graph, classes = Graph(offset, divisor), len(metadata["classes"])
     pixels = graph.add("Flatten", graph.scaled)
     centered = graph.add("Sub", pixels, graph.constant(arrays["mean"]))
     points = graph.add("MatMul", centered, graph.constant(arrays["components"].T))
-    # |a - b|^2 less |a|^2, which all candidates share, ranks the training images.
+    # Rank the training images b by |a - b|^2 - |a|^2, since |a|^2 is the same for all of them.
     products = graph.add("MatMul", points, graph.constant(-2 * arrays["points"].T))
     norms = graph.constant(np.square(arrays["points"], dtype=np.float64).sum(axis=1))
     ranked = graph.add("Add", products, norms)
     nearest = graph.add("TopK", ranked, graph.shape(neighbors), axis=1, largest=0) + "_indices"
-    # The distances themselves come from the differences: the sum above loses small ones.
+    # Compute distances from differences, because the expanded form loses precision for small ones.
     candidates = graph.add("Gather", graph.constant(arrays["points"]), nearest)
     differences = graph.add("Sub", candidates, graph.add("Unsqueeze", points, graph.shape(1)))
     squares = graph.add("Mul", differences, differences)
     sums = graph.add("ReduceSum", squares, graph.shape(2), keepdims=1)
-    distances = graph.add("Max", graph.add("Sqrt", sums), graph.constant(NEAREST))
+    distances = graph.add("Max", graph.add("Sqrt", sums), graph.constant(MIN_DISTANCE))
     weights = graph.add("Reciprocal", distances)
     total = graph.add("ReduceSum", weights, graph.shape(1), keepdims=1)
     shares = graph.add("Mul", graph.add("Div", weights, total), graph.constant(neighbors))
@@ -121,24 +130,24 @@ def train(
     held_out: str,
     history: Path,
 ) -> bytes:
-    """Fit the components and measure once: training images by leave-one-out, and the held-out ones.
+    """Fit the components; evaluate leave-one-out on the training images, and on the held-out split.
 
     Args:
         architecture: The section `model` of params.yaml.
-        params: The section `train`, which nearest neighbors do not use.
+        params: The section `train`, unused.
         dataset: The content of dataset.json.
-        folder: The normalized splits.
-        held_out: The split to measure besides the training images.
-        history: Receives the losses and accuracies, as of one epoch.
+        folder: Folder of the normalized splits.
+        held_out: Name of the split to evaluate besides the training images.
+        history: Path of the CSV file for losses and accuracies, a single row.
 
     Returns:
-        The content of a model file. Its parameters are all stored numbers, the projected training
-        images and their labels included; its multiply-adds are those of the projection and of the
+        The content of a model file. Its parameters are all stored numbers, including the projected
+        training images and their labels; its multiply-adds are those of the projection and of the
         distances to all training images.
 
     Raises:
-        StageError: There are fewer images or pixels than components, or fewer images than
-            neighbors.
+        StageError: There are fewer images or pixels than components, or too few images for the
+            number of neighbors, or the images have more than `MAX_PIXELS` values.
     """
     knn, scaling = architecture.pca_knn, read_json(folder / "scaling.json")
     classes = len(dataset["classes"])
@@ -148,10 +157,10 @@ def train(
         np.load(folder / f"{name}_images.npy", mmap_mode="c") for name in splits
     )
     labels, other_labels = (np.load(folder / f"{name}_labels.npy") for name in splits)
-    if images[0].size > MOST_PIXELS:
+    if images[0].size > MAX_PIXELS:
         raise StageError(
-            f"params.yaml: model.kind: pca_knn is for images of at most {MOST_PIXELS:,} values, "
-            f"these have {images[0].size:,}; use model.kind=cnn, or smaller images"
+            f"params.yaml: model.kind: pca_knn supports at most {MAX_PIXELS:,} values per image, "
+            f"found {images[0].size:,}; use model.kind=cnn, or smaller images"
         )
     _check("components", knn.components, min(len(images), images[0].size))
     _check("neighbors", knn.neighbors, len(images) - 1)

@@ -1,6 +1,6 @@
-"""Model files as callables: data/model.onnx in ONNX Runtime, checked before anything runs it.
+"""Validate model files (data/model.onnx) and run them with ONNX Runtime.
 
-Imports neither TensorFlow, Keras nor scikit-learn.
+This module imports neither TensorFlow, Keras nor scikit-learn.
 """
 
 import json
@@ -18,15 +18,15 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from stages.lib.stage import StageError, is_printable
 
-IR_VERSION, OPSET = 8, 17  # of 2022: ONNX Runtime 1.13 and later read them
-THREADS = 2  # fixed, since sums are split among threads: the same bytes whatever the machine has
+IR_VERSION, OPSET = 8, 17  # supported by ONNX Runtime 1.13 (2022) and later
+THREADS = 2  # fixed, because results depend on how sums are split among threads
 LARGEST_FILE = 2**31 - 1  # bytes, the limit of protobuf
-LARGEST_IMAGE = 2**28  # numbers that one image may lead to, all intermediate results together
-CHUNK = 2**25  # numbers that the images predicted together lead to: 128 MB
+LARGEST_IMAGE = 2**28  # values computed per image, including intermediate results
+CHUNK = 2**25  # values computed per batch, 128 MB
 MOST_ROWS, MOST_NODES, MOST_TEXT = 512, 10_000, 200
-ADVICE = "dvc repro writes it again"
+ADVICE = "run dvc repro to regenerate it"
 
-# What a model file may consist of: pure functions of tensors, without control flow, strings,
+# Model files may use these operators only: pure tensor functions without control flow, strings,
 # random numbers or state.
 # fmt: off
 OPERATORS = frozenset({
@@ -50,16 +50,17 @@ class Model:
     """A trained classifier.
 
     Attributes:
-        dataset: Key in datasets.yaml of the images that it was trained on.
+        dataset: Key of the training dataset in datasets.yaml.
         title: Name of that dataset.
         classes: Names of the classes.
         image: Height and width in pixels, and 3 for color.
-        background: Gray level around what the images show, in [0, 255].
+        background: Background level of the images, in [0, 255].
         kind: As in `model.kind` of params.yaml.
-        parameters: Number of stored numbers that training chose.
-        multiply_adds: Of the prediction of one image.
+        parameters: Number of fitted parameters.
+        multiply_adds: Number of multiply-adds per image.
         path: The file.
-        rows: Number of images that are predicted together, so that memory stays flat.
+        rows: Number of images per batch, which limits memory.
+        session: The ONNX Runtime session.
     """
 
     dataset: str
@@ -84,7 +85,7 @@ class Model:
             Probabilities, shape (n, classes), float32, rows sum to 1.
 
         Raises:
-            StageError: The model fails, or its output is no probability distribution.
+            StageError: The model fails, or its outputs are not probabilities.
         """
         probabilities = np.empty((len(images), len(self.classes)), np.float32)
         for start in range(0, len(images), self.rows):
@@ -96,7 +97,9 @@ class Model:
                 reason = " ".join(str(error).split())[:300]
                 raise StageError(f"{self.path}: the model fails: {reason}; {ADVICE}") from error
             if part.shape != (len(chunk), len(self.classes)):
-                raise StageError(f"{self.path}: the model does not predict each image; {ADVICE}")
+                raise StageError(
+                    f"{self.path}: the model does not return one prediction per image; {ADVICE}"
+                )
             probabilities[rows] = part
         sums = probabilities.sum(axis=1)
         if not ((probabilities >= 0).all() and (np.abs(sums - 1) < 1e-3).all()):
@@ -105,21 +108,14 @@ class Model:
 
 
 def read_model(path: Path) -> Model:
-    """Read a model file; it is data from anywhere, and is checked before it is run.
-
-    Args:
-        path: An ONNX file as from `graph`.
-
-    Returns:
-        The model.
+    """Read and validate an untrusted model file.
 
     Raises:
-        StageError: The file is damaged, or holds anything but a classifier of images, as
-            `check_model` describes.
+        StageError: The file is damaged, or `check_model` rejects it.
     """
     size = path.stat().st_size
     if size > LARGEST_FILE:
-        raise StageError(f"{path}: {size:,} bytes are more than a model file has; {ADVICE}")
+        raise StageError(f"{path}: {size:,} bytes exceed the limit for model files; {ADVICE}")
     content = path.read_bytes()
     try:
         fields = check_model(content)
@@ -131,18 +127,19 @@ def read_model(path: Path) -> Model:
 
 
 def check_model(content: bytes) -> dict[str, Any]:
-    """Check the content of a model file without running it.
+    """Validate the content of a model file without running it.
 
     Args:
-        content: An ONNX model.
+        content: The content of an `.onnx` file.
 
     Returns:
-        The fields of `Model` that come from the file, and `rows`, the images to predict together.
+        The fields of `Model` that are stored in the file, and `rows`.
 
     Raises:
-        RejectedError: Other operators, subgraphs, functions, external data, other inputs or
-            outputs, constants to be computed, tensors larger than the file or than the limits
-            above, or no metadata. Errors of the parser and of ONNX's checker are other classes.
+        RejectedError: The model has operators, inputs or outputs that are not allowed, subgraphs,
+            functions, external data, nodes that do not depend on the images, tensors larger than
+            the file or the limits above, or invalid metadata. ONNX's parser and checker raise
+            their own errors.
     """
     model = onnx.load_model_from_string(content)
     _check_structure(model)
@@ -152,10 +149,10 @@ def check_model(content: bytes) -> dict[str, Any]:
 
 
 class RejectedError(Exception):
-    """Why a file is not accepted."""
+    """A model file that is not accepted."""
 
 
-_REJECTIONS = (  # of the parser, of ONNX's checker, and of ONNX Runtime, which share no base class
+_REJECTIONS = (  # errors of the parser, ONNX's checker and ONNX Runtime, without a common base
     RejectedError,
     DecodeError,
     onnx.checker.ValidationError,
@@ -173,10 +170,10 @@ def _session(content: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.inter_op_num_threads = 1
-    # Threads that spin between calls cost most of the CPU time of single images.
+    # Threads that spin between calls account for most of the CPU time of single predictions.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # fatal
-    # A file that is both ONNX and ORT's own format would be checked as one and run as the other.
+    # A file that is valid both as ONNX and as ORT would be checked as ONNX and run as ORT.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
@@ -189,13 +186,13 @@ def _check_structure(model: onnx.ModelProto) -> None:
         raise RejectedError(f"expected IR {IR_VERSION} and opset {OPSET} alone, found {found}")
     if model.functions or model.training_info or graph.sparse_initializer:
         raise RejectedError("functions, training information and sparse tensors are not allowed")
-    if graph.value_info:  # which shape inference would believe
+    if graph.value_info:  # shape inference would trust it
         raise RejectedError("declared shapes of intermediate results are not allowed")
     if len(graph.node) > MOST_NODES:
         raise RejectedError(f"{len(graph.node):,} nodes, at most {MOST_NODES:,} are allowed")
     live = {"images"}
     for node in graph.node:
-        if live.isdisjoint(node.input):  # ONNX Runtime would compute it while it loads the file
+        if live.isdisjoint(node.input):  # ONNX Runtime would run the node while loading the file
             raise RejectedError(f"{node.op_type} does not depend on the images")
         live.update(node.output)
         if node.domain or node.op_type not in OPERATORS:
@@ -239,7 +236,7 @@ def _read_metadata(model: onnx.ModelProto) -> dict[str, Any]:
 
 
 def _check_values(model: onnx.ModelProto, fields: dict[str, Any]) -> None:
-    """Check that the model has the one input and the one output that its metadata describe."""
+    """Check that the model has exactly the input and output that its metadata describe."""
     onnx.checker.check_model(model)
     expected = [
         ("images", TensorProto.UINT8, ["n", *fields["image"]]),
@@ -254,24 +251,24 @@ def _check_values(model: onnx.ModelProto, fields: dict[str, Any]) -> None:
 
 
 def _sizes(value: onnx.ValueInfoProto) -> list[int | str]:
-    """Return the sizes of a tensor; the name of one that varies, or "?" if it is unknown."""
+    """Return the sizes of a tensor: a number, the name of a variable size, or "?" if unknown."""
     dims = value.type.tensor_type.shape.dim
     return [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims]
 
 
 def _check_sizes(model: onnx.ModelProto) -> int:
-    """Check how many numbers the nodes compute, and return how many images fit into `CHUNK`."""
-    one = _numbers(model, 1)
+    """Limit the number of values computed, and return the number of images that fit `CHUNK`."""
+    one = _count_values(model, 1)
     if one > LARGEST_IMAGE:
-        raise RejectedError(f"one image leads to {one:,} numbers, at most {LARGEST_IMAGE:,} may be")
+        raise RejectedError(f"{one:,} values per image, at most {LARGEST_IMAGE:,} are allowed")
     rows = max(1, min(MOST_ROWS, CHUNK // one))
-    if _numbers(model, rows) > max(CHUNK, one):
+    if _count_values(model, rows) > max(CHUNK, one):
         raise RejectedError("memory grows faster than the number of images")
     return rows
 
 
-def _numbers(model: onnx.ModelProto, images: int) -> int:
-    """Count the numbers that all nodes compute from some images, by shape inference."""
+def _count_values(model: onnx.ModelProto, images: int) -> int:
+    """Count the values that all nodes compute for a number of images, by shape inference."""
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = images
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph

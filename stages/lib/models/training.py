@@ -1,4 +1,4 @@
-"""How a network is trained."""
+"""Train networks."""
 
 import math
 import time
@@ -29,27 +29,27 @@ ADVICE = "lower train.learning_rate"
 
 
 def tensor(path: Path) -> "tensorflow.Tensor":
-    """Map a `.npy` file into memory as a tensor: Keras would copy a NumPy array twice."""
+    """Memory-map a `.npy` file as a tensor; Keras would copy a NumPy array twice."""
     import_keras()
     from tensorflow.experimental import dlpack
 
-    # DLPack refuses read-only memory. Mode "c": what is written never reaches the file.
+    # DLPack rejects read-only memory. Mode "c" is copy-on-write: the file never changes.
     return dlpack.from_dlpack(np.load(path, mmap_mode="c", allow_pickle=False).__dlpack__())
 
 
 def batches(
     images: "tensorflow.Tensor", labels: "tensorflow.Tensor", *sizes: int, shuffled: bool
 ) -> "tensorflow.data.Dataset":
-    """Feed a split batch by batch.
+    """Build a dataset of batches from a split.
 
-    With a fixed seed, Keras reuses one permutation of two arrays in every epoch, and the autotuning
-    threads that the end of an epoch waits for may sleep for a second.
+    Given arrays and a fixed seed, Keras would reuse one permutation in every epoch. Autotuning is
+    disabled because an epoch ends only after its threads, which may sleep for a second.
 
     Args:
         images: Shape (n, height, width) or (n, height, width, 3), float32.
         labels: Shape (n,), uint8.
-        sizes: Images per batch, then batches per batch of batches, if any; the last may be smaller.
-        shuffled: Whether to reshuffle every epoch, as Keras's random seed determines.
+        sizes: Images per batch, then, if given, batches per group; the last may be smaller.
+        shuffled: Whether to reshuffle every epoch, seeded by Keras's random seed.
 
     Returns:
         Pairs of images and labels.
@@ -73,16 +73,16 @@ def batches(
 def learning_rate(
     params: TrainParams, steps: int
 ) -> "float | keras.optimizers.schedules.LearningRateSchedule":
-    """Choose Adam's step size over the training.
+    """Create the learning rate schedule.
 
     Args:
         params: The section `train` of params.yaml.
-        steps: Number of batches in all epochs together.
+        steps: Total number of batches over all epochs.
 
     Returns:
-        One number, or a schedule: linear from 0 to `learning_rate` over the first 30 % of the
-        steps, then half a cosine back to 0 (one cycle: Smith 2018, arXiv:1803.09820; Adam keeps its
-        momentum).
+        A constant, or a one-cycle schedule: linear warmup from 0 to `learning_rate` over the first
+        30% of the steps, then cosine decay to 0 (Smith 2018, arXiv:1803.09820, without a momentum
+        cycle).
     """
     if params.schedule == "constant":
         return params.learning_rate
@@ -93,10 +93,12 @@ def learning_rate(
 
 
 def loop_over_batches(model: "keras.Model") -> None:
-    """Let a model train on batches of batches, in a loop that XLA compiles as a whole.
+    """Make a model train on groups of batches, in a loop that XLA compiles as a whole.
+
+    Results are bit-identical to those of single batches.
 
     Args:
-        model: Not compiled yet; its results stay bit-identical.
+        model: A network that is not compiled yet.
     """
     import tensorflow
 
@@ -115,7 +117,7 @@ def loop_over_batches(model: "keras.Model") -> None:
 
 
 def callbacks(epochs: int, history: Path) -> list["keras.callbacks.Callback"]:
-    """Print a line and write a CSV row per epoch; stop on a loss that is not finite."""
+    """Create callbacks that print a line and write a CSV row per epoch, and stop on NaN or Inf."""
     kinds = import_keras().callbacks
     logger, start = kinds.CSVLogger(history), [time.perf_counter()]
     write_row = logger.on_epoch_end
@@ -142,11 +144,11 @@ def fit(
     """Fit a model with Adam on sparse categorical cross-entropy.
 
     Args:
-        model: From images to probabilities; its weights are changed.
+        model: Maps images to probabilities; trained in place.
         params: The section `train` of params.yaml.
         train: The training split.
-        validation: The split that is evaluated after each epoch.
-        history: Receives a CSV row per epoch, written as it trains.
+        validation: The split to evaluate after each epoch.
+        history: Path of the CSV file, which gets a row after each epoch.
 
     Raises:
         StageError: A loss is not finite.
@@ -159,7 +161,7 @@ def fit(
     compiled = not any(isinstance(layer, slow) for layer in model.layers)
     sizes, steps_per_call = [size], STEPS_PER_CALL
     if compiled and count % size == 0:
-        loop_over_batches(model)  # saves a tenth of the time
+        loop_over_batches(model)  # saves 10% of the time
         sizes.append(max(divisor for divisor in range(1, 65) if steps % divisor == 0))
         steps_per_call = max(1, steps_per_call // sizes[1])
     model.compile(
@@ -173,14 +175,14 @@ def fit(
     try:
         model.fit(
             batches(*train, *sizes, shuffled=True),
-            shuffle=False,  # the batches are shuffled already; Keras would warn that it cannot
+            shuffle=False,  # `batches` shuffles; Keras would warn that it cannot
             epochs=params.epochs,
             validation_data=batches(*validation, 1_000, shuffled=False),
             callbacks=watchers,
             verbose=0,
         )
     except RuntimeError as error:
-        if not str(error).startswith("NaN or Inf loss"):  # of TerminateOnNaN
+        if not str(error).startswith("NaN or Inf loss"):  # raised by TerminateOnNaN
             raise
         raise StageError(f"the loss is no longer finite; {ADVICE}") from error
     finally:
@@ -204,9 +206,9 @@ def train(
         architecture: The section `model` of params.yaml.
         params: The section `train`.
         dataset: The content of dataset.json.
-        folder: The normalized splits.
-        held_out: The split to evaluate after each epoch.
-        history: Receives the loss and accuracy of each epoch.
+        folder: Folder of the normalized splits.
+        held_out: Name of the split to evaluate after each epoch.
+        history: Path of the CSV file for the losses and accuracies of each epoch.
 
     Returns:
         The content of a model file.
@@ -222,7 +224,7 @@ def train(
     metadata = describe(dataset, architecture.kind, model.count_params(), work)
     convert = partial(from_keras, model, scaling["offset"], scaling["divisor"], metadata, flip=flip)
     try:
-        check_model(convert())  # before hours of training, not after
+        check_model(convert())  # fail before hours of training, not after
     except RejectedError as error:
         section = f"params.yaml: model.{architecture.kind}"
         raise StageError(f"{section}: {error}; use a smaller network or smaller images") from error

@@ -1,1 +1,1 @@
-"""Labels and probabilities in, numbers and figures out."""
+"""Metrics, calibration and figures."""

@@ -1,4 +1,4 @@
-"""Calibration: whether accuracy agrees with confidence, the probability of the predicted class.
+"""Calibration: agreement of accuracy and confidence, the probability of the predicted class.
 
 In all functions `labels` has shape (n,) and holds integers in [0, classes); `probabilities` has
 shape (n, classes) and rows that sum to 1; `confidence` (float), `correct` (bool) and `bins`
@@ -15,15 +15,15 @@ PRIOR_DEVIATION = 0.5  # of ln(temperature)
 
 
 def bins_of_equal_width(confidence: np.ndarray) -> np.ndarray:
-    """Bin of each image if (0, 1] is divided into `BINS` intervals of equal width."""
+    """Assign each image to one of `BINS` intervals of equal width that divide (0, 1]."""
     bins: np.ndarray = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
     return bins
 
 
 def bins_of_equal_mass(confidence: np.ndarray) -> np.ndarray:
-    """Bin of each image if `BINS` bins hold equally many images, as far as ties allow.
+    """Assign each image to one of `BINS` bins with equally many images, as far as ties allow.
 
-    Equal confidences share a bin, so that the order of the images does not matter.
+    Equal confidences share a bin, so the order of the images does not matter.
     """
     _, places, counts = np.unique(confidence, return_inverse=True, return_counts=True)
     mean_ranks = np.cumsum(counts) - (counts + 1) / 2  # of each confidence, from 0
@@ -32,7 +32,7 @@ def bins_of_equal_mass(confidence: np.ndarray) -> np.ndarray:
 
 
 def expected_error(confidence: np.ndarray, correct: np.ndarray, bins: np.ndarray) -> float:
-    """Expected calibration error (ECE): |accuracy - mean confidence|, averaged over the bins.
+    """Compute the expected calibration error: mean |accuracy - mean confidence| over the bins.
 
     Bins are weighted by their number of images (Guo et al. 2017, arXiv:1706.04599, equation 3;
     with bins of equal mass: Nixon et al. 2019, arXiv:1904.01685).
@@ -47,7 +47,7 @@ def expected_error(confidence: np.ndarray, correct: np.ndarray, bins: np.ndarray
 def error_if_calibrated(
     confidence: np.ndarray, bins: np.ndarray, draws: int = 200
 ) -> tuple[float, float]:
-    """ECE that a perfectly calibrated model with these confidences gets by chance.
+    """Estimate the ECE expected from a perfectly calibrated model with these confidences.
 
     Consistency resampling: each image is correct with a probability equal to its confidence
     (Broecker and Smith 2007, Weather and Forecasting 22:651). The random numbers are seeded.
@@ -67,10 +67,10 @@ def error_if_calibrated(
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
-    """Reliability diagram as a table.
+    """Tabulate a reliability diagram.
 
     Returns:
-        A row per non-empty bin of equal width: low and high (limits of the bin), images,
+        A row per non-empty equal-width bin: low and high (limits of the bin), images,
         confidence (mean), accuracy, accuracy_low and accuracy_high (95% confidence interval).
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
@@ -89,7 +89,7 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
 
 
 def scale_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Raise probabilities to the power of 1 / T and normalize them.
+    """Raise probabilities to the power 1 / T and renormalize them.
 
     For a softmax this equals softmax(logits / T) (Guo et al. 2017, equation 9). T above 1 lowers
     the confidence; the order of the classes does not change.
@@ -104,15 +104,15 @@ def scale_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 
 
 def best_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Temperature with the highest posterior density, between 1/100 and 100.
+    """Find the maximum a posteriori temperature in [1/100, 100].
 
-    The likelihood is that of the labels of images on which the model was not trained. Without a
-    misclassified image it has no maximum: T would go to 0, and one error among later images would
-    cost more than the others gain. A log-normal prior with median 1 prevents this (95% between
-    0.38 and 2.66; Murphy 2022, "Probabilistic Machine Learning", section 4.5). With thousands of
-    images its influence is negligible.
+    The model must not have been trained on these images. If it misclassifies none of them, the
+    likelihood has no maximum: T would go to 0, and one error on later images would cost more than
+    the others gain. A log-normal prior with median 1 prevents this (95% between 0.38 and 2.66;
+    Murphy 2022, "Probabilistic Machine Learning", section 4.5). Its influence is negligible with
+    thousands of images.
     """
-    from scipy.optimize import minimize_scalar  # half a second to import, and seldom needed
+    from scipy.optimize import minimize_scalar  # takes 0.5 s to import, rarely needed
 
     def negative_log_posterior(log: float) -> float:
         loss = cross_entropy(labels, scale_temperature(probabilities, np.exp(log)))

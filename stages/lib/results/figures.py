@@ -1,4 +1,4 @@
-"""Figures of images, training and results; the caller saves them."""
+"""Draw figures of images, training and results; callers save them."""
 
 import logging
 import math
@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
 
-MAX_COUNTS = 20  # classes in a confusion matrix whose cells have room for their counts
-MAX_ROWS = 64  # classes in a column that fits a page
+MAX_COUNTS = 20  # classes in a confusion matrix with counts in its cells
+MAX_ROWS = 64  # classes in a chart that fits a page
 BLUE, ORANGE, GRAY, INK = "#1f6f9f", "#d9622b", "#b8c0c8", "#22292f"
 
-mpl.rcdefaults()  # the user's matplotlibrc would change the bytes
+mpl.rcdefaults()  # the user's matplotlibrc would change the figures
 mpl.rcParams.update(
     {
         "font.family": "DejaVu Sans",  # ships with matplotlib
@@ -48,11 +48,11 @@ mpl.rcParams.update(
     }
 )
 
-# A font added for class names may have no bold file; its regular one is then drawn in titles.
+# Do not warn about fonts without a bold face; titles then use the regular one.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
-# For text that DejaVu Sans lacks characters of: how the names of preferred font files start. Other
-# fonts follow in alphabetical order.
+# Prefixes of preferred font files for characters that DejaVu Sans lacks. Other fonts follow in
+# alphabetical order.
 FONTS = ("NotoSansCJK", "NotoSansKR", "NotoSansJP", "NanumGothic", "NotoSans", "AppleSDGothicNeo")
 
 
@@ -64,7 +64,7 @@ def _preference(path: str) -> tuple[int, bool, str, str]:
 
 @cache
 def _face(path: str) -> tuple[str, frozenset[int]]:
-    """Family of a font file and its code points; neither if the font is of no use."""
+    """Return the family and code points of a font file; both are empty for unusable fonts."""
     try:
         font = FT2Font(path)
     except RuntimeError:  # damaged
@@ -77,7 +77,7 @@ def _face(path: str) -> tuple[str, frozenset[int]]:
 
 @cache
 def _add_family(path: str) -> None:
-    """Draw characters that the fonts before it lack in this font, which includes its bold file."""
+    """Append the family of a font file, bold face included, to the fallback fonts."""
     family, _ = _face(path)
     for sibling in sorted(font_manager.findSystemFonts([str(Path(path).parent)])):
         if _face(sibling)[0] == family:
@@ -87,10 +87,10 @@ def _add_family(path: str) -> None:
 
 @cache
 def _undrawable(text: str) -> str:
-    """Characters that cannot be drawn, after adding an installed font that has all of them.
+    """Return the characters that DejaVu Sans lacks, or "" after adding a font that has them all.
 
-    DejaVu Sans stays first, so a font that is added does not change any other text. Fonts are read
-    from disk because matplotlib's own list misses those installed after its first use.
+    DejaVu Sans stays first, so an added font does not change any other text. Fonts are read from
+    disk because matplotlib's own list misses fonts installed after its first use.
     """
     missing = {ord(character) for character in text}
     missing -= _face(font_manager.findfont("DejaVu Sans"))[1]
@@ -105,7 +105,7 @@ def _undrawable(text: str) -> str:
 
 @cache
 def _advise(missing: str) -> None:
-    """Print once which package has a font for a character."""
+    """Print, once, the package with a font for a character."""
     name = unicodedata.name(missing, "UNKNOWN")
     script = name.split()[0]
     if script in ("HANGUL", "CJK", "HIRAGANA", "KATAKANA"):
@@ -122,7 +122,7 @@ def _advise(missing: str) -> None:
 
 def drawable(names: Sequence[str]) -> list[str]:
     """Return the class names, or the class numbers if no installed font can draw all names."""
-    if _undrawable("".join(names)):  # by one font; else by one font per name
+    if _undrawable("".join(names)):  # no single font has all names; try a font per name
         missing = "".join(map(_undrawable, names))
         if missing:
             _advise(missing[0])
@@ -131,13 +131,13 @@ def drawable(names: Sequence[str]) -> list[str]:
 
 
 def draw_image(axes: Axes, image: np.ndarray, *, levels: tuple[int, int], background: int) -> None:
-    """Draw an image as published, except that light on dark becomes dark on light.
+    """Draw an image as published, except that light-on-dark gray images are inverted.
 
     Args:
-        axes: Where to draw.
+        axes: The axes to draw on.
         image: Shape (height, width) or (height, width, 3), uint8.
         levels: Lowest and highest level of the dataset's training images.
-        background: Median level of their border pixels.
+        background: Background level of these images, the median of their border pixels.
     """
     low, high = levels
     if image.ndim == 3:
@@ -152,7 +152,7 @@ def draw_image(axes: Axes, image: np.ndarray, *, levels: tuple[int, int], backgr
 
 
 def _width(text: str) -> int:
-    """Number of columns, of which an East Asian character takes two."""
+    """Return the number of text columns; a wide East Asian character takes two."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
@@ -171,7 +171,7 @@ def _drawable_title(title: str) -> str:
 
 
 def _wrappable_title(title: str) -> str:
-    """Escape dollar signs: to wrap a text, matplotlib parses math even with `parse_math=False`."""
+    """Escape dollar signs: matplotlib parses math in wrapped text even with `parse_math=False`."""
     return _drawable_title(title).replace("$", r"\$")
 
 
@@ -185,7 +185,7 @@ def _set_axes_title(axes: Axes, title: str) -> None:
 
 
 def _grid(images: np.ndarray, title: str, text_height: float) -> tuple[Figure, list[Axes]]:
-    """One axes per image, as high as an image of this shape and its text (in inches) need."""
+    """Create a grid with one axes per image, as tall as the image and its text (in inches)."""
     count, height, width = images.shape[:3]
     columns = max(1, math.ceil(math.sqrt(count)))
     rows = max(1, math.ceil(count / columns))
@@ -251,13 +251,13 @@ def errors(
         background: See `draw_image`.
     """
     figure, grid = _grid(images, title, text_height=0.5)
-    for axes, image, label, guess, sure in zip(
+    for axes, image, label, guess, probability in zip(
         grid, images, labels, predicted, confidence, strict=False
     ):
         draw_image(axes, image, levels=levels, background=background)
         for text, up, color in (
             (_short(label), 17, BLUE),
-            (f"{_short(guess, 14)} {sure:.0%}", 4, ORANGE),
+            (f"{_short(guess, 14)} {probability:.0%}", 4, ORANGE),
         ):
             axes.annotate(
                 text,
@@ -281,7 +281,7 @@ def history(title: str, epochs: pd.DataFrame, held_out: str) -> Figure:
     Args:
         title: Title of the figure.
         epochs: Columns epoch, loss, accuracy, val_loss, val_accuracy; a row per epoch.
-        held_out: Name of the split that the val_ columns were measured on.
+        held_out: Name of the split behind the val_ columns.
     """
     figure = Figure((9, 3.8), layout="constrained")
     _set_title(figure, title)
@@ -308,7 +308,7 @@ def history(title: str, epochs: pd.DataFrame, held_out: str) -> Figure:
 
 
 def _ticks(counts: np.ndarray, spacing: int) -> list[int]:
-    """Select classes to label, those with the most errors first, `spacing` classes apart."""
+    """Select classes to label, most errors first, at least `spacing` classes apart."""
     errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
     chosen: list[int] = []
     for number in np.argsort(-errors, kind="stable").tolist():
@@ -318,11 +318,11 @@ def _ticks(counts: np.ndarray, spacing: int) -> list[int]:
 
 
 def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
-    """Draw a confusion matrix; the color is the share of the label's images.
+    """Draw a confusion matrix, colored by the share of the label's images.
 
-    Correct and misclassified images have a color scale each. Counts are written into the cells of
-    up to MAX_COUNTS classes. The labels of more than 100 classes do not fit: the classes with the
-    most errors are labeled.
+    Diagonal and off-diagonal cells have separate color scales. Cells show counts for up to
+    MAX_COUNTS classes. If there are too many classes for all axis labels to fit, about 100, the
+    classes with the most errors are labeled.
 
     Args:
         title: Title of the figure.
@@ -335,7 +335,7 @@ def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
     side = max(2.6 + 0.56 * min(len(names), MAX_COUNTS), 5.5)
     figure = Figure((side, side), layout="constrained")
     axes = figure.subplots()
-    # On one scale all errors would be white: they are some thousandths of the diagonal.
+    # On a shared scale all errors would be white: they are a few thousandths of the diagonal.
     most = max(shares[~correct].max(initial=0), 1e-9)
     axes.imshow(
         np.where(correct, np.nan, shares),
@@ -380,12 +380,12 @@ def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
 
 
 def classes(title: str, table: pd.DataFrame) -> Figure:
-    """Draw recall with its interval, precision and F1 of each class as dots on one line.
+    """Draw recall with its confidence interval, precision and F1 score, one line per class.
 
     Args:
         title: Title of the figure.
         table: Columns class, recall, recall_low, recall_high, precision, f1, in [0, 1]; a row per
-            class. NaN draws nothing. Of more than MAX_ROWS classes those with the lowest recall
+            class. NaN is not drawn. With more than MAX_ROWS classes, those with the lowest recall
             are drawn.
     """
     if len(table) > MAX_ROWS:
@@ -468,7 +468,7 @@ def calibration(title: str, table: pd.DataFrame) -> Figure:
 
 
 def pairs(title: str, confused: Sequence[tuple[str, str, int]]) -> Figure:
-    """Draw the most confused pairs of classes as bars.
+    """Draw a bar chart of the most confused pairs of classes.
 
     Args:
         title: Title of the figure.

@@ -1,7 +1,7 @@
-"""Classification metrics: labels and predictions in, numbers out.
+"""Classification metrics.
 
 In all functions `labels` and `predicted` have shape (n,) and hold integers in [0, classes);
-`probabilities` has shape (n, classes) and rows that sum to 1; `names` are those of the classes.
+`probabilities` has shape (n, classes) and rows that sum to 1; `names` are class names.
 
 Each metric is a few lines of NumPy, tested against scikit-learn and SciPy, which take longer to
 import than the stages that use this module take to run.
@@ -18,7 +18,7 @@ Z = NormalDist().inv_cdf(0.975)  # quantile for a 95% confidence interval
 
 
 def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
-    """95% confidence interval of a proportion: Wilson's score interval (Wilson 1927, JASA 22:209).
+    """Compute the 95% Wilson score interval of a proportion (Wilson 1927, JASA 22:209).
 
     Args:
         correct: Number of correctly classified images.
@@ -30,19 +30,19 @@ def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
     share, weight = correct / count, 1 + Z**2 / count
     middle = (share + Z**2 / (2 * count)) / weight
     half = Z * sqrt(share * (1 - share) / count + Z**2 / (4 * count**2)) / weight
-    # Rounding errors would exclude proportions of 0 and 1, or exceed them.
+    # Without the bounds, rounding errors could exclude proportions of 0 and 1, or exceed them.
     return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean of -ln(probability of the label), in nats: the loss that training minimizes."""
+    """Compute the mean of -ln(probability of the label), in nats, the training loss."""
     # scikit-learn's log_loss clips float32 at 1.2e-7, or 16 nats; Keras does not.
     of_labels = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return float(-np.log(np.maximum(of_labels, np.finfo(np.float32).tiny)).mean())
 
 
 def brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean squared distance of the probabilities from the one-hot labels, in [0, 2].
+    """Compute the mean squared distance of probabilities from one-hot labels, in [0, 2].
 
     Brier 1950, Monthly Weather Review 78:1, equation 2.
     """
@@ -53,7 +53,7 @@ def brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def ranks(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Rank of the label among the classes, ordered by decreasing probability.
+    """Rank the label among the classes by decreasing probability.
 
     Returns:
         Shape (n,), integers in [1, classes]; 1 if the prediction is correct. Among equal
@@ -65,9 +65,9 @@ def ranks(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def label_quality(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Normalized margin of each label; low values indicate label errors.
+    """Compute the normalized margin of each label; low values indicate label errors.
 
-    Half of 1 + the label's probability - the highest probability of another class (Northcutt et
+    The margin is (label probability - highest probability of another class + 1) / 2 (Northcutt et
     al. 2021, "Confident learning", JAIR 70:1373). The model must not have been trained on these
     images.
 
@@ -83,7 +83,7 @@ def label_quality(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Confusion matrix.
+    """Compute the confusion matrix.
 
     Returns:
         Number of images by label (rows) and predicted class (columns), shape (classes, classes),
@@ -94,13 +94,13 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.nda
 
 
 def per_class(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
-    """Recall, precision and F1 score of each class.
+    """Compute recall, precision and F1 score of each class.
 
     Returns:
         A row per class: class, recall, recall_low and recall_high (its 95% confidence interval),
         precision, f1, images. Undefined values are NaN: recall of a class without images,
-        precision of a class that is never predicted, F1 score of a class to which both apply. The
-        means over the rows are thus scikit-learn's balanced accuracy and macro F1.
+        precision of a class without predictions, F1 score of a class with neither. The means over
+        the rows thus equal scikit-learn's balanced accuracy and macro F1.
     """
     counts = confusion(labels, predicted, len(names))
     hits, images, predictions = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)

@@ -1,1 +1,1 @@
-"""Where images come from."""
+"""Dataset catalog, downloads and image formats."""

@@ -57,7 +57,7 @@ class Digests(Arrays):
 
 
 class Source(Section):
-    """A source of the dataset: exactly one of six methods, and the names of its files.
+    """A source of a dataset: exactly one of six methods, and the names of its files.
 
     The files are an npz with x_train, y_train, x_test and y_test (optionally x_val and y_val), as
     published by Keras; or a CSV per split, with a header and a row per image (label, then pixels);
@@ -97,8 +97,8 @@ class Dataset(Section):
     classes: Annotated[list[Line], AfterValidator(_distinct)]
     image: Annotated[list[Size], AfterValidator(_shape)]  # height, width, and 3 if in color
     images: Split
-    flip: bool = False  # whether a horizontally flipped image shows the same class
-    centering: Literal["mass"] | None = None  # the published images' center of mass is centered
+    flip: bool = False  # whether a horizontal flip preserves the class
+    centering: Literal["mass"] | None = None  # published images are centered by center of mass
     sha256: Digests
     sources: dict[Line, Source] = Field(min_length=1)
 
@@ -122,7 +122,7 @@ def read_dataset(catalog: Path, name: str) -> Dataset:
 
     Args:
         catalog: Path of datasets.yaml.
-        name: Key of the entry, which is the parameter `dataset`.
+        name: Key of the entry, as in the parameter `dataset`.
 
     Raises:
         StageError: The entry is missing or invalid.
@@ -133,7 +133,7 @@ def read_dataset(catalog: Path, name: str) -> Dataset:
         {str(key): entry for key, entry in content.items()} if isinstance(content, dict) else {}
     )
     if name not in entries:
-        known = ", ".join(repr(key)[1:-1] for key in entries) or "no dataset at all"
+        known = ", ".join(repr(key)[1:-1] for key in entries) or "which is empty"
         raise StageError(
             f"{PARAMS}: dataset: expected an entry of {catalog} ({known}), found {name!r}"
         )

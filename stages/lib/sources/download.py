@@ -12,9 +12,9 @@ from urllib3.exceptions import HTTPError
 
 from stages.lib.stage import StageError
 
-TIMEOUT = (10, 30)  # seconds to connect; seconds without a byte
-BUDGET = 900  # seconds for one file, all tries together
-LIMIT = 200_000_000  # bytes of one file
+TIMEOUT = (10, 30)  # seconds to connect; seconds between bytes
+BUDGET = 900  # seconds per file, including retries
+LIMIT = 200_000_000  # bytes per file
 TRIES = 2
 CHUNK = 1 << 16
 
@@ -26,7 +26,7 @@ class HttpsSession(requests.Session):
         super().__init__()
         del self.adapters["http://"]
         self.max_redirects = 5
-        self.headers["Accept-Encoding"] = "identity"  # the bytes as stored
+        self.headers["Accept-Encoding"] = "identity"  # no compression
         retries = Retry(
             total=3,
             connect=1,
@@ -73,12 +73,11 @@ def _stream(session: requests.Session, url: str, path: Path, deadline: float) ->
                     raise StageError(f"{url}: expected at most {LIMIT:,} bytes, found more")
                 if time.monotonic() > deadline:
                     raise StageError(
-                        f"{url}: expected the file within {BUDGET} seconds, "
-                        f"found {file.tell():,} bytes of it"
+                        f"{url}: timed out after {BUDGET} seconds and {file.tell():,} bytes"
                     )
         if size and file.tell() != size:
             raise requests.exceptions.ChunkedEncodingError(
-                f"broke off after {file.tell():,} of {size:,} bytes"
+                f"connection closed after {file.tell():,} of {size:,} bytes"
             )
 
 

@@ -1,4 +1,4 @@
-"""Fetch raw images from any of their sources, all of which must give bit-identical arrays."""
+"""Fetch images from any of several sources, which must provide bit-identical arrays."""
 
 import errno
 import hashlib
@@ -27,22 +27,17 @@ KERAS_NAMES = {
     "test_labels": "y_test",
 }
 EXPERIMENTS = ".dvc/tmp/exps/"  # where DVC runs queued experiments and those with --temp
-NO_ROOM = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-)  # not specific to a source
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # another source cannot help
 
 
 def from_url(source: Source, folder: Path) -> None:
-    """Download each file from below an https URL."""
+    """Download each file from an https base URL."""
     for key, name in source.files.items():
         download(f"{source.url}{name}", folder / key)
 
 
 def from_kaggle(source: Source, folder: Path) -> None:
-    """Download each file of a public Kaggle dataset, with the account in the environment if any."""
+    """Download each file of a Kaggle dataset, with credentials from the environment if any."""
     for key, name in source.files.items():
         # A separate process, because kagglehub has no time limit and prints progress.
         command = [
@@ -57,7 +52,7 @@ def from_kaggle(source: Source, folder: Path) -> None:
 
 
 def from_folder(source: Source, folder: Path) -> None:
-    """Copy the files from a folder of this machine.
+    """Copy the files from a local folder.
 
     Raises:
         StageError: The folder is missing in the temporary workspace of an experiment.
@@ -73,8 +68,8 @@ def from_folder(source: Source, folder: Path) -> None:
 
 
 def from_sklearn(_: Source, folder: Path) -> None:
-    """Save the 1,797 digits bundled with scikit-learn; every fifth image of a class is for test."""
-    from sklearn.datasets import load_digits  # slow to import, and needed by this source only
+    """Save scikit-learn's 1,797 digits, with every fifth image of each class in the test split."""
+    from sklearn.datasets import load_digits  # slow to import, needed by this source only
 
     digits = load_digits()
     images, labels = digits.images.astype(np.uint8), digits.target.astype(np.uint8)
@@ -158,11 +153,11 @@ def fetch_arrays(
 
     Returns:
         train_images (n, height, width) or (n, height, width, 3), train_labels (n,), test_images
-        and test_labels, uint8, whose digests are those of the catalog. A published validation
-        split is the end of the training images and labels.
+        and test_labels, uint8, verified against the digests of the catalog. A published validation
+        split is appended to the training images and labels.
 
     Raises:
-        StageError: The source is unknown, or every source failed; the message has all reasons.
+        StageError: The source is unknown, or every source failed; the message lists the reasons.
     """
     if source not in ("auto", *dataset.sources):
         known = ", ".join(("auto", *dataset.sources))
@@ -180,7 +175,7 @@ def fetch_arrays(
             _check(arrays, dataset)
             return _with_validation(arrays)
         except (StageError, OSError, subprocess.CalledProcessError) as error:
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise
             reasons.append(f"{name}: {error}")
             if name != names[-1]:

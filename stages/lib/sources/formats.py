@@ -15,19 +15,19 @@ from stages.lib.stage import StageError
 
 
 def _read_at_most(file: IO[bytes] | gzip.GzipFile, size: int, name: str) -> bytes:
-    # One byte more reveals a file that is too long, without unpacking a decompression bomb.
+    # One extra byte is enough to detect a longer file without unpacking a decompression bomb.
     content = file.read(size + 1)
     if len(content) > size:
         if content.lstrip()[:1] == b"<":
             raise StageError(f"{name}: expected data, found a web page")
         raise StageError(
-            f"{name}: expected at most {size:,} bytes, found more; this is another file"
+            f"{name}: expected at most {size:,} bytes, found more; this is a different file"
         )
     return content
 
 
 def _unpacked(path: Path, size: int) -> bytes:
-    """Return the content of a file, a gzip or the only member of a zip, detected by first bytes."""
+    """Return the content of a plain, gzipped or zipped file, detected by its first bytes."""
     with path.open("rb") as file:
         start = file.read(4)
     try:
@@ -40,7 +40,7 @@ def _unpacked(path: Path, size: int) -> bytes:
                 if len(names) != 1:
                     raise StageError(f"{path.name}: expected a zip of one file, found {len(names)}")
                 parts = names[0].split("/")
-                if ".." in parts or not parts[0]:  # such a name is an attack, not an accident
+                if ".." in parts or not parts[0]:  # path traversal
                     raise StageError(
                         f"{path.name}: expected a zip of a file inside a folder, found {names[0]!r}"
                     )
@@ -97,7 +97,7 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 def read_npz(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Read an npz of unsigned bytes.
 
-    Nothing is unpickled, and declared sizes are compared with `shapes` before memory is allocated.
+    No objects are unpickled, and declared shapes are checked before memory is allocated.
 
     Args:
         path: The file.

@@ -21,13 +21,13 @@ def _in_one_line(
 
 
 def main() -> None:
-    """Download the file over https only; an error prints one line and exits with code 1."""
+    """Download the file over https; on errors, print one line and exit with code 1."""
     handle, name, target = sys.argv[1:]
     sys.excepthook = _in_one_line
     # Environments other than production use plain http and print the token that they send.
     os.environ.pop("KAGGLE_API_ENVIRONMENT", None)
     requests.Session = HttpsSession  # type: ignore[misc]
-    import kagglehub  # imported after requests.Session is replaced, which it uses
+    import kagglehub  # imported after requests.Session, which it uses, is replaced
 
     with TemporaryDirectory(dir=Path(target).parent) as folder:
         Path(kagglehub.dataset_download(handle, path=name, output_dir=folder)).replace(target)

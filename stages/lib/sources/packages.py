@@ -22,8 +22,8 @@ from stages.lib.sources.catalog import Source
 from stages.lib.sources.download import LIMIT
 from stages.lib.stage import StageError
 
-BUDGET = 900  # seconds for one program
-ROOM = 2_000_000_000  # bytes of all files that one program fetches
+BUDGET = 900  # seconds per program
+ROOM = 2_000_000_000  # bytes per program, all files together
 # The first line with a reason in the output of npm, apt or stages/lib/sources/kaggle.py.
 FAULT = re.compile(r"^(?:npm error|npm ERR!|E:|error:) (?!code|syscall|errno)(.+)", re.M)
 # npm's defaults retry for minutes.
@@ -33,7 +33,7 @@ LIBC = ctypes.CDLL(None)  # loaded here, because a forked child must not load li
 
 
 def end_with_parent() -> None:
-    """On Linux, have the kernel kill this process when its parent dies, even by SIGKILL."""
+    """On Linux, make the kernel kill this process when its parent dies, even by SIGKILL."""
     if sys.platform == "linux":
         LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -42,7 +42,7 @@ def _size(folder: Path) -> int:
     size = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            with suppress(FileNotFoundError):  # programs rename and remove files as they fetch
+            with suppress(FileNotFoundError):  # programs rename and remove files while they run
                 size += (Path(parent) / name).stat().st_size
     return size
 
@@ -50,7 +50,7 @@ def _size(folder: Path) -> int:
 def run_program(command: list[str], folder: Path, start: Path | None = None) -> None:
     """Run a program that fetches files into a folder, and show the number of bytes received.
 
-    Its output is discarded unless it fails.
+    Output of the program is discarded unless it fails.
 
     Args:
         command: The program and its arguments.
@@ -150,9 +150,9 @@ def from_npm(source: Source, folder: Path) -> None:
 
 
 def from_debian(source: Source, folder: Path) -> None:
-    """Extract files from a Debian package. This needs no root and installs nothing.
+    """Extract files from a Debian package, without root and without installing it.
 
-    apt uses the sources of this machine, often over plain http; it verifies signatures.
+    apt uses this machine's package sources, often over plain http; it verifies signatures.
     """
     for name in ("lists/partial", "cache/archives/partial"):
         (folder / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Decoding of PNG, JPEG, BMP, WebP, TIFF and GIF files into uint8 arrays, with Pillow."""
+"""Decode PNG, JPEG, BMP, WebP, TIFF and GIF files into uint8 arrays, with Pillow."""
 
 import struct
 import warnings
@@ -12,9 +12,9 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")  # Pillow's others may run programs
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")  # some others run external programs
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
-# What Pillow raises on files that are damaged, too large, or of a kind that `decode` refuses.
+# Raised by Pillow and `decode` on files that are damaged, too large or not supported.
 UNREADABLE = (
     OSError,
     EOFError,
@@ -32,7 +32,7 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class Header:
-    """The size in pixels as displayed, the format and Pillow's mode, and whether that is gray."""
+    """Size in pixels as displayed, format and Pillow mode, and whether the mode is grayscale."""
 
     height: int
     width: int
@@ -42,7 +42,7 @@ class Header:
 
 @contextmanager
 def strict() -> Iterator[None]:
-    """Make Pillow refuse decompression bombs, and keep quiet about corrupt metadata."""
+    """Make Pillow reject decompression bombs and ignore corrupt metadata."""
     with warnings.catch_warnings(action="ignore"):
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
@@ -50,10 +50,10 @@ def strict() -> Iterator[None]:
 
 @contextmanager
 def open_image(file: str | Path | IO[bytes]) -> Iterator[tuple[Header, Image.Image]]:
-    """Open a file and read its header; its pixels are decoded by `decode`.
+    """Open a file and read its header; `decode` decodes the pixels.
 
     Raises:
-        UNREADABLE: Not an image of these formats, or with several frames.
+        UNREADABLE: The file is not an image in one of `FORMATS`, or has several frames.
     """
     # Given a path, Pillow maps TIFF files into memory and scrambles the rotated ones.
     # Path.open is slower than open.
@@ -63,7 +63,7 @@ def open_image(file: str | Path | IO[bytes]) -> Iterator[tuple[Header, Image.Ima
         if image.format != "MPO" and getattr(image, "is_animated", False):
             raise ValueError("expected one frame, found an animation")
         width, height = image.size
-        # Pillow applies a TIFF's orientation itself, and decodes a PNG to search for EXIF data.
+        # Pillow applies the orientation of TIFFs itself, and would decode a PNG to find EXIF data.
         has_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
         if has_exif and image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
             width, height = height, width
@@ -74,7 +74,7 @@ def open_image(file: str | Path | IO[bytes]) -> Iterator[tuple[Header, Image.Ima
 def decode(
     image: Image.Image, *, gray: bool, background: tuple[int, ...] | None
 ) -> np.ndarray | None:
-    """Decode an image as a viewer displays it: EXIF orientation and palette are applied.
+    """Decode an image as viewers display it, with EXIF orientation and palette applied.
 
     Args:
         image: From `open_image`.
@@ -118,17 +118,17 @@ def border(images: np.ndarray) -> np.ndarray:
 
 
 def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize an image into a frame, antialiased and with its aspect ratio.
+    """Resize an image to fit a frame, with antialiasing, preserving the aspect ratio.
 
     Args:
         image: Shape (h, w) or (h, w, 3), uint8.
-        height: Of the frame, in pixels.
-        width: Of the frame, in pixels.
+        height: Height of the frame in pixels.
+        width: Width of the frame in pixels.
 
     Returns:
-        Shape (height, width) or (height, width, 3), uint8. The image is in the center; the median
-        of its outermost pixels fills the rest of the frame. The triangle filter never overshoots,
-        so no gray level lies outside the image's own.
+        Shape (height, width) or (height, width, 3), uint8. The image is centered; the median of
+        its outermost pixels fills the rest of the frame. The triangle filter never overshoots, so
+        no gray level lies outside the range of the image.
     """
     if image.shape[:2] == (height, width):
         return image
