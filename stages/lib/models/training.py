@@ -171,6 +171,10 @@ def fit(
         jit_compile=compiled,
         steps_per_execution=steps_per_call,
     )
+    # Once its variables exist, Keras traces the training step once; otherwise twice.
+    model.optimizer.build(model.trainable_variables)
+    model.compute_metrics(None, train[1][:1], keras.ops.zeros((1, *model.output_shape[1:])))
+    model.reset_metrics()
     watchers = callbacks(params.epochs, history)
     try:
         model.fit(
