@@ -286,6 +286,23 @@ def test_fit_uses_the_parameters_given(normalized: Path) -> None:
     assert int(model.optimizer.iterations) == 2 * 8  # epochs, and batches of 10 in 72 images
 
 
+@pytest.mark.parametrize("size", [10, 12])  # a call per batch, and a loop over six
+def test_training_step_is_traced_once(normalized: Path, edit: Edit, size: int) -> None:
+    edit("train.batch_size", size)
+    params = read_params()
+    model = build(params)
+    traces: list[None] = []
+    step = model.train_step
+
+    def counted(data: object) -> object:
+        traces.append(None)
+        return step(data)
+
+    model.train_step = counted
+    training.fit(model, params.train, split("train"), split("test"), Path("history.csv"))
+    assert len(traces) == 1
+
+
 def test_a_loop_over_several_batches_gives_what_single_steps_give_to_the_bit(
     normalized: Path, edit: Edit
 ) -> None:
