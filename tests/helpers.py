@@ -54,7 +54,7 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def tiny_entry() -> dict[str, Any]:
-    """The tiny dataset's entry of datasets.yaml: IDX files in a folder beside it."""
+    """The tiny dataset's entry of datasets.yaml: IDX files in a folder next to it."""
     return {
         "title": "Tiny",
         "license": "none needed",
@@ -164,7 +164,7 @@ def open_context(browser: "Browser", **options: Any) -> "BrowserContext":  # noq
     return context
 
 
-# Python reads this at each start: what DVC only says about a stage, the stage's own process tells.
+# Python runs this at each start, so that stages record themselves instead of DVC's messages.
 WATCH = """
 import os, sys
 def note(word):
@@ -211,7 +211,7 @@ class Clone:
         return watched.read_text().split()
 
     def changed(self) -> set[str]:
-        """Files that Git sees changed or new."""
+        """Return the files that are modified or untracked in Git."""
         return {
             line[3:] for line in self.call("git", "status", "--porcelain", "-uall").splitlines()
         }
@@ -287,8 +287,8 @@ def new_clone(path: Path, tools: Path) -> Clone:
     return clone
 
 
-# All that could leak into a result: the odd clone runs under it, and the plain one as the tests are
-# run.
+# Settings that could leak into results. The odd clone runs under them, and the plain one in the
+# environment of the tests.
 LIBRARY = os.environ.get("LIBFAKETIME") or next(
     map(str, Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), ""
 )

@@ -22,11 +22,11 @@ HOSTS = ("api.kaggle.com", "storage.googleapis.com")
 
 @dataclass(frozen=True)
 class Answer:
-    """What is sent for one request.
+    """The response to one request.
 
-    A `length` other than the body's is a promise that is not kept; a negative one is not told, and
-    the connection closed in its stead. With a `pause`, bytes come one by one, that many seconds
-    apart. A `reset` follows the body.
+    The header declares `length`, even if the body has another; if negative, there is no such
+    header, and the connection is closed after the body. With a `pause`, `part` bytes are sent at a
+    time, that many seconds apart. A `reset` follows the body.
     """
 
     body: bytes = b""
@@ -84,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
             threading.Event().wait(answer.pause)  # not time.sleep, which some tests replace
         self.close_connection |= answer.length is not None
         if answer.reset:
-            threading.Event().wait(0.1)  # else what was sent is lost too
+            threading.Event().wait(0.1)  # else the body is lost, too
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.rfile.close()
             self.wfile.close()
@@ -119,7 +119,7 @@ class Web(ThreadingHTTPServer):
         self.requests: list[Request] = []
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Says nothing: a client that hangs up is part of some tests."""
+        """Print nothing: in some tests the client hangs up."""
 
     def serve(self, address: str, *answers: Answer) -> None:
         """Answers requests for an address in turn; the last answer stays."""

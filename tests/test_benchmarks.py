@@ -1,4 +1,4 @@
-"""What the benchmark computes; its timings are not tested."""
+"""Computations of the benchmarks; timings are not tested."""
 
 import json
 import subprocess
@@ -14,7 +14,8 @@ from benchmarks.parts import accuracy
 from stages.lib.files import check_arrays
 
 
-def test_counts_the_operations_of_the_tutorials_model_as_by_hand() -> None:
+def test_flop_counts_of_tutorial_model() -> None:
+    """The counts of the 784-1000-10 MLP match a calculation by hand."""
     layers = (784, 1000, 10)
     assert flop.forward(layers) == 1_588_000
     assert flop.backward(layers) == 1_608_000
@@ -22,7 +23,7 @@ def test_counts_the_operations_of_the_tutorials_model_as_by_hand() -> None:
     assert flop.epoch(layers, 60_000, 10_000) == 207_640_000_000
 
 
-def test_softmax_regression_needs_no_gradient_of_its_pixels() -> None:
+def test_softmax_regression_has_no_input_gradient() -> None:
     assert flop.backward((784, 10)) == flop.forward((784, 10)) == 15_680
 
 
@@ -32,13 +33,14 @@ RUNS: runner.Runs = {
 }
 
 
-def test_ratio_compares_within_rounds_so_that_slow_rounds_cancel() -> None:
+def test_slow_rounds_cancel_in_ratios() -> None:
+    """Ratios are computed within rounds."""
     found = runner.ratio(RUNS, "other", "ours")
     assert (found.value, found.low, found.high) == pytest.approx((3, 3, 3))
     assert runner.middle(RUNS, "ours") == 2.0
 
 
-def test_interval_is_students_of_the_logarithms() -> None:
+def test_interval_is_students_t_of_logarithms() -> None:
     values = [1.1, 0.9, 1.3, 1.0]
     expected = stats.ttest_1samp(np.log(values), 0).confidence_interval(0.95)
     found = runner.mean_interval(values)
@@ -46,7 +48,7 @@ def test_interval_is_students_of_the_logarithms() -> None:
     assert found.value == pytest.approx(stats.gmean(values))
 
 
-def test_one_round_has_no_interval() -> None:
+def test_interval_of_one_round_is_unbounded() -> None:
     found = runner.mean_interval([2.0])
     assert (found.low, found.high) == (0, float("inf"))
     check = report.Check("fit", found, 1)
@@ -65,27 +67,29 @@ def test_one_round_has_no_interval() -> None:
         (2.6, 2.7, False, "missed"),
     ],
 )
-def test_a_target_holds_or_is_missed_by_the_whole_interval(
+def test_verdict_requires_the_whole_interval(
     low: float, high: float, at_least: bool, verdict: str
 ) -> None:
+    """A target holds or is missed only if the whole interval lies on one side of it."""
     check = report.Check("fit", runner.Interval(2.5, low, high), 2.5, at_least=at_least)
     assert check.verdict == verdict
     assert str(check).startswith(verdict)
 
 
-def test_an_exact_number_needs_no_interval() -> None:
+def test_exact_number_needs_no_interval() -> None:
     assert str(report.Check("imports", 0, 0, at_least=False, unit="")) == (
         "holds      imports: 0, at most 0"
     )
 
 
-def test_a_target_is_reached_at_the_end_of_the_first_epoch_that_is_as_accurate() -> None:
+def test_time_to_target_ends_with_first_accurate_epoch() -> None:
     result = {"epochs": [2.0, 1.0, 1.0], "accuracies": [0.97, 0.981, 0.98], "seconds": 4.0}
     assert accuracy.seconds_to(0.98, result) == 3.0
     assert accuracy.seconds_to(0.99, result) is None
 
 
-def test_time_to_a_target_that_the_other_misses_is_a_lower_bound() -> None:
+def test_time_ratio_is_a_bound_if_target_is_missed() -> None:
+    """If one side never reaches the target, the ratio is a lower bound."""
     fast = {"epochs": [1.0], "accuracies": [0.99], "seconds": 1.0}
     slow = {"epochs": [5.0], "accuracies": [0.9], "seconds": 5.0}
     runs = {"ours": [fast] * 3, "other": [slow] * 3}
@@ -93,9 +97,10 @@ def test_time_to_a_target_that_the_other_misses_is_a_lower_bound() -> None:
     assert accuracy.time_ratio(runs, "ours", "other", 0.98).low == 0
 
 
-def test_settings_and_caches_of_the_measured_libraries_are_cleared(
+def test_library_settings_and_caches_are_cleared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The environment loses variables of the measured libraries and keeps others."""
     names = ["JAX_COMPILATION_CACHE_DIR", "JAX_PLATFORMS", "XLA_FLAGS", "TF_XLA_FLAGS"]
     names += ["TORCHINDUCTOR_CACHE_DIR", "OMP_NUM_THREADS", "KERAS_BACKEND"]
     for name in names:
@@ -106,7 +111,7 @@ def test_settings_and_caches_of_the_measured_libraries_are_cleared(
     assert (found["LANG"], found["MORE"]) == ("kept", "more")
 
 
-def test_results_of_other_code_or_of_another_machine_are_dropped(
+def test_results_of_other_code_or_machine_are_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def git(*words: str) -> str:
@@ -142,7 +147,7 @@ def test_results_of_other_code_or_of_another_machine_are_dropped(
         workspace.commit()
 
 
-def test_commands_take_turns_after_a_warm_up_that_does_not_count(tmp_path: Path) -> None:
+def test_commands_alternate_after_uncounted_warmup(tmp_path: Path) -> None:
     commands = [
         runner.Command(
             name,
@@ -156,12 +161,12 @@ def test_commands_take_turns_after_a_warm_up_that_does_not_count(tmp_path: Path)
     assert [result["seconds"] for result in runs["a"]] == [1, 1]
 
 
-def test_a_failed_command_ends_the_benchmark_with_its_output(tmp_path: Path) -> None:
+def test_failed_command_raises_with_its_output(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)broken.*exit code 3.*no such luck"):
         runner.run(runner.Command("broken", ["sh", "-c", "echo no such luck; exit 3"], tmp_path), 0)
 
 
-def test_memory_of_a_command_does_not_include_its_parent(tmp_path: Path) -> None:
+def test_peak_memory_excludes_parent_process(tmp_path: Path) -> None:
     held = np.ones(60_000_000)  # half a gigabyte here
     small, large = (
         runner.run(runner.Command("it", [sys.executable, "-S", "-c", code], tmp_path), 0)["peak"]

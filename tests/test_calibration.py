@@ -1,4 +1,4 @@
-"""Calibration against cases worked out by hand, formulas and scikit-learn."""
+"""Calibration against hand-calculated cases, formulas and scikit-learn."""
 
 import math
 from itertools import pairwise
@@ -12,15 +12,16 @@ from stages.lib.results import calibration
 from stages.lib.results.metrics import cross_entropy
 
 
-def test_bins_of_equal_width_cut_0_to_1_and_hold_their_upper_ends() -> None:
+def test_equal_width_bins_include_their_upper_edge() -> None:
     confidence = np.array([0, 1e-9, 1 / 15, 1 / 15 + 1e-9, 0.5, 1])
     assert calibration.bins_of_equal_width(confidence).tolist() == [0, 0, 0, 1, 7, 14]
 
 
 @pytest.mark.parametrize("count", [15, 16, 1_000])
-def test_bins_of_equal_mass_are_as_full_as_each_other_and_in_the_order_of_the_confidence(
+def test_equal_mass_bins_are_equally_full_and_ordered(
     count: int,
 ) -> None:
+    """Bin sizes differ by at most one image; higher bins hold higher confidences."""
     confidence = np.random.default_rng(0).random(count)
     bins = calibration.bins_of_equal_mass(confidence)
     sizes = np.bincount(bins, minlength=15)
@@ -29,7 +30,8 @@ def test_bins_of_equal_mass_are_as_full_as_each_other_and_in_the_order_of_the_co
     assert all(high <= low for (_, high), (low, _) in pairwise(ends))
 
 
-def test_equal_confidences_share_a_bin_of_equal_mass_in_whatever_order_the_images_are() -> None:
+def test_ties_share_an_equal_mass_bin() -> None:
+    """Equal confidences share a bin regardless of the order of the images."""
     rng = np.random.default_rng(0)
     confidence = rng.random(1_000).round(1)
     bins = calibration.bins_of_equal_mass(confidence)
@@ -42,7 +44,7 @@ def test_equal_confidences_share_a_bin_of_equal_mass_in_whatever_order_the_image
     }  # that of the middle one, of the fourth
 
 
-def test_the_calibration_error_of_a_case_worked_out_by_hand() -> None:
+def test_ece_of_hand_calculated_case() -> None:
     confidence = np.array([0.9, 0.9, 0.6, 0.6])
     right = np.array([True, False, True, True])
     # First bin: 0.5 right at 0.9, weight 1/2; second: 1 right at 0.6, weight 1/2.
@@ -55,7 +57,7 @@ def test_the_calibration_error_of_a_case_worked_out_by_hand() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["uniform", "quantile"])
-def test_the_calibration_error_agrees_with_scikit_learns_curve(strategy: str) -> None:
+def test_ece_agrees_with_scikit_learn(strategy: str) -> None:
     rng = np.random.default_rng(1)
     confidence = rng.uniform(0.1, 1, 3_000)
     right = rng.random(3_000) < confidence**2
@@ -69,7 +71,8 @@ def test_the_calibration_error_agrees_with_scikit_learns_curve(strategy: str) ->
     assert calibration.expected_error(confidence, right, bins) == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_zero_line_is_what_a_calibrated_model_gets_and_far_below_an_overconfident_one() -> None:
+def test_ece_if_calibrated_matches_normal_approximation() -> None:
+    """It is far below the ECE of an overconfident model."""
     rng = np.random.default_rng(2)
     confidence = rng.uniform(0.2, 1, 5_000)
     bins = calibration.bins_of_equal_width(confidence)
@@ -82,7 +85,8 @@ def test_the_zero_line_is_what_a_calibrated_model_gets_and_far_below_an_overconf
     assert calibration.expected_error(confidence, overconfident, bins) > 4 * line > 2 * high
 
 
-def test_a_calibrated_model_exceeds_the_95_percent_quantile_in_5_percent_of_samples() -> None:
+def test_calibrated_models_rarely_exceed_the_quantile() -> None:
+    """Calibrated models exceed the 95% quantile in 5% of samples."""
     rng = np.random.default_rng(8)
     confidence = rng.uniform(0.2, 1, 500)
     bins = calibration.bins_of_equal_width(confidence)
@@ -95,7 +99,8 @@ def test_a_calibrated_model_exceeds_the_95_percent_quantile_in_5_percent_of_samp
     assert 0.03 < np.mean(np.array(drawn) > high) < 0.07
 
 
-def test_the_zero_line_is_the_same_at_every_call_and_0_for_certainty() -> None:
+def test_ece_if_calibrated_is_deterministic() -> None:
+    """It is 0 if all confidences are 1."""
     confidence = np.random.default_rng(3).random(100)
     bins = calibration.bins_of_equal_width(confidence)
     assert calibration.error_if_calibrated(confidence, bins) == calibration.error_if_calibrated(
@@ -104,7 +109,8 @@ def test_the_zero_line_is_the_same_at_every_call_and_0_for_certainty() -> None:
     assert calibration.error_if_calibrated(np.ones(100), np.zeros(100, int)) == (0, 0)
 
 
-def test_the_calibration_table_has_a_row_per_bin_with_images_and_adds_up_to_the_error() -> None:
+def test_reliability_table_sums_to_ece() -> None:
+    """Each nonempty bin has a row; the gaps weighted by the number of images sum to the ECE."""
     rng = np.random.default_rng(5)
     labels, probabilities = rng.integers(0, 3, 500), rng.dirichlet(np.ones(3), 500)
     table = calibration.reliability(labels, probabilities)
@@ -124,7 +130,8 @@ def test_the_calibration_table_has_a_row_per_bin_with_images_and_adds_up_to_the_
     assert (gaps * table["images"]).sum() / 500 == pytest.approx(error, abs=1e-9)
 
 
-def test_a_temperature_is_softmax_of_the_logits_over_it_and_keeps_every_prediction() -> None:
+def test_temperature_divides_logits() -> None:
+    """Predicted classes do not change."""
     logits = np.random.default_rng(6).normal(0, 3, (200, 10))
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     for temperature in (0.5, 1, 3):
@@ -136,7 +143,8 @@ def test_a_temperature_is_softmax_of_the_logits_over_it_and_keeps_every_predicti
         np.testing.assert_array_equal(found.argmax(axis=1), probabilities.argmax(axis=1))
 
 
-def test_the_best_temperature_undoes_a_wrong_one_and_leaves_right_ones() -> None:
+def test_best_temperature_undoes_known_scaling() -> None:
+    """It is 1 for calibrated probabilities."""
     rng = np.random.default_rng(7)
     probabilities = rng.dirichlet(np.ones(5), 20_000)
     labels = (probabilities.cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
@@ -146,14 +154,14 @@ def test_the_best_temperature_undoes_a_wrong_one_and_leaves_right_ones() -> None
     ) == pytest.approx(2.5, rel=0.03)
 
 
-def test_a_probability_of_0_has_a_temperature_too() -> None:
+def test_zero_probability_is_scaled_without_nan() -> None:
     found = calibration.scale_temperature(np.array([[0, 1]], np.float32), 2)
     assert np.isfinite(found).all()
     assert found.argmax() == 1
 
 
-def test_temperature_without_validation_errors_stays_moderate() -> None:
-    """The likelihood alone gives T = 0.04, and one error among new images raises the loss."""
+def test_temperature_stays_moderate_without_errors() -> None:
+    """Maximum likelihood gives T = 0.04, and a single error on new images raises the loss."""
     labels, probabilities = np.zeros(300, int), np.tile([0.9, 0.1], (300, 1))
     temperature = calibration.best_temperature(labels, probabilities)
     assert 0.25 < temperature < 0.5
@@ -162,17 +170,15 @@ def test_temperature_without_validation_errors_stays_moderate() -> None:
     assert cross_entropy(labels, scaled) < cross_entropy(labels, probabilities)
 
 
-def test_temperature_of_a_single_confident_error_stays_moderate() -> None:
+def test_temperature_stays_moderate_for_a_single_error() -> None:
     found = calibration.best_temperature(np.array([1]), np.array([[0.99, 0.01]]))
     assert 1 < found < 3
 
 
 @pytest.mark.parametrize("count", [10, 30, 100, 300])
 @pytest.mark.parametrize("factor", [1, 1.5])
-def test_temperature_from_few_images_does_not_raise_the_loss_on_average(
-    count: int, factor: float
-) -> None:
-    """Few validation errors, a calibrated model and one whose logits are 1.5 times too large."""
+def test_fit_on_few_images_does_not_raise_mean_loss(count: int, factor: float) -> None:
+    """One model is calibrated; the other has its logits multiplied by 1.5. Errors are few."""
     rng = np.random.default_rng(9)
     logits = rng.normal(0, 2, (20 * count + 5_000, 10))
     logits[np.arange(len(logits)), rng.integers(0, 10, len(logits))] += 12
@@ -191,9 +197,7 @@ def test_temperature_from_few_images_does_not_raise_the_loss_on_average(
 
 
 @pytest.mark.parametrize(("images", "tolerance"), [(5_000, 0.01), (200, 0.1)])
-def test_the_prior_of_the_temperature_fades_with_the_number_of_images(
-    images: int, tolerance: float
-) -> None:
+def test_temperature_prior_fades_with_more_images(images: int, tolerance: float) -> None:
     rng = np.random.default_rng(10)
     probabilities = rng.dirichlet(np.ones(5), images)
     labels = (probabilities.cumsum(axis=1) > rng.random((images, 1))).argmax(axis=1)

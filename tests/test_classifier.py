@@ -81,7 +81,7 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found.astype(float) - expected).sum() / expected.sum())
 
 
-def test_image_like_the_published_ones_is_taken_as_it_is(centered: Classifier) -> None:
+def test_image_like_published_ones_is_unchanged(centered: Classifier) -> None:
     found = centered.prepare(saved(digit()))
     assert found.steps == ()
     np.testing.assert_array_equal(found.image, digit())
@@ -90,16 +90,17 @@ def test_image_like_the_published_ones_is_taken_as_it_is(centered: Classifier) -
 @pytest.mark.parametrize(
     "changed", [np.roll(digit(), 4, axis=1), 255 - digit(), np.maximum(digit(), 30)]
 )
-def test_image_of_the_same_size_but_unlike_them_is_redrawn(
+def test_same_size_image_is_prepared_if_unlike_data(
     centered: Classifier, changed: np.ndarray
 ) -> None:
+    """Translated, inverted and brightened digits of 28 x 28 pixels are prepared."""
     found = centered.prepare(saved(changed))
     assert "centered by mass" in found.steps
     assert difference(found.image, digit()) < 0.35
 
 
 @pytest.mark.parametrize("size", [(60, 60), (280, 280), (200, 500), (1500, 900)])
-def test_strokes_are_fitted_into_20_pixels_and_centered_by_mass(
+def test_strokes_fit_20_pixels_centered_by_mass(
     centered: Classifier, size: tuple[int, int]
 ) -> None:
     canvas = np.full(size, 20, np.uint8)
@@ -114,20 +115,20 @@ def test_strokes_are_fitted_into_20_pixels_and_centered_by_mass(
         assert mass == pytest.approx(14, abs=0.6)
 
 
-def test_photo_of_unevenly_lit_paper_gives_the_digit(centered: Classifier) -> None:
+def test_digit_is_found_on_unevenly_lit_paper(centered: Classifier) -> None:
     found = centered.prepare(saved(written(paper(), 80, 250), "JPEG"))
     assert found.steps[0] == "inverted"
     assert difference(found.image, digit()) < 0.35
 
 
-def test_table_beside_the_paper_is_no_ink(centered: Classifier) -> None:
+def test_table_next_to_the_paper_is_not_ink(centered: Classifier) -> None:
     photo = written(paper(), 80, 200)
     photo[:, :60] = 30
     photo[330:] = 30
     assert difference(centered.prepare(saved(photo)).image, digit()) < 0.35
 
 
-def test_shadow_and_squares_on_the_paper_are_no_ink(centered: Classifier) -> None:
+def test_shadow_and_grid_lines_are_not_ink(centered: Classifier) -> None:
     photo = written(paper(), 80, 200).astype(float)
     photo[::24] *= 0.85
     photo[:, ::24] *= 0.85
@@ -143,7 +144,7 @@ def test_specks_are_dropped_and_broken_strokes_kept(centered: Classifier) -> Non
     assert difference(centered.prepare(saved(photo)).image, digit()) < 0.35
 
 
-def test_thin_strokes_are_widened_and_thick_ones_thinned(centered: Classifier) -> None:
+def test_stroke_width_is_normalized(centered: Classifier) -> None:
     for width, step in ((4, "strokes widened"), (70, "strokes thinned")):
         canvas = np.zeros((300, 300), np.uint8)
         canvas[40:260, 150 - width // 2 : 150 + width // 2] = 255
@@ -152,7 +153,7 @@ def test_thin_strokes_are_widened_and_thick_ones_thinned(centered: Classifier) -
         assert 1.5 <= (found.image.sum(axis=1) / 255).max() <= 6.5
 
 
-def test_hole_of_a_thick_ring_is_no_stroke(centered: Classifier) -> None:
+def test_hole_in_a_thick_ring_is_not_a_stroke(centered: Classifier) -> None:
     rows, columns = np.indices((280, 280)) - 140
     radius = np.hypot(rows / 1.3, columns / 0.8)
     ring = np.where((radius > 30) & (radius < 85), 30, 240).astype(np.uint8)
@@ -174,8 +175,8 @@ def test_transparent_pixels_contrast_with_the_pen(centered: Classifier, pen: int
 def test_exif_orientation_is_applied(centered: Classifier) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    turned = np.rot90(written(paper(), 80, 200))
-    found = centered.prepare(saved(turned, "JPEG", exif=exif.tobytes()))
+    rotated = np.rot90(written(paper(), 80, 200))
+    found = centered.prepare(saved(rotated, "JPEG", exif=exif.tobytes()))
     assert difference(found.image, digit()) < 0.35
 
 
@@ -188,7 +189,7 @@ def test_blank_image_has_no_ink(centered: Classifier, blank: np.ndarray) -> None
     assert not found.image.any()
 
 
-def test_any_image_gives_an_image_without_warnings(centered: Classifier) -> None:
+def test_random_images_cause_no_warnings(centered: Classifier) -> None:
     rng = np.random.default_rng(0)
     with warnings.catch_warnings(action="error"):
         for number in range(120):
@@ -199,16 +200,17 @@ def test_any_image_gives_an_image_without_warnings(centered: Classifier) -> None
             assert found.dtype == np.uint8
 
 
-def test_other_images_are_fitted_and_keep_their_levels(plain: Classifier) -> None:
+def test_resized_images_keep_their_levels(plain: Classifier) -> None:
     image = np.random.default_rng(0).integers(0, 100, (56, 40), np.uint8)
     found = plain.prepare(saved(image))
     assert found.steps == ("fitted into 28 x 28",)
     assert found.image.max() < 100
 
 
-def test_opposite_polarity_is_inverted_and_a_partly_bright_border_is_not(
+def test_only_opposite_polarity_is_inverted(
     plain: Classifier,
 ) -> None:
+    """An object that reaches the border, such as a pullover, is not inverted."""
     found = plain.prepare(saved(255 - digit()))
     assert found.steps == ("inverted",)
     np.testing.assert_array_equal(found.image, digit())
@@ -236,7 +238,7 @@ def test_color_images_are_never_inverted(tmp_path: Path) -> None:
         (saved(Image.new("1", (20_000, 20_000))).getvalue(), "decompression bomb"),
     ],
 )
-def test_what_is_no_image_is_refused_in_one_line(
+def test_invalid_file_is_rejected_in_one_line(
     centered: Classifier, content: bytes, message: str
 ) -> None:
     with pytest.raises(StageError, match=message) as raised:
@@ -245,7 +247,7 @@ def test_what_is_no_image_is_refused_in_one_line(
     assert "object at" not in str(raised.value)
 
 
-def test_entry_of_the_dataset_decides_whether_strokes_are_centered(project: Path) -> None:
+def test_dataset_entry_controls_centering(project: Path) -> None:
     (project / "model.onnx").write_bytes(small_mlp(*described()))
     assert not read_classifier(Path("model.onnx")).centered
     catalog = read_yaml(project / "datasets.yaml")
@@ -259,7 +261,7 @@ def test_entry_of_the_dataset_decides_whether_strokes_are_centered(project: Path
     assert not read_classifier(Path("model.onnx")).centered
 
 
-def test_temperature_of_the_run_is_used_for_its_model_only(project: Path) -> None:
+def test_temperature_applies_only_to_its_own_model(project: Path) -> None:
     for folder in ("data", "reports"):
         Path(folder).mkdir(exist_ok=True)
     for name in ("data/model.onnx", "other.onnx"):
@@ -273,7 +275,7 @@ def test_temperature_of_the_run_is_used_for_its_model_only(project: Path) -> Non
     assert (scaled.max(axis=1) < plain.max(axis=1)).all()
 
 
-def test_unusual_images_are_those_unlike_the_training_images(project: Path) -> None:
+def test_unusual_images_differ_from_training_images(project: Path) -> None:
     Path("model.onnx").write_bytes(small_mlp(*described()))
     assert read_classifier(Path("model.onnx")).unusual(np.zeros((1, HEIGHT, WIDTH))) is None
     fetch.main()
@@ -290,7 +292,7 @@ def test_unusual_images_are_those_unlike_the_training_images(project: Path) -> N
     assert blank.all()
 
 
-def test_data_of_another_dataset_give_no_warning(project: Path) -> None:
+def test_no_warning_with_data_of_another_dataset(project: Path) -> None:
     fetch.main()
     dataset, scaling = described()
     Path("model.onnx").write_bytes(small_mlp(dataset | {"name": "other"}, scaling))

@@ -51,9 +51,7 @@ def expected() -> np.ndarray:
     return read_model(Path("data/model.onnx"))(IMAGES)
 
 
-def test_csv_of_exported_images_has_exactly_the_models_probabilities(
-    call: Call, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_csv_has_exact_model_probabilities(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     call("mine", "--csv")
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
     assert rows[0] == ["file", "class", "confidence", *CLASSES]
@@ -65,7 +63,7 @@ def test_csv_of_exported_images_has_exactly_the_models_probabilities(
 
 
 @pytest.mark.parametrize("top", [1, 2, 3])
-def test_line_of_a_file_has_its_most_probable_classes(
+def test_top_classes_are_printed_per_file(
     call: Call, capsys: pytest.CaptureFixture[str], top: int
 ) -> None:
     call("mine/3.png", "--top", top)
@@ -78,14 +76,12 @@ def test_line_of_a_file_has_its_most_probable_classes(
 
 
 @pytest.mark.parametrize("top", [0, 4])
-def test_more_classes_than_there_are_is_refused(call: Call, top: int) -> None:
+def test_top_out_of_range_is_rejected(call: Call, top: int) -> None:
     with pytest.raises(StageError, match=f"--top: expected 1 to 3 classes, found {top}"):
         call("mine", "--top", top)
 
 
-def test_columns_are_aligned_under_names_of_wide_letters(
-    call: Call, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_columns_align_with_wide_characters(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     write_model(Path("data/model.onnx"), ["티셔츠", "靴", "bag"])
     Path("mine/0.png").rename("mine/사진.png")
     call("mine")
@@ -95,7 +91,7 @@ def test_columns_are_aligned_under_names_of_wide_letters(
     assert wcwidth.width(lines[0][: lines[0].index("  confidence")]) == columns[0]
 
 
-def test_steps_are_printed_for_the_files_that_share_them(
+def test_files_with_equal_steps_share_a_line(
     call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     inverted = np.full((HEIGHT, WIDTH), 250, np.uint8)
@@ -108,9 +104,10 @@ def test_steps_are_printed_for_the_files_that_share_them(
     assert lines[1] == "prepared mine/4.png, mine/5.png, mine/6.png and 2 more: inverted"
 
 
-def test_invalid_files_are_named_and_the_others_classified(
+def test_invalid_files_do_not_stop_the_others(
     call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Each invalid path is printed, and all other files are classified."""
     Path("mine/2.png").write_text("<html>")
     Path("mine/5.png").write_bytes(Path("mine/6.png").read_bytes()[:60])
     Path("empty").mkdir()
@@ -122,7 +119,7 @@ def test_invalid_files_are_named_and_the_others_classified(
     assert {"mine/2.png", "mine/5.png", "empty", "absent.png"} <= {*named}
 
 
-def test_hidden_and_other_files_of_a_folder_are_skipped(
+def test_hidden_and_non_image_files_are_skipped(
     call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("mine/.hidden.png").write_text("")
@@ -146,9 +143,10 @@ def test_unusual_images_are_marked(call: Call, capsys: pytest.CaptureFixture[str
     assert "images are unlike those of Tiny" in printed.err
 
 
-def test_data_of_another_dataset_give_no_warning_but_one_line(
+def test_missing_training_data_is_reported_in_one_line(
     call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Without the model's own data, there are no warnings about unusual images."""
     write_model(Path("other.onnx"), name="other")
     call("mine", "--model", "other.onnx")
     printed = capsys.readouterr()
@@ -157,7 +155,7 @@ def test_data_of_another_dataset_give_no_warning_but_one_line(
 
 
 @pytest.mark.parametrize("count", [1, 5, 12])
-def test_show_draws_files_and_what_the_model_sees(
+def test_show_draws_files_and_model_inputs(
     call: Call, capsys: pytest.CaptureFixture[str], count: int
 ) -> None:
     names = ["a class with a name that is far too long for any figure", "<b>$x$</b>", "c"]
@@ -169,16 +167,16 @@ def test_show_draws_files_and_what_the_model_sees(
     assert f"shown.png: {count} of {count} files" in capsys.readouterr().err
 
 
-def test_no_more_than_twenty_files_are_drawn_and_all_are_classified(
-    call: Call, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_at_most_twenty_files_are_drawn(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    """All files are classified."""
     call("mine", "mine", "--show", "shown.png", "--csv")
     printed = capsys.readouterr()
     assert "shown.png: 20 of 24 files" in printed.err
     assert len(printed.out.splitlines()) == 1 + 24
 
 
-def test_process_needs_neither_tensorflow_nor_dvc_and_reports_in_one_line(call: Call) -> None:
+def test_imports_neither_tensorflow_nor_dvc(call: Call) -> None:
+    """Errors are printed in one line each."""
     code = """
 import sys
 from tools import classify
@@ -212,7 +210,7 @@ finally:
     assert "Traceback" not in invalid.stderr
 
 
-def test_confidences_are_scaled_by_the_temperature_of_the_run(
+def test_confidences_are_scaled_by_temperature(
     call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("reports").mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Tables and figures of a comparison, on runs made by hand; slow/test_compare.py has real ones."""
+"""Tables and figures of a comparison on synthetic runs; slow/test_compare.py uses real runs."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -69,7 +69,8 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-def test_runs_that_differ_in_their_seeds_are_a_group_and_the_best_comes_first(bench: Bench) -> None:
+def test_runs_are_grouped_by_configuration(bench: Bench) -> None:
+    """Runs that differ only in their seeds form a group; the best group comes first."""
     three: dict[str, Any] = {"train.epochs": 3}
     runs = [
         bench.run(40, 1, split=1),
@@ -89,7 +90,7 @@ def test_runs_that_differ_in_their_seeds_are_a_group_and_the_best_comes_first(be
     ]
 
 
-def test_runs_with_other_library_versions_are_not_pooled(bench: Bench) -> None:
+def test_different_library_versions_are_not_pooled(bench: Bench) -> None:
     runs = [bench.run(40, seed, lock=lock) for seed, lock in enumerate(("aaa", "bbb"))]
     groups = comparison.group_by_configuration(runs)
     assert len(groups) == 2
@@ -102,13 +103,13 @@ def test_identical_predictions_count_once(bench: Bench) -> None:
     assert comparison.group_by_configuration(runs) == [[run]]
 
 
-def test_two_results_for_the_same_seeds_are_refused(bench: Bench) -> None:
+def test_conflicting_results_for_a_seed_are_rejected(bench: Bench) -> None:
     other = replace(bench.run(), name="again", predictions="others")
     with pytest.raises(StageError, match=r"^again: its predictions are not those of tiny-mlp-0"):
         comparison.group_by_configuration([bench.run(), other])
 
 
-def test_different_images_of_one_dataset_are_refused(bench: Bench) -> None:
+def test_different_images_of_a_dataset_are_rejected(bench: Bench) -> None:
     other = replace(bench.run(seed=1), name="again", images="others")
     with pytest.raises(StageError, match=r"^again: its tiny images are not those of tiny-mlp-0"):
         comparison.group_by_configuration([bench.run(), other])
@@ -134,14 +135,15 @@ def test_only_parameters_that_differ_are_listed(bench: Bench) -> None:
         (["pulpy-mina", "rooky-lamb"], "mlp"),
     ],
 )
-def test_a_configuration_is_named_by_the_common_prefix_of_its_runs(
+def test_configuration_is_named_by_common_prefix(
     bench: Bench, names: list[str], expected: str
 ) -> None:
     group = [bench.run(seed=seed, name=name) for seed, name in enumerate(names)]
     assert comparison.configuration_names([group]) == [expected]
 
 
-def test_without_a_prefix_of_its_own_a_configuration_is_named_by_what_differs(bench: Bench) -> None:
+def test_configuration_is_named_by_its_differences(bench: Bench) -> None:
+    """The names of its runs have no prefix that is theirs alone."""
     few: dict[str, Any] = {"train.epochs": 2}
     many: dict[str, Any] = {"train.epochs": 3}
     groups = [
@@ -159,12 +161,12 @@ def test_without_a_prefix_of_its_own_a_configuration_is_named_by_what_differs(be
     ]
 
 
-def test_a_configuration_has_one_name_on_all_datasets(bench: Bench) -> None:
+def test_configuration_has_one_name_on_all_datasets(bench: Bench) -> None:
     groups = [bench.group([40, 41], dataset=dataset) for dataset in ("a", "b")]
     assert comparison.configuration_names(groups) == ["mlp", "mlp"]
 
 
-def test_scores_have_a_deviation_over_three_runs_and_not_over_two(bench: Bench) -> None:
+def test_standard_deviation_requires_three_runs(bench: Bench) -> None:
     runs = bench.group([40, 42, 44]) + bench.group([50, 60], "linear")
     table = comparison.score_table(comparison.configurations(runs))
     assert table["std"][0] == pytest.approx(2 / IMAGES)
@@ -177,7 +179,8 @@ def test_scores_have_a_deviation_over_three_runs_and_not_over_two(bench: Bench) 
     assert (table["accuracy"] < table["high"]).all()
 
 
-def test_calibration_error_is_shown_next_to_that_of_a_calibrated_model(bench: Bench) -> None:
+def test_ece_is_shown_next_to_its_quantile(bench: Bench) -> None:
+    """The quantile is that of a calibrated model; some runs lack it."""
     run = bench.run()
     known = replace(run, scores={**run.scores, ECE_QUANTILE: 0.0123})
     for each, expected in ((run, "-"), (known, "< 0.0123")):
@@ -185,7 +188,7 @@ def test_calibration_error_is_shown_next_to_that_of_a_calibrated_model(bench: Be
         assert comparison.score_lines(table)[2].split(" | ")[8].strip() == expected
 
 
-def test_runs_and_what_varies_are_listed(bench: Bench) -> None:
+def test_runs_are_listed_with_their_seeds(bench: Bench) -> None:
     runs = [*bench.group([40, 41, 42]), bench.run(20, 7, "cnn", split=3)]
     assert comparison.run_lines(comparison.configurations(runs)) == [
         "- tiny cnn-7: tiny-cnn-7; train.seed 7; normalize.seed 3",
@@ -193,7 +196,8 @@ def test_runs_and_what_varies_are_listed(bench: Bench) -> None:
     ]
 
 
-def test_pairs_of_a_dataset_are_compared_the_more_accurate_first(bench: Bench) -> None:
+def test_more_accurate_of_a_pair_comes_first(bench: Bench) -> None:
+    """Only runs on the same dataset are paired."""
     runs = (
         bench.group([60, 61, 62])
         + bench.group([20, 21, 22], "cnn")
@@ -211,7 +215,8 @@ def test_pairs_of_a_dataset_are_compared_the_more_accurate_first(bench: Bench) -
     assert set(table["dataset"]) == {"tiny"}
 
 
-def test_two_single_models_hold_for_new_images_only(bench: Bench) -> None:
+def test_single_models_are_compared_over_images_only(bench: Bench) -> None:
+    """The verdict holds for new images, not for new runs."""
     found = comparison.configurations([bench.run(40), bench.run(41, kind="linear")])
     table = comparison.pair_table(comparison.compare_pairs(found, 0.005))
     cells = [cell.strip() for cell in comparison.pair_lines(table, 0.005)[2].split("|")[1:-1]]
@@ -223,7 +228,7 @@ def test_two_single_models_hold_for_new_images_only(bench: Bench) -> None:
     ("p", "text"),
     [(4.9e-8, "< .001"), (0.0011, ".001"), (0.05, ".050"), (1, "1.000"), (np.nan, "-")],
 )
-def test_small_p_is_not_spelled_out(p: float, text: str) -> None:
+def test_small_p_values_are_abbreviated(p: float, text: str) -> None:
     assert comparison.p_text(p) == text
 
 
@@ -231,11 +236,12 @@ def test_small_p_is_not_spelled_out(p: float, text: str) -> None:
     ("needed", "text"),
     [(7, "7"), (23, "23"), (12_345, "13,000"), (12_000, "12,000"), (None, "no number")],
 )
-def test_sample_sizes_are_rounded_upwards(needed: int | None, text: str) -> None:
+def test_sample_sizes_are_rounded_up(needed: int | None, text: str) -> None:
     assert comparison.size_text(needed) == text
 
 
-def test_figure_has_a_panel_per_dataset_and_hollow_points_for_few_runs(bench: Bench) -> None:
+def test_accuracy_figure_has_a_panel_per_dataset(bench: Bench) -> None:
+    """Configurations with few runs have hollow points."""
     runs = [*bench.group([40, 41, 42]), bench.run(20, kind="cnn"), bench.run(80, dataset="a")]
     table = comparison.score_table(comparison.configurations(runs))
     figure = comparison.accuracy_figure(table)
@@ -246,7 +252,7 @@ def test_figure_has_a_panel_per_dataset_and_hollow_points_for_few_runs(bench: Be
     assert [(each == 1).all(axis=1).tolist() for each in colors] == [[True], [True, False]]
 
 
-def test_dollar_signs_in_names_of_runs_are_drawn_literally(bench: Bench) -> None:
+def test_dollar_signs_in_run_names_are_literal(bench: Bench) -> None:
     runs = [bench.run(range(i, i + 3), name=name) for i, name in enumerate(("$$", "$1$"))]
     for each in runs:
         folder = bench.folder / each.files.path / "data/raw"

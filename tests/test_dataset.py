@@ -1,5 +1,5 @@
 # mypy: disable-error-code="func-returns-value"
-"""Your own images as a dataset: every layout that people have, and what each fault is called."""
+"""Import of user images: the supported layouts, and the message for each fault."""
 
 import gzip
 import io
@@ -50,8 +50,8 @@ def write(name: str, content: bytes | str) -> None:
 def png(name: str, image: np.ndarray | Image.Image = ONE, **options: Any) -> None:  # noqa: ANN401
     path = DATA / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    picture.save(path, **options)
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    image.save(path, **options)
 
 
 def npz(name: str = "d.npz", **arrays: Any) -> None:  # noqa: ANN401
@@ -167,7 +167,7 @@ def test_every_layout_gives_bit_identical_arrays(form: Callable[[Arrays], None])
     assert classes() == [str(n + (form is as_idx)) for n in range(10)]
 
 
-def test_the_test_split_does_not_depend_on_the_layout() -> None:
+def test_split_is_independent_of_layout() -> None:
     images, labels = DIGITS.images[:300].astype(np.uint8), DIGITS.target[:300]
     folders(images, labels, "png/")
     write("one/digits.csv", csv(np.c_[labels, images.reshape(300, 64)][::-1]))
@@ -177,7 +177,7 @@ def test_the_test_split_does_not_depend_on_the_layout() -> None:
     assert_same(one, three)
 
 
-def test_the_test_split_is_a_share_of_each_class() -> None:
+def test_split_is_stratified() -> None:
     images = np.random.default_rng(0).integers(0, 256, (200, 6, 5), dtype=np.uint8)
     npz(images=images, labels=np.repeat([0, 1, 2], [100, 60, 40]))
     arrays = make(test=0.3)
@@ -235,14 +235,14 @@ def test_other_files_are_skipped_and_counted(tmp_path: Path) -> None:
         assert f"skipped, {line}" in report(), report()
 
 
-def test_a_zip_with_one_folder_above_the_classes() -> None:
+def test_zip_with_a_top_level_folder() -> None:
     folders(below="letters/")
     names = [str(path.relative_to(DATA)) for path in DATA.rglob("*.png")]
     write("letters.zip", zipped(*sorted(names)))
     assert classes() == ["0", "1"] if len(make(DATA / "letters.zip")) else False
 
 
-def test_files_beside_the_only_folder_do_not_hide_its_classes() -> None:
+def test_files_next_to_the_only_folder_are_skipped() -> None:
     folders(below="letters/")
     png("cover.png")
     write("LICENSE.txt", "MIT")
@@ -251,26 +251,26 @@ def test_files_beside_the_only_folder_do_not_hide_its_classes() -> None:
     assert "skipped, files beside the only folder: 2" in report()
 
 
-def test_a_folder_without_images_does_not_hide_an_npz() -> None:
+def test_folder_without_images_does_not_hide_an_npz() -> None:
     npz(images=NOISE, labels=TWO)
     write("docs/more/notes.txt", "x")
     make()
     assert classes() == ["0", "1"]
 
 
-def test_a_class_may_be_called_train() -> None:
+def test_class_may_be_called_train() -> None:
     folders(labels=np.array(["train", "bus"])[TWO])
     make()
     assert classes() == ["bus", "train"]
 
 
-def test_refuses_classes_beside_the_splits() -> None:
+def test_classes_next_to_splits_are_rejected() -> None:
     folders(below="train/")
     png("bus/a.png")
     assert "expected only folders of splits beside train, found bus" in fault()
 
 
-def test_images_of_the_validation_split_are_not_moved_to_test() -> None:
+def test_validation_images_are_not_moved_to_test() -> None:
     folders(below="train/")
     folders(NOISE[:20], TWO[:20], below="val/")
     make()
@@ -282,7 +282,7 @@ def test_images_of_the_validation_split_are_not_moved_to_test() -> None:
     assert not test & {image.tobytes() for image in NOISE[:20]}
 
 
-def test_a_zip_of_several_datasets_by_name() -> None:
+def test_dataset_in_a_zip_is_selected_by_name() -> None:
     for name in ("letters", "digits"):
         for split, rows in (("train", slice(30)), ("test", slice(30, 40))):
             shift = 1 if name == "letters" else 0
@@ -296,7 +296,7 @@ def test_a_zip_of_several_datasets_by_name() -> None:
     np.testing.assert_array_equal(arrays["train_images"], NOISE[:30].swapaxes(1, 2))
 
 
-def test_one_array_per_npz_as_kmnist() -> None:
+def test_one_array_per_npz_as_in_kmnist() -> None:
     for split, rows in (("train", slice(30)), ("test", slice(30, 40))):
         for kind, array in (("imgs", NOISE), ("labels", TWO)):
             content = io.BytesIO()
@@ -331,14 +331,14 @@ NAMES = ",".join(f"p{n}" for n in range(16))
         pytest.param("\ufeff" + csv(np.c_[TWO, PIXELS], f"label,{NAMES}", "\r\n"), id="windows"),
     ],
 )
-def test_every_csv_gives_the_same_images(text: str) -> None:
+def test_csv_variants_give_equal_images(text: str) -> None:
     write("d.csv", text)
     arrays = make()
     npz("again/d.npz", images=PIXELS.reshape(-1, 4, 4), labels=TWO)
     assert_same(in_order(arrays), in_order(make(DATA / "again", "again")))
 
 
-def test_a_gzipped_csv_and_one_csv_per_split() -> None:
+def test_gzipped_csv_per_split() -> None:
     for split, rows in (("train", slice(30)), ("test", slice(30, 40))):
         write(f"set_{split}.csv.gz", gzip.compress(csv(np.c_[TWO, PIXELS][rows]).encode()))
     arrays = make()
@@ -346,15 +346,15 @@ def test_a_gzipped_csv_and_one_csv_per_split() -> None:
     assert "set_train.csv.gz: labels from column 1 of 17, without a header" in report()
 
 
-def test_a_label_column_beats_a_corner_that_changes() -> None:
-    """Without a header, a corner pixel that is not constant is told by its neighbor."""
+def test_label_column_is_found_despite_varying_corner() -> None:
+    """Without a header, a corner pixel that is not constant resembles its neighbor."""
     images = np.sort(NOISE.reshape(40, 30)[:, :16] // 20, axis=1)
     write("d.csv", csv(np.c_[images, RNG.permutation(TWO)]))
     make()
     assert "labels from column 17 of 17" in report()
 
 
-def test_a_color_csv() -> None:
+def test_color_csv() -> None:
     images = RNG.integers(0, 256, (20, 4, 4, 3), dtype=np.uint8)
     write("d_train.csv", csv(np.c_[images.reshape(20, 48), TWO[:20]]))
     write("d_test.csv", csv(np.c_[images.reshape(20, 48), TWO[:20]]))
@@ -410,8 +410,8 @@ def test_images_of_any_kind_become_uint8(
     assert note in report()
 
 
-def test_a_small_range_of_sixteen_bits_is_noted() -> None:
-    """A camera of 12 bits uses 16 of the 256 gray levels."""
+def test_narrow_16_bit_range_is_reported() -> None:
+    """A 12-bit camera uses 16 of the 256 gray levels."""
     npz(images=NOISE.astype(np.uint16) * 15, labels=TWO)
     make()
     assert "16-bit levels divided by 257; 16 gray levels remain of 0 to 3825" in report()
@@ -420,12 +420,12 @@ def test_a_small_range_of_sixteen_bits_is_noted() -> None:
     assert "remain" not in report()
 
 
-def test_splits_whose_levels_differ_a_little_are_not_refused() -> None:
+def test_levels_of_splits_may_differ_slightly() -> None:
     npz(x_train=NOISE[:30] / 255, y_train=TWO[:30], x_test=NOISE[30:] // 2 / 255, y_test=TWO[30:])
     make()
 
 
-def test_a_published_validation_split_stays_one() -> None:
+def test_published_validation_split_is_kept() -> None:
     rows = {"train": slice(20), "val": slice(20, 30), "test": slice(30, 40)}
     arrays: dict[str, Any] = {f"{s}_images": NOISE[r] for s, r in rows.items()}
     arrays |= {f"{s}_labels": TWO[r][:, None] for s, r in rows.items()}
@@ -440,7 +440,7 @@ def test_flat_images_take_their_shape_from_size() -> None:
     np.testing.assert_array_equal(make(size=(6, 5))["test_images"], NOISE[30:])
 
 
-def test_different_sizes_become_the_median() -> None:
+def test_images_are_resized_to_the_median_size() -> None:
     for row in range(12):
         png(f"{row % 2}/{row}.png", np.full((8 + row, 30), 9 * row, np.uint8))
     arrays = make()
@@ -450,7 +450,7 @@ def test_different_sizes_become_the_median() -> None:
     }
 
 
-def test_size_and_gray_are_obeyed() -> None:
+def test_size_and_gray_options_are_applied() -> None:
     folders(RNG.integers(0, 256, (20, 9, 9, 3), dtype=np.uint8), TWO[:20])
     assert make(size=(4, 6), gray=True)["train_images"].shape[1:] == (4, 6)
     assert make(size=(4, 6))["train_images"].shape[1:] == (4, 6, 3)
@@ -465,7 +465,8 @@ def test_one_color_image_makes_the_dataset_color() -> None:
     assert (images == images[..., :1]).all(axis=(1, 2, 3)).sum() == 40
 
 
-def test_transparency_shows_the_background_of_the_opaque_images() -> None:
+def test_transparent_pixels_get_the_background() -> None:
+    """The background is that of the opaque images."""
     framed = np.full((20, 6, 5), 40, np.uint8)
     framed[:, 1:-1, 1:-1] = NOISE[:20, 1:-1, 1:-1]
     folders(framed, TWO[:20])
@@ -475,7 +476,7 @@ def test_transparency_shows_the_background_of_the_opaque_images() -> None:
     assert (images == 40).all(axis=(1, 2)).sum() == 1
 
 
-def test_transparency_alone_shows_white() -> None:
+def test_white_background_if_all_images_transparent() -> None:
     for row in range(12):
         icon = np.zeros((6, 5, 4), np.uint8)
         icon[1:4, 1:3] = [row, 100, 20, 255]
@@ -483,10 +484,10 @@ def test_transparency_alone_shows_white() -> None:
     assert (make()["train_images"][:, 0] == 255).all()
 
 
-def test_an_image_that_differs_from_its_header_is_rejected(
+def test_image_unlike_its_header_is_rejected(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """An orientation after the pixels, which Pillow applies to a PNG, is not in the header."""
+    """Pillow applies the orientation from an EXIF chunk that follows the pixels of a PNG."""
     folders()
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -500,7 +501,7 @@ def test_an_image_that_differs_from_its_header_is_rejected(
     assert "0/x.png" in capsys.readouterr().err
 
 
-def test_many_files_are_decoded_in_parallel_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_decoding_equals_serial_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).integers(0, 256, (400, 6, 5), dtype=np.uint8)
     folders(images, np.arange(400) % 2)
     together = make()
@@ -518,7 +519,7 @@ def test_equal_arrays_give_equal_files() -> None:
         assert {member.extract_version for member in archive.infolist()} == {20}
 
 
-def test_an_entry_keeps_the_comments_of_the_catalog() -> None:
+def test_import_keeps_comments_of_the_catalog() -> None:
     shutil.copy(ROOT / "datasets.yaml", "datasets.yaml")
     folders()
     make()
@@ -526,7 +527,7 @@ def test_an_entry_keeps_the_comments_of_the_catalog() -> None:
     assert text.startswith((ROOT / "datasets.yaml").read_text())
 
 
-def test_a_second_import_keeps_what_a_person_wrote_into_the_entry() -> None:
+def test_second_import_keeps_edits_of_the_entry() -> None:
     folders()
     make()
     text = dataset.DATASETS.read_text().replace("license: not stated", "license: MIT # mine")
@@ -548,7 +549,7 @@ def contents() -> dict[Path, bytes]:
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("function", ["update_catalog", "write_figure"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_an_import_that_ends_early_changes_nothing(
+def test_failed_import_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, error: BaseException, function: str, again: bool
 ) -> None:
     folders()
@@ -566,7 +567,7 @@ def test_an_import_that_ends_early_changes_nothing(
     assert contents() == before
 
 
-def test_an_import_without_a_report_changes_nothing() -> None:
+def test_import_changes_nothing_if_report_fails() -> None:
     folders()
     Path("reports").write_text("a file where the folder should be")
     before = contents()
@@ -576,8 +577,8 @@ def test_an_import_without_a_report_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_an_import_that_dvc_cannot_track_changes_nothing(again: bool) -> None:
-    """The project of these tests is no repository of DVC."""
+def test_import_changes_nothing_if_dvc_add_fails(again: bool) -> None:
+    """The project of these tests is not a DVC repository."""
     folders()
     if again:
         make()
@@ -590,14 +591,14 @@ def test_an_import_that_dvc_cannot_track_changes_nothing(again: bool) -> None:
     assert contents() == before
 
 
-def test_an_import_removes_what_a_killed_one_left() -> None:
+def test_leftovers_of_a_killed_import_are_removed() -> None:
     folders()
     (Path("data/own/.partial-mine.x1")).mkdir(parents=True)
     make()
     assert [path.name for path in Path("data/own").iterdir()] == ["mine.npz"]
 
 
-def test_the_report_names_what_is_odd() -> None:
+def test_report_lists_anomalies() -> None:
     images = NOISE.copy()
     images[:, 1:-1, 1:-1] = 250
     images[:, [0, -1]] //= 8
@@ -624,7 +625,7 @@ def test_the_report_names_what_is_odd() -> None:
     assert Path("reports/data/mine.png").stat().st_size > 1000
 
 
-def test_the_report_names_classes_without_test_images() -> None:
+def test_report_lists_classes_without_test_images() -> None:
     test = np.repeat([0, 1], [5, 25])
     npz(x_train=NOISE, y_train=np.arange(40) % 3, x_test=255 - NOISE[:30], y_test=test)
     make()
@@ -633,7 +634,7 @@ def test_the_report_names_classes_without_test_images() -> None:
 
 
 def test_any_class_name_is_drawn_and_tabulated() -> None:
-    """Neither mathematics nor a column of the table; and numbers replace what no font can draw."""
+    """Names are not parsed as math or Markdown; numbers replace names that no font can draw."""
     names = ["$a_{$", "b|c", "\ua9c1"]  # the last one is Javanese
     npz(images=NOISE[:39], labels=np.array(names * 13))
     make()
@@ -641,7 +642,7 @@ def test_any_class_name_is_drawn_and_tabulated() -> None:
     assert Path("reports/data/mine.png").stat().st_size > 1000
 
 
-def test_the_report_finds_nothing_odd_in_good_data() -> None:
+def test_report_of_good_data_lists_no_anomalies() -> None:
     images = np.random.default_rng(0).integers(0, 256, (300, 6, 5), dtype=np.uint8)
     npz(images=images, labels=np.arange(300) % 2)
     make()
@@ -650,7 +651,7 @@ def test_the_report_finds_nothing_odd_in_good_data() -> None:
     assert not any("constant" in line or "unlike" in line or "fewer" in line for line in findings)
 
 
-def test_broken_images_are_all_named_and_nothing_is_made(
+def test_all_broken_images_are_listed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folders()
@@ -658,12 +659,12 @@ def test_broken_images_are_all_named_and_nothing_is_made(
         write(name, b"<html>"[: 6 * ("page" in name)])
     write("1/cut.png", (DATA / "1/1.png").read_bytes()[:60])
     assert fault().startswith("3 of 43 images rejected, named above; repair or remove them.")
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for name in ("0/empty.png", "1/page.jpg", "1/cut.png"):
-        assert f"rejected: input/{name}: " in said
+        assert f"rejected: input/{name}: " in printed
 
 
-def test_images_too_large_for_the_disk_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_requires_enough_disk_space(monkeypatch: pytest.MonkeyPatch) -> None:
     folders()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2399))
     assert "need 0.0 GB of disk" in fault()
@@ -671,22 +672,22 @@ def test_images_too_large_for_the_disk_are_refused(monkeypatch: pytest.MonkeyPat
     make()
 
 
-def test_from_the_command_line_to_fetch(tmp_path: Path) -> None:
-    """In a real repository DVC tracks the file, and a second call changes nothing."""
+def test_command_line_import(tmp_path: Path) -> None:
+    """In a real repository, DVC tracks the file, and a second call changes nothing."""
     (tmp_path / "tools").mkdir()
     clone = copy_files(tmp_path / "clone", clone_env(tmp_path / "tools", "clone"))
     clone.call("git", "init", "-q")
     folders()
     command = [sys.executable, "-m", "tools.dataset", "mine", str(DATA.absolute()), "--flip"]
-    said = clone.call(*command, "--title", "Mine")
-    assert "\n    dvc exp run -n mine -S dataset=mine\n" in said
-    assert "+mine:\n+  title: Mine" in said
+    printed = clone.call(*command, "--title", "Mine")
+    assert "\n    dvc exp run -n mine -S dataset=mine\n" in printed
+    assert "+mine:\n+  title: Mine" in printed
     assert (clone.path / "data/own/mine.npz.dvc").exists()
     clone.call("git", "add", "-A")
     clone.call("git", "commit", "-qm", "Mine")
     assert clone.call("git", "ls-files", "data") == "data/.gitignore\ndata/own/mine.npz.dvc\n"
-    said = clone.call(*command)
-    assert "datasets.yaml: unchanged" in said
+    printed = clone.call(*command)
+    assert "datasets.yaml: unchanged" in printed
     assert clone.changed() == set()
     entry = read_yaml(clone.path / "datasets.yaml")["mine"]
     assert (entry["title"], entry["flip"]) == ("Mine", True)
@@ -749,7 +750,7 @@ BOMB_PNG = bomb_png()
 NONE = np.zeros(0)
 INVALID: list[Any] = [  # one case a line
     # Folders
-    ("nothing at all", lambda: None, "expected images, npz, CSV or IDX files, found none"),
+    ("no files", lambda: None, "expected images, npz, CSV or IDX files, found none"),
     ("only text", lambda: write("a/x.txt", "x"), "expected images, npz, CSV or IDX files"),
     ("only hidden", lambda: write("a/.x.png", "x"), "expected images, npz, CSV or IDX files"),
     ("only empty folders", lambda: (DATA / "a").mkdir(), "expected images"),
@@ -761,7 +762,7 @@ INVALID: list[Any] = [  # one case a line
     ("one image a class", lambda: folders(NOISE[:2], [0, 1]), "too few different ones"),
     ("all images identical", lambda: folders(NOISE[[0] * 9], [0, 1, 1] * 3), "too few different"),
     ("line feed in a class", lambda: folders(labels=["a\nb", "c"] * 20), "printable class names"),
-    # Pictures
+    # Images
     ("empty", lambda: (folders(), write("0/x.png", "")), "0/x.png: cannot identify"),
     ("web page", lambda: (folders(), write("0/x.png", "<html>")), "0/x.png: cannot identify"),
     ("cut PNG", lambda: (folders(), damaged("0/0.png", lambda b: b[:70])), "0/0.png: "),
@@ -1040,7 +1041,7 @@ INVALID: list[Any] = [  # one case a line
 @pytest.mark.parametrize(
     ("arrange", "expected"), [pytest.param(a, e, id=name) for name, a, e in INVALID]
 )
-def test_refuses(arrange: Callable[[], object], expected: str) -> None:
+def test_invalid_input_is_rejected(arrange: Callable[[], object], expected: str) -> None:
     arrange()
     assert re.search(expected, found := fault()), found
 
@@ -1052,12 +1053,12 @@ def test_refuses(arrange: Callable[[], object], expected: str) -> None:
         pytest.param(lambda b: b[:60] + b"x" + b[61:], "d.zip: expected a whole zip", id="damaged"),
     ],
 )
-def test_refuses_a_zip(change: Callable[[bytes], bytes], expected: str) -> None:
+def test_damaged_zip_is_rejected(change: Callable[[bytes], bytes], expected: str) -> None:
     zip_with(change)
     assert re.search(expected, found := fault(DATA / "d.zip")), found
 
 
-def test_refuses_a_zip_in_a_zip() -> None:
+def test_nested_zip_is_rejected() -> None:
     png("0/a.png")
     write("inner.zip", zipped("0/a.png"))
     write("outer.zip", zipped("inner.zip"))
@@ -1065,19 +1066,19 @@ def test_refuses_a_zip_in_a_zip() -> None:
     assert expected in fault(DATA / "outer.zip")
 
 
-def test_a_zip_writes_nothing_outside(tmp_path: Path) -> None:
+def test_zip_writes_nothing_outside_its_folder(tmp_path: Path) -> None:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for row, image in enumerate(NOISE[:20]):
-            picture = io.BytesIO()
-            Image.fromarray(image).save(picture, "PNG")
-            archive.writestr(f"../../../{row % 2}/{row}.png", picture.getvalue())
+            file = io.BytesIO()
+            Image.fromarray(image).save(file, "PNG")
+            archive.writestr(f"../../../{row % 2}/{row}.png", file.getvalue())
     write("d.zip", content.getvalue())
     make(DATA / "d.zip")
     assert not (tmp_path / "0").exists()
 
 
-def test_refuses_a_zip_bomb() -> None:
+def test_zip_bomb_is_rejected() -> None:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("0/a.png", bytes(200_000_000))
@@ -1100,11 +1101,11 @@ def test_refuses_a_zip_bomb() -> None:
         ({"seed": -1}, "--seed: expected a number"),
     ],
 )
-def test_refuses_options(options: dict[str, Any], expected: str) -> None:
+def test_invalid_options_are_rejected(options: dict[str, Any], expected: str) -> None:
     folders()
     assert expected in fault(**options)
 
 
-def test_refuses_a_single_picture() -> None:
+def test_single_image_is_rejected() -> None:
     png("a.png")
     assert "expected a folder with a folder for each class" in fault(DATA / "a.png")
