@@ -52,18 +52,19 @@ def clone(first_runs: dict[str, tuple[Clone, list[str]]]) -> Clone:
 
 @pytest.fixture
 def compared(later_runs: dict[str, list[str]], clone: Clone) -> Clone:
-    """The same, with the experiments in it."""
+    """The plain clone as it was committed, with the experiments in it."""
     return clone
 
 
-def test_a_first_run_runs_every_stage_and_only_train_imports_tensorflow(
+def test_first_run_executes_all_stages(
     first_runs: dict[str, tuple[Clone, list[str]]],
 ) -> None:
+    """Only train imports TensorFlow."""
     assert first_runs["plain"][1] == first_runs["odd"][1] == ALL
 
 
 def outs(clone: Clone) -> dict[str, bytes]:
-    """Every file that a stage wrote, by name."""
+    """Return the contents of all outputs of stages by name."""
     written = [
         path
         for folder in ("data", "reports")
@@ -73,15 +74,16 @@ def outs(clone: Clone) -> dict[str, bytes]:
     return {path.relative_to(clone.path).as_posix(): path.read_bytes() for path in written}
 
 
-def test_a_run_leaves_nothing_for_git_but_the_lock_file_and_reports(clone: Clone) -> None:
+def test_run_changes_only_lock_file_and_reports(clone: Clone) -> None:
     names = clone.call("git", "diff", "--name-only", "HEAD~", "HEAD").splitlines()
     assert {name.split("/")[0] for name in names} == {"dvc.lock", "reports"}
     assert not list(clone.path.glob("*/.partial-*"))
 
 
-def test_results_are_bit_identical_in_another_environment(
+def test_results_are_independent_of_the_environment(
     first_runs: dict[str, tuple[Clone, list[str]]],
 ) -> None:
+    """The clones differ in path, umask, locale, time zone and hash seed."""
     plain, odd = (clone.call("git", "ls-tree", "-r", "HEAD") for clone, _ in first_runs.values())
     assert "dvc.lock" in plain
     assert plain == odd
@@ -90,9 +92,10 @@ def test_results_are_bit_identical_in_another_environment(
     assert plain_outs == odd_outs
 
 
-def test_equal_seeds_give_equal_files_in_1999(
+def test_results_are_independent_of_the_clock(
     first_runs: dict[str, tuple[Clone, list[str]]],
 ) -> None:
+    """The odd clone runs with its clock set to 1999."""
     if not CLOCK:
         pytest.skip("libfaketime is not on this machine: the clock could not be set to 1999")
     assert (
@@ -103,24 +106,24 @@ def test_equal_seeds_give_equal_files_in_1999(
     assert plain == odd
 
 
-def test_no_out_tells_the_machine_or_the_path(
+def test_outputs_contain_no_machine_name_or_path(
     first_runs: dict[str, tuple[Clone, list[str]]],
 ) -> None:
     for clone, _ in first_runs.values():
         words = [str(clone.path), platform.node(), platform.release(), about()["CPU"]]
         words = [
             word for word in words if len(word) > 5
-        ]  # shorter ones stand in a picture's bytes by chance
-        told = [
+        ]  # shorter ones occur in image files by chance
+        found = [
             (name, word)
             for name, content in outs(clone).items()
             for word in words
             if word.encode() in content
         ]
-        assert told == []
+        assert found == []
 
 
-def test_a_second_run_does_nothing(clone: Clone) -> None:
+def test_second_run_does_nothing(clone: Clone) -> None:
     assert clone.ran("dvc", "repro") == []
     assert clone.json("dvc", "status") == {}
     assert clone.changed() == set()
@@ -131,13 +134,13 @@ def test_a_second_run_does_nothing(clone: Clone) -> None:
     [("other", ALL), ("split", ["normalize", *FROM_TRAIN]), ("slow", FROM_TRAIN)],
     ids=["dataset", "split", "learning rate"],
 )
-def test_a_change_early_in_the_pipeline_runs_all_that_follows(
+def test_early_change_reruns_all_later_stages(
     later_runs: dict[str, list[str]], change: str, stages: list[str]
 ) -> None:
     assert later_runs[change] == stages
 
 
-def test_nearest_neighbors_are_trained_and_predict_without_tensorflow(
+def test_nearest_neighbors_run_without_tensorflow(
     later_runs: dict[str, list[str]],
 ) -> None:
     assert later_runs["knn"] == ["train", "predict", *REPORTING]
@@ -152,7 +155,7 @@ def test_nearest_neighbors_are_trained_and_predict_without_tensorflow(
         ("extract_errors.examples", 3, "extract_errors"),
     ],
 )
-def test_a_change_that_nothing_else_depends_on_runs_one_stage(
+def test_change_without_dependents_reruns_one_stage(
     clone: Clone, key: str, value: object, stage: str
 ) -> None:
     clone.edit({key: value})
@@ -160,9 +163,8 @@ def test_a_change_that_nothing_else_depends_on_runs_one_stage(
     assert clone.json("dvc", "status") == {}
 
 
-def test_each_parameter_changes_the_stages_that_read_it(clone: Clone) -> None:
-    # What follows from a changed stage, the runs above show; which stages a parameter changes, DVC
-    # tells in less time.
+def test_parameters_change_the_stages_that_read_them(clone: Clone) -> None:
+    # The runs above cover later stages; `dvc status` lists the changed ones faster than a run.
     for key, value, stages in (
         ("dataset", "tiny2", {"fetch"}),
         ("normalize.method", "standardize", {"normalize"}),
@@ -182,7 +184,7 @@ def test_each_parameter_changes_the_stages_that_read_it(clone: Clone) -> None:
         assert set(clone.json("dvc", "status")) == stages, key
 
 
-def test_going_back_to_an_earlier_data_set_restores_it_without_training(compared: Clone) -> None:
+def test_previous_dataset_is_restored_without_training(compared: Clone) -> None:
     compared.call("dvc", "exp", "apply", "other")
     assert {"params.yaml", "dvc.lock", "reports/metrics.json"} <= compared.changed()
     compared.call("git", "checkout", "-q", "params.yaml")
@@ -190,7 +192,7 @@ def test_going_back_to_an_earlier_data_set_restores_it_without_training(compared
     assert compared.changed() == set()
 
 
-def test_metrics_of_two_data_sets_line_up(compared: Clone) -> None:
+def test_metrics_of_two_datasets_are_comparable(compared: Clone) -> None:
     metrics = compared.json("dvc", "metrics", "diff", "HEAD", "other", "--all")[
         "reports/metrics.json"
     ]
@@ -202,7 +204,7 @@ def test_metrics_of_two_data_sets_line_up(compared: Clone) -> None:
     assert metrics["loss"]["old"] != metrics["loss"]["new"]
 
 
-def test_plots_of_two_data_sets_line_up(compared: Clone) -> None:
+def test_plots_of_two_datasets_are_comparable(compared: Clone) -> None:
     plots = compared.json("dvc", "plots", "diff", "HEAD", "other", "-o", "dvc_plots")
     figures = {
         path.relative_to(compared.path).as_posix()
@@ -225,7 +227,7 @@ def test_plots_of_two_data_sets_line_up(compared: Clone) -> None:
     assert compared.changed() == set()
 
 
-def test_every_chart_renders_and_names_what_it_compares(compared: Clone) -> None:
+def test_charts_render_with_revisions_and_classes(compared: Clone) -> None:
     plots = compared.json("dvc", "plots", "diff", "HEAD", "other")["data"]
     charts = {
         name: parts[0]["content"] for name, parts in plots.items() if parts[0]["type"] == "vega"
@@ -242,13 +244,13 @@ def test_every_chart_renders_and_names_what_it_compares(compared: Clone) -> None
             assert set(CLASSES) <= texts, name
 
 
-def test_a_learning_rate_in_powers_of_ten_is_a_number_for_every_program(compared: Clone) -> None:
+def test_scientific_notation_is_read_as_a_number(compared: Clone) -> None:
     rows = csv.DictReader(compared.call("dvc", "exp", "show", "--csv").splitlines())
     rates = {row["Experiment"]: row["train.learning_rate"] for row in rows if row["Experiment"]}
     assert rates == {"other": "0.001", "slow": "1e-05"}
 
 
-def test_the_confusion_plot_has_a_cell_also_for_a_class_that_was_never_predicted(
+def test_confusion_plot_includes_unpredicted_classes(
     clone: Clone,
 ) -> None:
     (plot,) = clone.json("dvc", "plots", "show", "confusion")["data"]["confusion"]
@@ -261,9 +263,10 @@ def test_the_confusion_plot_has_a_cell_also_for_a_class_that_was_never_predicted
     assert (counts.sum(axis=0) == 0).any(), "after two epochs a class should still be unknown"
 
 
-def test_the_confusion_plot_writes_counts_in_cells_colored_by_share_of_the_label(
+def test_confusion_plot_shows_counts_and_shares(
     clone: Clone,
 ) -> None:
+    """Cells show counts and are colored by the share of the label."""
     (plot,) = clone.json("dvc", "plots", "show", "confusion")["data"]["confusion"]
     cells, spec = plot["content"]["data"]["values"], plot["content"]["spec"]
     for label in CLASSES:
@@ -279,17 +282,17 @@ def test_the_confusion_plot_writes_counts_in_cells_colored_by_share_of_the_label
     assert {"calculate": "toNumber(datum.share)", "as": "share of label"} in spec["transform"]
 
 
-def test_an_unknown_kind_of_model_stops_with_one_line_that_names_it(clone: Clone) -> None:
-    said = clone.call("dvc", "exp", "run", "-S", "model.kind=cnnn", code=255)
-    assert "model.cnnn" in said
-    assert "Traceback" not in said
+def test_unknown_model_kind_is_rejected_in_one_line(clone: Clone) -> None:
+    printed = clone.call("dvc", "exp", "run", "-S", "model.kind=cnnn", code=255)
+    assert "model.cnnn" in printed
+    assert "Traceback" not in printed
     assert clone.call("python", "-m", "stages.lib.params", code=1) == (
         "params: params.yaml: model.kind: expected 'mlp', 'linear', 'pca_knn' or 'cnn', "
         "found 'cnnn'\n"
     )
 
 
-def test_dvc_shows_the_graph_the_metrics_and_what_differs(compared: Clone) -> None:
+def test_dvc_shows_graph_metrics_and_differences(compared: Clone) -> None:
     edges = compared.call("dvc", "dag", "--dot")
     assert '"train" -> "predict"' in edges
     assert "accuracy" in compared.call("dvc", "metrics", "show")
@@ -301,7 +304,7 @@ def test_dvc_shows_the_graph_the_metrics_and_what_differs(compared: Clone) -> No
 
 
 @pytest.mark.slow
-def test_queued_experiments_run_in_the_background_one_after_another(clone: Clone) -> None:
+def test_queued_experiments_run_in_sequence(clone: Clone) -> None:
     clone.call("dvc", "exp", "run", "--queue", "-S", "plot.seed=range(1,3)")
     clone.call("dvc", "queue", "start", "--jobs", "1")
     deadline = time.monotonic() + 120
@@ -313,9 +316,10 @@ def test_queued_experiments_run_in_the_background_one_after_another(clone: Clone
     clone.call("dvc", "queue", "remove", "--all")
 
 
-def test_of_two_runs_at_once_one_waits_or_is_told_so_and_the_result_is_that_of_one(
+def test_concurrent_runs_give_the_result_of_one(
     compared: Clone, first_runs: dict[str, tuple[Clone, list[str]]]
 ) -> None:
+    """One of them waits, or fails because DVC is locked."""
     compared.edit({"normalize.seed": 1, "model.kind": "linear"})  # as the odd clone ran alone
     command = ["dvc", "repro"]
     runs = []
@@ -326,36 +330,38 @@ def test_of_two_runs_at_once_one_waits_or_is_told_so_and_the_result_is_that_of_o
             )
         )
         time.sleep(1)
-    said = [run.communicate()[0] for run in runs]
-    assert 0 in [run.returncode for run in runs], said
-    for run, words in zip(runs, said, strict=True):
+    outputs = [run.communicate()[0] for run in runs]
+    assert 0 in [run.returncode for run in runs], outputs
+    for run, output in zip(runs, outputs, strict=True):
         assert run.returncode == 0 or re.search(
-            "Unable to acquire lock|is busy, it is being blocked by", words
-        ), words
-        assert "Traceback" not in words
+            "Unable to acquire lock|is busy, it is being blocked by", output
+        ), output
+        assert "Traceback" not in output
     assert compared.ran("dvc", "repro") == []
     assert compared.call("python", "-m", "tools.verify").startswith("verify: ")
     assert outs(compared) == outs(first_runs["odd"][0])
 
 
-def test_a_typo_stops_the_first_stage_with_one_line_that_names_the_key(clone: Clone) -> None:
+def test_misspelled_key_stops_the_first_stage(clone: Clone) -> None:
+    """The error is one line with the key, and no report changes."""
     clone.edit({"normalize.seed": 2})  # a stage that trains nothing is the first to run
     params = clone.path / "params.yaml"
     params.write_text(params.read_text().replace("epochs", "epoch"))
     written = {path: path.stat().st_mtime_ns for path in clone.path.glob("reports/**/*")}
-    said = clone.call("dvc", "repro", code=255)
-    assert [line for line in said.splitlines() if "epoch" in line] == [
+    printed = clone.call("dvc", "repro", code=255)
+    assert [line for line in printed.splitlines() if "epoch" in line] == [
         "normalize: params.yaml: train.epoch: expected one of seed, epochs, batch_size, "
         "learning_rate, schedule, "
         "found a key with this name"
     ]
-    assert "Traceback" not in said
-    assert "Running stage 'train'" not in said
+    assert "Traceback" not in printed
+    assert "Running stage 'train'" not in printed
     assert {path: path.stat().st_mtime_ns for path in clone.path.glob("reports/**/*")} == written
     assert clone.changed() == {"params.yaml"}
 
 
-def test_a_stage_that_fails_after_another_leaves_git_clean_and_loses_nothing(clone: Clone) -> None:
+def test_failed_stage_keeps_earlier_results(clone: Clone) -> None:
+    """After `git checkout`, nothing runs again and the working tree is clean."""
     clone.edit({"fetch.source": "local", "normalize.validation": COUNTS["train"]})
     assert clone.ran("dvc", "repro", code=255)[-1:] == ["normalize"]
     assert clone.changed() == {"dvc.lock", "params.yaml"}  # the lock has what fetch did

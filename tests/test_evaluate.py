@@ -1,4 +1,4 @@
-"""The stage evaluate, on predictions made by hand."""
+"""The stage evaluate, on synthetic predictions."""
 
 import json
 import math
@@ -18,13 +18,13 @@ from stages.lib.sources.fetching import digest
 from stages.lib.stage import StageError
 from tests.helpers import CLASSES, Edit
 
-# Of 12 images 8 are right: one "bar" is taken for "blot", three "blot" for "frame".
+# 8 of 12 images are correct; one "bar" is predicted as "blot", and three "blot" as "frame".
 LABELS = np.array([0, 1, 2, 0, 0, 1, 1, 1, 2, 2, 2, 0], np.uint8)
 PREDICTED = np.array([0, 1, 2, 1, 0, 2, 2, 2, 2, 2, 2, 0])
 
 
 def probabilities_of(predicted: np.ndarray) -> np.ndarray:
-    """0.8 for the class predicted, 0.1 for each other one."""
+    """Return 0.8 for the predicted class and 0.1 for the others."""
     rows: np.ndarray = (np.eye(3) * 0.7 + 0.1)[predicted].astype(np.float32)
     return rows
 
@@ -89,9 +89,10 @@ def expected_of(count: int, errors: int) -> dict[str, object]:
     }
 
 
-def test_metrics_json_has_the_main_scores_and_scores_json_all_others(
+def test_main_and_other_scores_are_in_separate_files(
     measured: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
+    """metrics.json has the main scores, and scores.json all others."""
     main, others = measured
     test, validation = expected_of(12, 4), expected_of(6, 2)
     names = ["accuracy", "accuracy_low", "accuracy_high", "errors", "loss", "ece", "macro_f1"]
@@ -104,7 +105,7 @@ def test_metrics_json_has_the_main_scores_and_scores_json_all_others(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_scores_of_the_predicted_classes_are_those_of_scikit_learn(seed: int) -> None:
+def test_class_scores_agree_with_scikit_learn(seed: int) -> None:
     rng = np.random.default_rng(seed)
     probabilities = rng.dirichlet(np.ones(5), 200).astype(np.float32)
     predicted = probabilities.argmax(axis=1)
@@ -115,16 +116,17 @@ def test_scores_of_the_predicted_classes_are_those_of_scikit_learn(seed: int) ->
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted))
 
 
-def test_temperature_scaling_changes_the_confidence_and_not_the_accuracy(
+def test_temperature_scaling_keeps_the_accuracy(
     project: Path, edit: Edit, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """It changes confidences and thus lowers the loss."""
     edit("evaluate.temperature", True)
     fetch.main()
     save(validation=6)
     evaluate.main()
     main, others = read_scores()
     scaled = others["temperature_scaling"]
-    # On validation 4 of 6 are correct. The likelihood alone would turn 0.8 into 2/3.
+    # 4 of 6 validation images are correct. The likelihood alone would turn 0.8 into 2/3.
     assert 1 < scaled["temperature"] < math.log(8) / math.log(4)
     assert scaled["loss"] < main["loss"]
     assert main["accuracy"] == pytest.approx(8 / 12)
@@ -134,9 +136,7 @@ def test_temperature_scaling_changes_the_confidence_and_not_the_accuracy(
     assert lines[lines.index(line) + 1] == f"  loss {scaled['loss']:.4f}"
 
 
-def test_temperature_scaling_without_a_validation_split_is_refused(
-    project: Path, edit: Edit
-) -> None:
+def test_temperature_scaling_requires_validation_split(project: Path, edit: Edit) -> None:
     edit("evaluate.temperature", True)
     fetch.main()
     save(validation=0)
@@ -145,12 +145,12 @@ def test_temperature_scaling_without_a_validation_split_is_refused(
     assert not Path("reports").exists()
 
 
-def test_counts_are_whole_numbers(measured: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_counts_are_integers(measured: tuple[dict[str, Any], dict[str, Any]]) -> None:
     scores = measured[0] | measured[1]
     assert [type(scores[name]) for name in ("errors", "test_examples", "parameters")] == [int] * 3
 
 
-def test_there_is_no_validation_section_without_a_validation_split(project: Path) -> None:
+def test_no_validation_scores_without_validation_split(project: Path) -> None:
     fetch.main()
     save(validation=0)
     evaluate.main()
@@ -160,9 +160,10 @@ def test_there_is_no_validation_section_without_a_validation_split(project: Path
     assert main["errors"] == 4
 
 
-def test_confusion_has_a_named_row_per_cell_whose_shares_add_up_to_1_for_each_label(
+def test_confusion_table_has_a_row_per_cell(
     measured: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
+    """Shares sum to 1 for each label."""
     table = pd.read_csv("reports/confusion.csv")
     assert [*table] == ["label", "predicted", "count", "share"]
     assert [*zip(table["label"], table["predicted"], strict=True)] == [
@@ -178,7 +179,7 @@ def test_shares_of_a_label_without_images_are_empty() -> None:
     np.testing.assert_array_equal(table["share"], [0.5, 0.5, np.nan, np.nan])
 
 
-def test_calibration_has_a_row_per_bin_with_images(
+def test_calibration_table_has_a_row_per_nonempty_bin(
     measured: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
     low, high = accuracy_interval(8, 12)
@@ -188,7 +189,7 @@ def test_calibration_has_a_row_per_bin_with_images(
     )
 
 
-def test_classes_has_a_row_per_class_in_the_order_of_the_catalog(
+def test_class_table_is_in_catalog_order(
     measured: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
     assert Path("reports/classes.csv").read_text() == (
@@ -199,7 +200,7 @@ def test_classes_has_a_row_per_class_in_the_order_of_the_catalog(
     )
 
 
-def test_classes_of_validation_are_in_a_table_of_their_own(
+def test_validation_classes_have_a_separate_table(
     measured: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
     table = pd.read_csv("reports/validation_classes.csv")
@@ -211,7 +212,7 @@ def test_classes_of_validation_are_in_a_table_of_their_own(
     ]
 
 
-def test_the_report_has_scores_first_images_and_most_confused_classes(
+def test_report_has_scores_images_and_confusions(
     measured: tuple[dict[str, Any], dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     main, others = measured
@@ -238,7 +239,8 @@ def test_the_report_has_scores_first_images_and_most_confused_classes(
     ]
 
 
-def test_the_report_of_a_perfect_model_with_one_test_image_is_complete() -> None:
+def test_report_of_a_perfect_model_is_complete() -> None:
+    """There is a single test image."""
     labels, names = np.array([1]), ["a", "b"]
     table = evaluate.confusion_table(np.array([[0, 0], [0, 1]]), names)
     scores = evaluate.all_scores(labels, np.array([[0.1, 0.9]])) | {"test_examples": 1}
@@ -252,7 +254,7 @@ def test_the_report_of_a_perfect_model_with_one_test_image_is_complete() -> None
     assert evaluate.most_confused(table) == ["no misclassified test images"]
 
 
-def test_columns_of_wide_letters_are_aligned() -> None:
+def test_columns_align_with_wide_characters() -> None:
     names = ["긴팔 티셔츠/탑", "바지", "ಅಂಗಿ"]
     lines = evaluate.first_images(names, np.array([0, 1, 2]), np.array([1, 1, 0]))
     assert lines[1:] == [
@@ -263,9 +265,10 @@ def test_columns_of_wide_letters_are_aligned() -> None:
     ]
 
 
-def test_a_class_without_test_images_has_empty_cells_and_does_not_lower_the_means(
+def test_class_without_images_does_not_lower_means(
     project: Path,
 ) -> None:
+    """Its cells are empty."""
     fetch.main()
     labels = np.array([0, 2, 2, 0], np.uint8)
     save(validation=0, labels=labels, predicted=labels)
@@ -276,7 +279,7 @@ def test_a_class_without_test_images_has_empty_cells_and_does_not_lower_the_mean
     assert "blot,bar,0," in Path("reports/confusion.csv").read_text().splitlines()
 
 
-def test_a_second_run_writes_the_same_bytes(
+def test_second_run_writes_the_same_bytes(
     measured: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
     def content() -> list[bytes]:
@@ -287,7 +290,8 @@ def test_a_second_run_writes_the_same_bytes(
     assert content() == first
 
 
-def test_predictions_of_other_images_are_refused_and_nothing_is_measured(project: Path) -> None:
+def test_predictions_of_other_images_are_rejected(project: Path) -> None:
+    """No report is written."""
     fetch.main()
     save(validation=0)
     fetch.main()

@@ -1,4 +1,4 @@
-"""Running experiments on workers, which are replaced; with DVC: slow/."""
+"""Scheduling of experiments on workers, with a fake task; with DVC: slow/."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tools.lib import workers
 from tools.lib.execution import Outcome, run_on_workers
 
 
-def test_workers_get_the_next_experiment_as_soon_as_one_is_free(
+def test_free_worker_gets_the_next_experiment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The first experiment ends last."""

@@ -17,7 +17,7 @@ CHANGES = ["size=7"]
 
 @pytest.fixture(autouse=True)
 def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unreachable remotes are not waited for."""
+    """Do not retry if a remote is unreachable."""
     monkeypatch.setattr(experiment, "RETRY_DELAYS", ())
 
 
@@ -37,7 +37,7 @@ def stored(folder: Path) -> list[Path]:
     return [path for path in (folder / "store/files/md5").rglob("*") if path.is_file()]
 
 
-def test_experiment_is_brought_once(one_stage: Clone, tmp_path: Path) -> None:
+def test_experiment_is_run_and_pushed_once(one_stage: Clone, tmp_path: Path) -> None:
     commit = run_it()
     reference = f"refs/exps/{head()[:2]}/{head()[2:]}/{NAME}"
     assert references("origin", "refs/exps/*") == {reference: commit}
@@ -48,7 +48,7 @@ def test_experiment_is_brought_once(one_stage: Clone, tmp_path: Path) -> None:
     assert one_stage.changed() == set()
 
 
-def test_data_that_the_remote_lost_is_pushed_again(one_stage: Clone, tmp_path: Path) -> None:
+def test_data_lost_on_the_remote_is_pushed_again(one_stage: Clone, tmp_path: Path) -> None:
     commit = run_it()
     for path in stored(tmp_path):
         if path.read_text() == "size: 7\n":
@@ -66,7 +66,7 @@ def test_data_that_the_remote_lost_is_pushed_again(one_stage: Clone, tmp_path: P
 
 
 @pytest.mark.parametrize("damage", ["file", "listing", "files and listing"])
-def test_damage_is_found_in_a_clone_without_the_data(
+def test_damage_is_found_in_a_clone_without_data(
     one_stage: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     commit = run_it()
@@ -89,7 +89,7 @@ def test_damage_is_found_in_a_clone_without_the_data(
         ("origin", "gone", "mount it"),
     ],
 )
-def test_wrong_remotes_are_refused_at_once(
+def test_invalid_remotes_are_rejected(
     one_stage: Clone, tmp_path: Path, remote: str, store: str, reason: str
 ) -> None:
     check_remotes("origin", head())
@@ -98,9 +98,10 @@ def test_wrong_remotes_are_refused_at_once(
         check_remotes(remote, head())
 
 
-def test_reference_without_data_is_replaced_where_the_data_is_unknown(
+def test_reference_without_data_is_replaced(
     one_stage: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Neither the clone nor the remote has the data."""
     first = run_it()
     shutil.rmtree(tmp_path / "store/files/md5")
     (tmp_path / "store/files/md5").mkdir()
@@ -111,7 +112,7 @@ def test_reference_without_data_is_replaced_where_the_data_is_unknown(
     assert len(stored(tmp_path)) == 3
 
 
-def test_experiment_of_a_faster_clone_is_taken(
+def test_experiment_of_a_faster_clone_wins(
     one_stage: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment.run_experiment(NAME, CHANGES)  # not pushed yet
@@ -131,7 +132,7 @@ def test_missing_folder_is_not_created(one_stage: Clone, tmp_path: Path) -> None
     assert references("origin", "refs/exps/*") == {}
 
 
-def test_project_without_a_dvc_remote_is_refused(one_stage: Clone) -> None:
+def test_project_without_a_dvc_remote_is_rejected(one_stage: Clone) -> None:
     (one_stage.path / ".dvc/config").write_text("")
     with pytest.raises(StageError, match="no DVC remote; dvc remote add"):
         run_it()
@@ -149,7 +150,7 @@ def test_locked_versions_are_installed() -> None:
     assert version_faults(ROOT / LOCK) == []
 
 
-def test_other_versions_are_named(tmp_path: Path) -> None:
+def test_version_mismatches_are_listed(tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text(
         "absent==1 \\\n"
         "absent-too==1 ; sys_platform == 'win32' \\\n"
@@ -162,14 +163,14 @@ def test_other_versions_are_named(tmp_path: Path) -> None:
     assert numpy.endswith(" instead of 0.1 or 0.2")
 
 
-def test_environment_with_other_versions_is_refused(one_stage: Clone) -> None:
+def test_environment_with_other_versions_is_rejected(one_stage: Clone) -> None:
     lock = one_stage.path / LOCK
     lock.write_text(lock.read_text().replace("\nnumpy==", "\nnumpy==0."))
     with pytest.raises(StageError, match=r"versions differ from requirements\.lock: numpy "):
         run_it()
 
 
-def test_shallow_clone_is_refused(
+def test_shallow_clone_is_rejected(
     one_stage: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (one_stage.path / "params.yaml").write_text("size: 2\n")

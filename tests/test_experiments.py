@@ -1,4 +1,4 @@
-"""Which experiments of the grid `--only` selects; runs of it: slow/test_experiments.py."""
+"""Selection of experiments from the grid; runs of it: slow/test_experiments.py."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ def selected(part: str) -> set[str]:
     return {name for name in grid() if matches(name, part)}
 
 
-def test_only_takes_whole_parts_of_a_name() -> None:
+def test_only_matches_whole_parts_of_a_name() -> None:
     assert matches("mnist-linear-0", "mnist-linear")
     assert not matches("fashion_mnist-linear-0", "mnist-linear")
     assert not matches("mnist-mlp_dropout-0", "mlp")
@@ -21,22 +21,22 @@ def test_only_takes_whole_parts_of_a_name() -> None:
 
 
 @pytest.mark.parametrize("name", grid())
-def test_a_full_name_selects_itself(name: str) -> None:
+def test_full_name_selects_itself(name: str) -> None:
     assert selected(name) == {name}
 
 
-def test_a_model_is_selected_on_both_datasets() -> None:
+def test_model_is_selected_on_both_datasets() -> None:
     assert {name.partition("-")[0] for name in selected("linear")} == {"mnist", "fashion_mnist"}
 
 
-def test_the_grid_covers_the_given_datasets() -> None:
+def test_grid_covers_the_given_datasets() -> None:
     names = grid(["letters", "digits"])
     assert {name.partition("-")[0] for name in names} == {"letters", "digits"}
     assert len(names) == len(grid())
     assert names["letters-cnn-4"]["dataset"] == "letters"
 
 
-def test_a_dataset_that_is_not_in_the_catalog_is_refused() -> None:
+def test_unknown_dataset_is_rejected() -> None:
     command = [sys.executable, "-m", "tools.experiments", "--datasets", "mnist", "mnits"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -46,5 +46,5 @@ def test_a_dataset_that_is_not_in_the_catalog_is_refused() -> None:
 
 def test_make_passes_the_datasets() -> None:
     command = ["make", "-n", "-o", ".venv/installed", "experiments", "DATASETS=letters digits"]
-    said = subprocess.check_output(command, cwd=ROOT, text=True)
-    assert "tools.experiments  --datasets letters digits" in said
+    printed = subprocess.check_output(command, cwd=ROOT, text=True)
+    assert "tools.experiments  --datasets letters digits" in printed

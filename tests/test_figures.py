@@ -1,4 +1,4 @@
-"""Every figure is drawn, says what it has to, and its texts are apart from each other."""
+"""Contents of all figures; texts neither overlap nor are cut off."""
 
 import json
 import math
@@ -30,9 +30,9 @@ from matplotlib.transforms import Bbox
 from stages.lib.results import figures
 from tests.helpers import ROOT, read_yaml
 
-CATALOGUE = read_yaml(ROOT / "datasets.yaml")
-FASHION: list[str] = CATALOGUE["fashion_mnist"]["classes"]
-DIGITS: list[str] = CATALOGUE["mnist"]["classes"]
+CATALOG = read_yaml(ROOT / "datasets.yaml")
+FASHION: list[str] = CATALOG["fashion_mnist"]["classes"]
+DIGITS: list[str] = CATALOG["mnist"]["classes"]
 LONG = [f"{letter} has a longer name" for letter in "abcdefghij"]
 EPOCHS = pd.DataFrame(
     {
@@ -51,7 +51,7 @@ def images(count: int) -> np.ndarray:
 
 
 def counts(classes: int) -> np.ndarray:
-    """A good model's: 1,000 of each class right, some tens wrong."""
+    """The confusion matrix of a good model: 960 to 999 images of each class are correct."""
     matrix: np.ndarray = np.random.default_rng(0).integers(0, 40, (classes, classes))
     matrix[np.diag_indices(classes)] += 960
     return matrix
@@ -69,7 +69,7 @@ def table(names: Sequence[str]) -> pd.DataFrame:
 
 
 def bins() -> pd.DataFrame:
-    """A model that is surer than right."""
+    """The reliability table of an overconfident model."""
     high = np.arange(4, 16) / 15
     table = pd.DataFrame(
         {
@@ -124,7 +124,7 @@ InstallFont = Callable[[str, str], object]
 
 @pytest.fixture
 def install_font(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InstallFont]:
-    """Install a font of matplotlib's under another file name on a machine without any font."""
+    """Install one of matplotlib's fonts under another file name, with no other font installed."""
     find = font_manager.findSystemFonts
     monkeypatch.setattr(
         font_manager, "findSystemFonts", lambda paths=None: find(paths or [str(tmp_path)])
@@ -151,21 +151,21 @@ def render(figure: Figure) -> np.ndarray:
 
 
 def colors(figure: Figure) -> np.ndarray:
-    """How many pixels each color has, in no order."""
+    """Return the number of pixels of each color, unordered."""
     pixels = render(figure).astype(np.int64) @ [1 << 16, 1 << 8, 1]
     return np.unique(pixels, return_counts=True)[1]
 
 
 def drawn_texts(figure: Figure) -> list[Text]:
-    """All texts that a person sees."""
-    unseen: set[Text] = set()
+    """Return all visible texts."""
+    hidden: set[Text] = set()
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
             for tick in axis.get_major_ticks():
                 if not axes.axison or not low <= tick.get_loc() <= high:
-                    unseen |= {tick.label1, tick.label2}
-    found = [text for text in figure.findobj(Text) if isinstance(text, Text) and text not in unseen]
+                    hidden |= {tick.label1, tick.label2}
+    found = [text for text in figure.findobj(Text) if isinstance(text, Text) and text not in hidden]
     return [text for text in found if text.get_text().strip() and text.get_visible()]
 
 
@@ -174,7 +174,7 @@ def words(figure: Figure) -> str:
 
 
 def boxes(figure: Figure) -> Iterator[tuple[str, Bbox]]:
-    """Where the level texts stand, in pixels."""
+    """Bounding boxes of horizontal and vertical texts, in pixels."""
     render(figure)
     for text in drawn_texts(figure):
         if not text.get_rotation() % 90:
@@ -197,7 +197,7 @@ def assert_apart_and_inside(figure: Figure) -> None:
     assert outside == []
 
 
-def test_the_users_matplotlibrc_changes_no_byte(tmp_path: Path) -> None:
+def test_user_matplotlibrc_has_no_effect(tmp_path: Path) -> None:
     code = (
         "from stages.lib.results import figures; import numpy as np, sys;"
         "figures.confusion('C', np.eye(2), ['a', 'b']).savefig("
@@ -219,9 +219,10 @@ def test_the_users_matplotlibrc_changes_no_byte(tmp_path: Path) -> None:
 
 @DRAWN
 @pytest.mark.parametrize("names", [["no", "yes"], FASHION, LONG], ids=["two", "fashion", "long"])
-def test_a_figure_shows_every_name_and_no_text_is_cut_off_or_on_another_one(
+def test_names_are_complete_and_do_not_overlap(
     draw: Callable[[Sequence[str]], Figure], names: list[str]
 ) -> None:
+    """No text is cut off."""
     figure = draw(names)
     assert_apart_and_inside(figure)
     pixels = colors(figure)
@@ -265,7 +266,7 @@ def test_dollar_signs_in_titles_are_drawn_literally(draw: Callable[[str], Figure
 
 
 @pytest.mark.parametrize("names", [FASHION, LONG], ids=["fashion", "long"])
-def test_the_slanted_names_below_a_confusion_matrix_are_a_lines_height_apart(
+def test_slanted_names_are_a_line_height_apart(
     names: list[str],
 ) -> None:
     figure = confusion(names)
@@ -285,9 +286,7 @@ def test_the_slanted_names_below_a_confusion_matrix_are_a_lines_height_apart(
 
 @pytest.mark.parametrize("draw", [samples, errors])
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_every_image_is_drawn_once_whatever_their_number(
-    draw: Callable[[Sequence[str]], Figure], count: int
-) -> None:
+def test_every_image_is_drawn_once(draw: Callable[[Sequence[str]], Figure], count: int) -> None:
     figure = draw(FASHION[:count])
     render(figure)
     shown = [np.asarray(image.get_array()) for axes in figure.axes for image in axes.images]
@@ -296,7 +295,7 @@ def test_every_image_is_drawn_once_whatever_their_number(
 
 
 @pytest.mark.parametrize("shape", [(8, 80), (80, 8), (300, 400, 3)], ids=["wide", "tall", "large"])
-def test_images_of_any_shape_fill_their_cells_and_text_does_not_overlap(
+def test_images_of_any_shape_fill_their_cells(
     shape: tuple[int, ...],
 ) -> None:
     names = FASHION[:4]
@@ -308,24 +307,24 @@ def test_images_of_any_shape_fill_their_cells_and_text_does_not_overlap(
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_the_title_of_a_grid_of_few_images_is_not_cut_off(count: int) -> None:
+def test_title_above_few_images_is_not_cut_off(count: int) -> None:
     title = "Fashion-MNIST: 4 of 1,020 misclassified test images drawn at random"
     names = FASHION[:count]
     assert_apart_and_inside(draw_errors(title, images(count), names, names))
 
 
 @pytest.mark.parametrize("draw", [samples, errors])
-def test_long_names_above_images_are_apart(draw: Callable[[Sequence[str]], Figure]) -> None:
+def test_long_names_above_images_do_not_overlap(draw: Callable[[Sequence[str]], Figure]) -> None:
     assert_apart_and_inside(draw([f"{name} that is worn in summer" for name in FASHION[:5]]))
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_the_title_of_a_confusion_matrix_of_few_classes_is_not_cut_off(classes: int) -> None:
+def test_title_above_small_matrix_is_not_cut_off(classes: int) -> None:
     title = "Fashion-MNIST: labels and predictions on test"
     assert_apart_and_inside(figures.confusion(title, counts(classes), DIGITS[:classes]))
 
 
-def test_bars_have_room_beside_long_names() -> None:
+def test_bars_have_room_next_to_long_names() -> None:
     assert_apart_and_inside(
         figures.pairs("P", [(f"{'a long name ' * 4}one", f"{'a long name ' * 4}two", 9)])
     )
@@ -340,7 +339,7 @@ def test_bars_have_room_beside_long_names() -> None:
         pytest.param(figures.pairs("P", [("a", "b", 90)]), id="ninety images"),
     ],
 )
-def test_epochs_and_images_are_counted_in_whole_numbers(figure: Figure) -> None:
+def test_ticks_of_epochs_and_images_are_integers(figure: Figure) -> None:
     render(figure)
     for axes in figure.axes:
         low, high = axes.get_xlim()
@@ -361,12 +360,12 @@ def drawn_halves(image: np.ndarray, levels: tuple[int, int], background: int) ->
 @pytest.mark.parametrize(
     ("upper", "background", "drawn"),
     [
-        pytest.param(255, 0, [0, 255], id="light on dark is inverted"),
-        pytest.param(0, 255, [0, 255], id="dark on light is not"),
-        pytest.param(255, 255, [255, 0], id="whatever the image"),
+        pytest.param(255, 0, [0, 255], id="light on dark"),
+        pytest.param(0, 255, [0, 255], id="dark on light"),
+        pytest.param(255, 255, [255, 0], id="light object on light"),
     ],
 )
-def test_ink_is_dark_on_light_paper(upper: int, background: int, drawn: list[int]) -> None:
+def test_objects_are_drawn_dark_on_light(upper: int, background: int, drawn: list[int]) -> None:
     image = np.full((28, 28), 255 - upper, np.uint8)
     image[:14] = upper
     halves = drawn_halves(image, (0, 255), background)
@@ -383,7 +382,7 @@ def test_gray_levels_are_drawn_from_white_to_black(
     np.testing.assert_array_equal(halves, [[0, 0, 0], [255, 255, 255]])
 
 
-def test_colors_are_drawn_as_published_and_stretched_by_the_levels() -> None:
+def test_colors_are_stretched_by_the_levels() -> None:
     image = np.zeros((28, 28, 3), np.uint8)
     image[:14], image[14:] = [255, 0, 51], [30, 60, 70]
     np.testing.assert_array_equal(drawn_halves(image, (0, 255), 0), image[[0, -1], 0])
@@ -396,19 +395,19 @@ def test_images_of_a_single_level_are_drawn(shape: tuple[int, ...]) -> None:
     assert drawn_halves(np.full(shape, 9, np.uint8), (9, 9), 9).shape == (2, 3)
 
 
-def test_an_error_says_what_it_is_what_it_was_taken_for_and_how_surely() -> None:
+def test_error_shows_label_prediction_and_confidence() -> None:
     figure = draw_errors("E", images(2), ["Coat", "Bag"], ["Shirt", "Dress"])
     shown = [[text.get_text() for text in axes.texts] for axes in figure.axes]
     assert shown == [["Coat", "Shirt 40%"], ["Bag", "Dress 100%"]]
 
 
-def test_a_picture_of_no_errors_says_none() -> None:
+def test_figure_without_errors_reads_none() -> None:
     figure = errors([])
     assert "none" in words(figure).lower()
     assert len(colors(figure)) > 10
 
 
-def test_a_confusion_matrix_shows_every_count_in_its_cell() -> None:
+def test_confusion_matrix_shows_counts_in_cells() -> None:
     figure = figures.confusion("C", np.array([[1_000, 20], [3, 0]]), ["a", "b"])
     cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
     assert cells == {(0, 0): "1,000", (1, 0): "20", (0, 1): "3", (1, 1): "0"}
@@ -417,12 +416,12 @@ def test_a_confusion_matrix_shows_every_count_in_its_cell() -> None:
 
 
 @pytest.mark.parametrize(("classes", "with_counts"), [(20, True), (21, False)])
-def test_a_confusion_matrix_shows_counts_only_if_they_fit(classes: int, with_counts: bool) -> None:
+def test_confusion_counts_are_shown_only_if_they_fit(classes: int, with_counts: bool) -> None:
     figure = figures.confusion("C", counts(classes), [str(i) for i in range(classes)])
     assert bool(figure.axes[0].texts) == with_counts
 
 
-def test_all_of_100_classes_are_labeled() -> None:
+def test_all_100_classes_are_labeled() -> None:
     names = [f"no. {i}" for i in range(100)]
     figure = figures.confusion("C", counts(100), names)
     assert_apart_and_inside(figure)
@@ -430,7 +429,7 @@ def test_all_of_100_classes_are_labeled() -> None:
         assert [label.get_text() for label in labels] == names
 
 
-def test_the_most_confused_of_256_classes_are_labeled() -> None:
+def test_most_confused_of_256_classes_are_labeled() -> None:
     matrix = counts(256)
     matrix[100, 200] = matrix[202, 30] = 5_000  # 202 is too close to 200 for a label
     figure = figures.confusion("C", matrix, [f"class no. {i}" for i in range(256)])
@@ -451,7 +450,7 @@ def cell_color(figure: Figure, row: int, column: int) -> np.ndarray:
     return color
 
 
-def test_errors_of_some_thousandths_have_a_color_of_their_own() -> None:
+def test_error_rates_below_one_percent_are_visible() -> None:
     figure = figures.confusion(
         "C", np.array([[995, 5, 0], [0, 1000, 0], [0, 1, 999]]), ["a", "b", "c"]
     )
@@ -465,13 +464,13 @@ def test_errors_of_some_thousandths_have_a_color_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_a_confusion_matrix_may_be_all_right_or_all_wrong(right: bool) -> None:
+def test_confusion_matrix_may_have_no_or_only_errors(right: bool) -> None:
     matrix = np.diag([5, 5, 5]) if right else np.array([[0, 9, 0], [0, 0, 9], [0, 0, 0]])
     figure = figures.confusion("C", matrix, FASHION[:3])
     assert len(colors(figure)) > 20
 
 
-def test_classes_has_a_dot_of_each_kind_on_the_line_of_each_class() -> None:
+def test_class_figure_has_a_dot_per_class_and_score() -> None:
     figure = classes(FASHION)
     axes = figure.axes[0]
     dots = [np.asarray(points.get_offsets()) for points in axes.collections[2:]]
@@ -485,13 +484,14 @@ def test_classes_has_a_dot_of_each_kind_on_the_line_of_each_class() -> None:
     np.testing.assert_allclose(lines[:, :, 0], table(FASHION)[["recall_low", "recall_high"]])
 
 
-def test_all_of_62_classes_have_a_line() -> None:
+def test_all_62_classes_have_a_line() -> None:
     figure = classes([f"no. {i}" for i in range(62)])
     assert len(figure.axes[0].get_yticklabels()) == 62
     assert max(figure.bbox.size) < 3_000
 
 
-def test_of_256_classes_those_with_the_lowest_recall_have_a_line() -> None:
+def test_classes_with_the_lowest_recall_have_a_line() -> None:
+    """Of 256 classes, 64 are drawn."""
     scores = table([f"no. {i}" for i in range(256)]).iloc[::-1]  # the lowest recall is last
     figure = figures.classes("Classes", scores)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -501,7 +501,7 @@ def test_of_256_classes_those_with_the_lowest_recall_have_a_line() -> None:
     assert max(figure.bbox.size) < 3_000
 
 
-def test_a_class_without_images_has_a_name_and_no_dot() -> None:
+def test_class_without_images_has_a_name_but_no_dot() -> None:
     scores = table(FASHION)
     scores.loc[3, ["recall", "recall_low", "recall_high", "precision", "f1"]] = np.nan
     scores.loc[5, ["recall", "recall_low", "recall_high"]] = np.nan
@@ -509,14 +509,13 @@ def test_a_class_without_images_has_a_name_and_no_dot() -> None:
     assert_apart_and_inside(figure)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == FASHION
     drawn = figure.axes[0].collections[2:]
-    seen = [np.isfinite(np.ma.filled(dots.get_offsets(), np.nan)).all(axis=1) for dots in drawn]
-    np.testing.assert_array_equal(np.flatnonzero(~seen[0]), [3, 5])
-    np.testing.assert_array_equal(np.flatnonzero(~seen[1]), [3])
+    visible = [np.isfinite(np.ma.filled(dots.get_offsets(), np.nan)).all(axis=1) for dots in drawn]
+    np.testing.assert_array_equal(np.flatnonzero(~visible[0]), [3, 5])
+    np.testing.assert_array_equal(np.flatnonzero(~visible[1]), [3])
 
 
-def test_calibration_has_a_dot_with_its_interval_and_a_bar_for_each_bin_beside_the_diagonal() -> (
-    None
-):
+def test_calibration_figure_shows_every_bin() -> None:
+    """Each bin has a dot with its interval, compared with the diagonal, and a histogram bar."""
     figure = figures.calibration("Confidence", bins())
     reliability, histogram = figure.axes
     diagonal, dots = (np.asarray(line.get_xydata()) for line in reliability.lines[:2])
@@ -531,13 +530,13 @@ def test_calibration_has_a_dot_with_its_interval_and_a_bar_for_each_bin_beside_t
     assert histogram.get_yscale() == "log"
 
 
-def test_calibration_of_one_bin_is_drawn_too() -> None:
+def test_calibration_of_one_bin_is_drawn() -> None:
     figure = figures.calibration("Confidence", bins().tail(1))
     assert "Confidence" in words(figure)
     assert len(figure.axes) == 2
 
 
-def test_pairs_has_a_bar_for_each_pair_the_longest_above() -> None:
+def test_pairs_have_bars_with_the_longest_on_top() -> None:
     figure = figures.pairs("P", [("Coat", "Shirt", 70), ("Bag", "Dress", 5)])
     axes = figure.axes[0]
     assert [bar.get_width() for bar in axes.patches if isinstance(bar, Rectangle)] == [70, 5]
@@ -551,14 +550,14 @@ def test_pairs_has_a_bar_for_each_pair_the_longest_above() -> None:
 
 
 @pytest.mark.parametrize("confused", [[], [("Coat", "Shirt", 1)]])
-def test_pairs_may_be_none_or_one(confused: list[tuple[str, str, int]]) -> None:
+def test_zero_or_one_pair_is_drawn(confused: list[tuple[str, str, int]]) -> None:
     figure = figures.pairs("Pairs", confused)
     assert len(colors(figure)) > 20
     assert "Pairs" in words(figure)
 
 
 @pytest.mark.parametrize("epochs", [EPOCHS[:1], EPOCHS], ids=["one", "three"])
-def test_history_has_both_curves_of_loss_and_accuracy_by_name(epochs: pd.DataFrame) -> None:
+def test_history_has_labeled_loss_and_accuracy_curves(epochs: pd.DataFrame) -> None:
     figure = figures.history("History", epochs, "held out")
     for axes, name in zip(figure.axes, ("loss", "accuracy"), strict=True):
         training, other = axes.lines
@@ -571,28 +570,28 @@ def test_history_has_both_curves_of_loss_and_accuracy_by_name(epochs: pd.DataFra
     assert_apart_and_inside(figure)
 
 
-def test_a_single_epoch_is_seen_as_a_point() -> None:
+def test_single_epoch_is_drawn_as_a_point() -> None:
     pixels = render(figures.history("H", EPOCHS[:1], "test")).reshape(-1, 3).astype(int)
     blue, orange = (
         np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) for color in ("#1f6f9f", "#d9622b")
     )
-    legend = 2 * 20 * 2  # two lines of some 20 by 2 pixels
+    legend = 2 * 20 * 2  # two lines of about 20 by 2 pixels
     for color in (blue, orange):
         assert (np.abs(pixels - color).max(axis=1) < 8).sum() > legend
 
 
-def test_names_that_the_default_font_has_need_no_other(install_font: InstallFont) -> None:
+def test_default_font_is_used_if_it_has_all_letters(install_font: InstallFont) -> None:
     install_font("NotoSans-Regular", "DejaVuSansMono")
     assert figures.drawable([*FASHION, "Größe", "Ωμέγα"]) == [*FASHION, "Größe", "Ωμέγα"]
     assert mpl.rcParams["font.family"] == ["DejaVu Sans"]
 
 
-def test_names_in_another_script_are_drawn_in_an_installed_font(install_font: InstallFont) -> None:
+def test_other_scripts_use_an_installed_font(install_font: InstallFont) -> None:
     before = render(pairs(FASHION[:3]))
     install_font("Some-Regular", "DejaVuSansMono")
     assert figures.drawable(OTHER_SCRIPT) == OTHER_SCRIPT
     first, second = (pairs(names) for names in (OTHER_SCRIPT, OTHER_SCRIPT[::-1]))
-    assert (render(first) != render(second)).any()  # letters, not boxes
+    assert (render(first) != render(second)).any()  # letters instead of boxes
     np.testing.assert_array_equal(render(pairs(FASHION[:3])), before)
 
 
@@ -605,9 +604,10 @@ def test_preferred_fonts_come_first(install_font: InstallFont, names: tuple[str,
     assert mpl.rcParams["font.family"] == ["DejaVu Sans", "DejaVu Sans Mono"]
 
 
-def test_without_a_font_class_numbers_are_drawn_and_the_package_is_printed_once(
+def test_class_numbers_replace_names_without_a_font(
     install_font: InstallFont, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The package of a suitable font is printed once."""
     install_font("LastResort", "LastResortHE-Regular")
     (tmp_path / "NotoSans-Regular.ttf").write_bytes(b"damaged")
     assert figures.drawable(["바지", "코트", "Bag"]) == ["0", "1", "2"]
@@ -622,7 +622,7 @@ def test_without_a_font_class_numbers_are_drawn_and_the_package_is_printed_once(
     assert "install fonts-noto-core (apt) or font-noto-sans-kannada (brew)" in printed
 
 
-def test_a_font_without_a_bold_file_causes_no_warning(
+def test_font_without_a_bold_face_causes_no_warning(
     install_font: InstallFont,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -635,7 +635,7 @@ def test_a_font_without_a_bold_file_causes_no_warning(
     assert caplog.messages == []
 
 
-def test_a_title_loses_characters_without_a_font(install_font: InstallFont) -> None:
+def test_title_drops_characters_without_a_font(install_font: InstallFont) -> None:
     figure = figures.pairs("패션: most confused", [("a", "b", 1)])
     assert figure.axes[0].get_title(loc="left") == "most confused"
     install_font("Some-Regular", "DejaVuSansMono")
@@ -647,7 +647,7 @@ def test_a_title_loses_characters_without_a_font(install_font: InstallFont) -> N
     ("name", "drawn"),
     [("a name of 20 letters", "a name of 20 lett…"), ("이름이아주긴클래스", "이름이아주긴클…")],
 )
-def test_long_names_are_cut_to_the_columns_they_take(name: str, drawn: str) -> None:
+def test_long_names_are_truncated_by_display_width(name: str, drawn: str) -> None:
     assert figures._short(name, columns=18 if name.isascii() else 15) == drawn
 
 
@@ -669,13 +669,13 @@ def chart_texts(names: Sequence[str]) -> list[str]:
     return [text for attributes, text in found if 'opacity="0"' not in attributes]
 
 
-def test_dvc_shows_all_counts_and_names_of_ten_classes() -> None:
+def test_dvc_shows_counts_and_names_of_10_classes() -> None:
     texts = chart_texts(LONG)
     assert texts.count("7,000") == 100
     assert all(texts.count(name) == 2 for name in LONG)
 
 
-def test_dvc_shows_no_counts_and_fewer_names_of_50_classes() -> None:
+def test_dvc_omits_counts_and_names_of_50_classes() -> None:
     names = [f"class no. {i}" for i in range(50)]
     texts = chart_texts(names)
     assert "7,000" not in texts

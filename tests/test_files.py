@@ -1,4 +1,4 @@
-"""Reading and writing: whole or absent, and the same bytes every time."""
+"""Reading and writing of files: atomic and deterministic."""
 
 import hashlib
 import shutil
@@ -26,7 +26,7 @@ from stages.lib.stage import StageError
 
 
 def fill(path: Path, content: str, kind: str) -> None:
-    """Puts a file, or a folder with one file in it, at `path`."""
+    """Create a file, or a folder with one file in it, at `path`."""
     if kind == "folder":
         path.mkdir()
         path = path / "inside"
@@ -42,7 +42,7 @@ def content_of(path: Path) -> str:
 
 
 def fail_within(path: Path, kind: str, fault: type[BaseException]) -> None:
-    """Writes a part of what should replace `path`, then fails."""
+    """Write a part of the replacement of `path`, then fail."""
     with replacing(path) as partial:
         fill(partial, "half of the new", kind)
         raise fault
@@ -53,7 +53,7 @@ BEFORE = pytest.mark.parametrize("before", ["nothing", "file", "folder"])
 
 
 @KINDS
-def test_what_the_block_wrote_is_in_place_once_it_succeeds(tmp_path: Path, kind: str) -> None:
+def test_output_appears_when_the_block_succeeds(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "new/folders/out"
     with replacing(path) as partial:
         fill(partial, "new", kind)
@@ -63,7 +63,7 @@ def test_what_the_block_wrote_is_in_place_once_it_succeeds(tmp_path: Path, kind:
 
 
 @KINDS
-def test_what_stood_there_is_replaced_as_a_whole(tmp_path: Path, kind: str) -> None:
+def test_existing_output_is_replaced_as_a_whole(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "out"
     fill(path, "old", kind)
     if kind == "folder":
@@ -77,7 +77,7 @@ def test_what_stood_there_is_replaced_as_a_whole(tmp_path: Path, kind: str) -> N
 
 @KINDS
 @pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt, SystemExit])
-def test_what_stood_there_survives_a_block_that_fails(
+def test_existing_output_survives_a_failed_block(
     tmp_path: Path, kind: str, fault: type[BaseException]
 ) -> None:
     path = tmp_path / "out"
@@ -89,16 +89,15 @@ def test_what_stood_there_survives_a_block_that_fails(
 
 
 @KINDS
-def test_nothing_stands_there_after_a_first_block_that_fails(tmp_path: Path, kind: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011  # raised here, without words
+def test_failed_block_leaves_nothing_behind(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # raised here, without a message
         fail_within(tmp_path / "out", kind, ValueError)
     assert names_in(tmp_path) == []
 
 
 @KINDS
-def test_a_block_that_writes_nothing_fails_and_leaves_what_stood_there(
-    tmp_path: Path, kind: str
-) -> None:
+def test_block_without_output_fails(tmp_path: Path, kind: str) -> None:
+    """The existing output stays."""
     path = tmp_path / "out"
     fill(path, "old", kind)
     with pytest.raises(FileNotFoundError), replacing(path):
@@ -106,7 +105,7 @@ def test_a_block_that_writes_nothing_fails_and_leaves_what_stood_there(
     assert content_of(path) == "old"
 
 
-def test_an_old_folder_that_cannot_be_removed_is_never_half_of_the_new_one(
+def test_interrupted_removal_does_not_mix_old_and_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "out"
@@ -130,7 +129,7 @@ def test_an_old_folder_that_cannot_be_removed_is_never_half_of_the_new_one(
 
 @KINDS
 @BEFORE
-def test_what_a_killed_run_left_behind_is_gone(tmp_path: Path, kind: str, before: str) -> None:
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path, kind: str, before: str) -> None:
     path = tmp_path / "out.npz"
     unfinished = replacing(path)
     partial = unfinished.__enter__()  # and never left, as by a process that is killed
@@ -144,7 +143,7 @@ def test_what_a_killed_run_left_behind_is_gone(tmp_path: Path, kind: str, before
     assert names_in(tmp_path) == ["out.npz"]
 
 
-def test_the_name_lent_has_the_suffixes_of_the_final_one(tmp_path: Path) -> None:
+def test_temporary_name_keeps_the_suffixes(tmp_path: Path) -> None:
     with replacing(tmp_path / "model.tar.gz") as partial:
         assert partial.parent == tmp_path
         assert partial.suffixes == [".tar", ".gz"]
@@ -153,9 +152,7 @@ def test_the_name_lent_has_the_suffixes_of_the_final_one(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, np.dtype(">i2"), bool])
 @pytest.mark.parametrize("shape", [(0,), (0, 3, 2), (1,), (7, 3, 2), (8, 3, 2), (9, 1)])
-def test_chunks_written_and_read_are_the_array(
-    tmp_path: Path, dtype: np.dtype, shape: tuple[int, ...]
-) -> None:
+def test_chunks_round_trip(tmp_path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
     path = tmp_path / "array.npy"
     write_chunks(path, shape, dtype, (array[start : start + 4] for start in range(0, shape[0], 4)))
@@ -171,17 +168,16 @@ def test_chunks_written_and_read_are_the_array(
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 100])
-def test_a_chunk_has_as_many_rows_as_asked_and_the_last_one_what_is_left(
-    tmp_path: Path, rows: int
-) -> None:
+def test_last_chunk_may_be_shorter(tmp_path: Path, rows: int) -> None:
     write_arrays(tmp_path, {"array": np.arange(5)})
     sizes = [len(chunk) for chunk in read_chunks(tmp_path / "array.npy", rows)]
     assert sizes == {1: [1] * 5, 2: [2, 2, 1], 3: [3, 2], 5: [5], 100: [5]}[rows]
 
 
-def test_chunks_are_cast_to_the_type_of_the_file_and_may_be_of_any_memory_order(
+def test_chunks_are_cast_to_the_dtype_of_the_file(
     tmp_path: Path,
 ) -> None:
+    """Their memory order does not matter."""
     array = np.asfortranarray(np.arange(6, dtype=np.int64).reshape(2, 3))
     write_chunks(tmp_path / "array.npy", (2, 3), np.float32, [array])
     loaded = np.load(tmp_path / "array.npy")
@@ -189,14 +185,14 @@ def test_chunks_are_cast_to_the_type_of_the_file_and_may_be_of_any_memory_order(
     np.testing.assert_array_equal(loaded, array)
 
 
-def test_a_chunk_can_be_changed_without_changing_the_file(tmp_path: Path) -> None:
+def test_modifying_a_chunk_does_not_change_the_file(tmp_path: Path) -> None:
     write_arrays(tmp_path, {"array": np.zeros(3)})
     for chunk in read_chunks(tmp_path / "array.npy"):
         chunk += 1
     np.testing.assert_array_equal(np.load(tmp_path / "array.npy"), np.zeros(3))
 
 
-def test_an_array_that_is_mapped_cannot_be_changed(tmp_path: Path) -> None:
+def test_memory_mapped_array_is_read_only(tmp_path: Path) -> None:
     write_arrays(tmp_path, {"array": np.arange(3)})
     array = read_array(tmp_path / "array.npy")
     np.testing.assert_array_equal(array, [0, 1, 2])
@@ -204,7 +200,7 @@ def test_an_array_that_is_mapped_cannot_be_changed(tmp_path: Path) -> None:
         array[0] = 1
 
 
-def test_an_array_of_objects_is_neither_written_nor_read(tmp_path: Path) -> None:
+def test_object_arrays_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected numbers, found Python objects"):
         write_arrays(tmp_path, {"array": np.array([{}])})
     np.save(tmp_path / "array.npy", np.array([{}]), allow_pickle=True)
@@ -212,7 +208,7 @@ def test_an_array_of_objects_is_neither_written_nor_read(tmp_path: Path) -> None
         read_array(tmp_path / "array.npy")
 
 
-def test_json_is_one_key_per_line_in_the_order_given_as_utf_8(tmp_path: Path) -> None:
+def test_json_is_indented_utf_8_in_the_given_order(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     content = {"z": 1, "a": {"é": 0.1}, "names": ["x"]}
     write_json(path, content)
@@ -223,7 +219,7 @@ def test_json_is_one_key_per_line_in_the_order_given_as_utf_8(tmp_path: Path) ->
     assert read_json(path) == content
 
 
-def test_csv_has_a_header_six_decimals_line_feeds_and_no_index(tmp_path: Path) -> None:
+def test_csv_has_six_decimals_and_no_index(tmp_path: Path) -> None:
     table = pd.DataFrame(
         {"class": ["é", 'a, "b"'], "share": [1 / 3, 0.0], "images": [2, 1_000_000]}
     )
@@ -233,7 +229,7 @@ def test_csv_has_a_header_six_decimals_line_feeds_and_no_index(tmp_path: Path) -
     )
 
 
-def test_csv_of_no_rows_is_its_header(tmp_path: Path) -> None:
+def test_csv_without_rows_is_only_a_header(tmp_path: Path) -> None:
     write_csv(tmp_path / "out.csv", pd.DataFrame({"a": [], "b": []}))
     assert (tmp_path / "out.csv").read_bytes() == b"a,b\n"
 
@@ -247,9 +243,10 @@ def png_chunks(content: bytes) -> list[bytes]:
     return kinds
 
 
-def test_a_picture_says_neither_when_nor_by_what_it_was_made_and_is_the_same_bytes_twice(
+def test_figure_files_are_reproducible(
     tmp_path: Path,
 ) -> None:
+    """PNG files contain neither a date nor a software version."""
     for name in ("a.png", "b.png"):
         figure = Figure((1, 1))
         figure.subplots().plot([1, 2])
@@ -260,7 +257,7 @@ def test_a_picture_says_neither_when_nor_by_what_it_was_made_and_is_the_same_byt
     assert content == (tmp_path / "b.png").read_bytes()
 
 
-def test_a_write_that_fails_says_of_which_file(tmp_path: Path) -> None:
+def test_failed_write_reports_the_path(tmp_path: Path) -> None:
     def fill_the_disk() -> None:
         with replacing(tmp_path / "out") as partial:
             partial.symlink_to("/dev/full")
@@ -273,7 +270,7 @@ def test_a_write_that_fails_says_of_which_file(tmp_path: Path) -> None:
 
 
 def record(folder: Path) -> Path:
-    """Two arrays, and beside them what they are known by."""
+    """Write arrays and a record of their dtypes, shapes and digests."""
     arrays: dict[str, np.ndarray] = {
         "images": np.arange(24, dtype=np.uint8).reshape(4, 3, 2),
         "labels": np.arange(4, dtype=np.float32),
@@ -283,9 +280,10 @@ def record(folder: Path) -> Path:
     return folder / "record.json"
 
 
-def test_arrays_are_known_again_by_dtype_shape_and_the_digest_of_their_elements(
+def test_arrays_match_their_record(
     tmp_path: Path,
 ) -> None:
+    """The record has the dtype, the shape and the digest of the elements."""
     check_arrays(record(tmp_path), "images", "labels", "empty")
     assert read_json(tmp_path / "record.json")["arrays"]["images"] == {
         "dtype": "|u1",
@@ -306,7 +304,7 @@ def test_arrays_are_known_again_by_dtype_shape_and_the_digest_of_their_elements(
         ),
     ],
 )
-def test_another_array_is_refused(tmp_path: Path, array: np.ndarray, fault: str) -> None:
+def test_different_array_is_rejected(tmp_path: Path, array: np.ndarray, fault: str) -> None:
     path = record(tmp_path)
     np.save(tmp_path / "images.npy", array)
     with pytest.raises(
@@ -317,10 +315,10 @@ def test_another_array_is_refused(tmp_path: Path, array: np.ndarray, fault: str)
         check_arrays(path, "labels", "images")
 
 
-def test_every_byte_of_an_array_counts_and_a_part_of_it_is_refused(tmp_path: Path) -> None:
+def test_flipped_or_missing_bytes_are_rejected(tmp_path: Path) -> None:
     path, images = record(tmp_path), tmp_path / "images.npy"
     content = images.read_bytes()
-    blank = content.index(b"   ")  # the padding of the header says nothing
+    blank = content.index(b"   ")  # the padding of the header is ignored
     for index in {*range(len(content))} - {*range(blank, 127)}:
         images.write_bytes(content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :])
         with pytest.raises(StageError, match=r"images.npy: (expected|not a valid array file)"):
@@ -343,9 +341,7 @@ def test_every_byte_of_an_array_counts_and_a_part_of_it_is_refused(tmp_path: Pat
         "\xff",
     ],
 )
-def test_a_record_that_is_damaged_or_lacks_an_array_is_refused(
-    tmp_path: Path, content: str
-) -> None:
+def test_damaged_or_incomplete_record_is_rejected(tmp_path: Path, content: str) -> None:
     path = record(tmp_path)
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(StageError, match=r"expected .* found.*; regenerate the outputs"):
@@ -370,7 +366,7 @@ def predictions(**changed: np.ndarray) -> dict[str, np.ndarray]:
     return arrays | {"test_labels": LABELS, "test_probabilities": rows} | changed
 
 
-def test_predictions_come_back_as_they_were_written(tmp_path: Path) -> None:
+def test_predictions_round_trip(tmp_path: Path) -> None:
     np.savez(tmp_path / "p.npz", allow_pickle=False, **predictions())
     found = read_predictions(tmp_path / "p.npz", DATASET)
     assert found.keys() == predictions().keys()
@@ -396,7 +392,7 @@ def test_predictions_come_back_as_they_were_written(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_predictions_of_another_kind_are_refused(
+def test_invalid_predictions_are_rejected(
     tmp_path: Path, changed: dict[str, np.ndarray], fault: str
 ) -> None:
     np.savez(tmp_path / "p.npz", allow_pickle=True, **predictions(**changed))
@@ -406,11 +402,12 @@ def test_predictions_of_another_kind_are_refused(
         read_predictions(tmp_path / "p.npz", DATASET)
 
 
-def test_predictions_with_a_byte_flipped_or_cut_off_are_refused_or_the_same(tmp_path: Path) -> None:
+def test_damaged_predictions_are_never_misread(tmp_path: Path) -> None:
+    """A flipped byte is detected or has no effect; truncated files are rejected."""
     path = tmp_path / "p.npz"
     np.savez(path, allow_pickle=False, **predictions())
     content = path.read_bytes()
-    refused: list[str] = []
+    messages: list[str] = []
     for index in range(len(content)):
         path.write_bytes(
             content[:index] + bytes([content[index] ^ (1 << index % 8)]) + content[index + 1 :]
@@ -418,11 +415,11 @@ def test_predictions_with_a_byte_flipped_or_cut_off_are_refused_or_the_same(tmp_
         try:
             found = read_predictions(path, DATASET)
         except StageError as error:
-            refused.append(str(error))
-        else:  # a date, or another thing of the zip's that nobody reads
+            messages.append(str(error))
+        else:  # the byte is in an unused field of the zip, such as a date
             assert all(np.array_equal(found[name], array) for name, array in predictions().items())
-    assert len(refused) > len(content) / 2
-    assert all(len(words.splitlines()) == 1 for words in refused)
+    assert len(messages) > len(content) / 2
+    assert all(len(message.splitlines()) == 1 for message in messages)
     for length in range(0, len(content), 31):
         path.write_bytes(content[:length])
         with pytest.raises(StageError, match=r"p.npz: (expected|not a valid npz file)"):

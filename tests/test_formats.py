@@ -1,4 +1,4 @@
-"""Each parser, in pairs: what it accepts, what it refuses and how it says so."""
+"""Each parser: accepted and rejected files, and error messages."""
 
 import gzip
 import io
@@ -44,14 +44,14 @@ def named(name: str, *more: str) -> bytes:
     with (
         zipfile.ZipFile(packed, "w") as archive,
         warnings.catch_warnings(action="ignore"),
-    ):  # of a name twice
+    ):  # about a duplicate name
         for one in (name, *more):
             archive.writestr(zipfile.ZipInfo(one), idx(IMAGES))
     return packed.getvalue()
 
 
-def locked(archive: bytes) -> bytes:
-    """A zip whose files say that they are encrypted."""
+def encrypted(archive: bytes) -> bytes:
+    """A zip whose files are marked as encrypted."""
     content = bytearray(archive)
     for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         at = -1
@@ -109,7 +109,7 @@ def read(parser: str, path: Path) -> list[np.ndarray]:
         pytest.param("idx", gzip.compress(idx(IMAGES)), id="idx-gzip"),
         pytest.param("idx", zipped(any_name=idx(IMAGES)), id="idx-zip"),
         pytest.param("npz", npz(images=IMAGES, labels=LABELS), id="npz"),
-        pytest.param("npz", npz(labels=LABELS, images=IMAGES), id="npz-other-order"),
+        pytest.param("npz", npz(labels=LABELS, images=IMAGES), id="npz-reordered"),
         pytest.param("csv", csv(), id="csv"),
         pytest.param("csv", csv()[:-1], id="csv-no-last-line-feed"),
         pytest.param("csv", csv(end="\r\n"), id="csv-windows"),
@@ -117,7 +117,7 @@ def read(parser: str, path: Path) -> list[np.ndarray]:
         pytest.param("csv", zipped(any_name=csv()), id="csv-zip"),
     ],
 )
-def test_accepts_what_is_published_to_the_byte(parser: str, content: bytes, tmp_path: Path) -> None:
+def test_published_formats_are_accepted(parser: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(content)
     arrays = read(parser, tmp_path / "file")
     for array, expected in zip(arrays, [IMAGES, LABELS], strict=False):
@@ -165,7 +165,7 @@ GOOD_NPZ = {"images": IMAGES, "labels": LABELS}
         pytest.param(
             "idx", gzip.compress(idx(IMAGES))[:-8] + bytes(8), WHOLE, "CRC", id="idx-gzip-damaged"
         ),
-        pytest.param("idx", b"\x1f\x8b\x08\0", WHOLE, "ended before", id="idx-gzip-of-nothing"),
+        pytest.param("idx", b"\x1f\x8b\x08\0", WHOLE, "ended before", id="idx-gzip-empty"),
         pytest.param(
             "idx", zipped(a=idx(IMAGES), b=b""), "a zip of one file", "2", id="idx-zip-of-two"
         ),
@@ -183,7 +183,7 @@ GOOD_NPZ = {"images": IMAGES, "labels": LABELS}
             gzip.compress(idx(IMAGES)) + b"more",
             WHOLE,
             "Not a gzipped file",
-            id="idx-gzip-and-more",
+            id="idx-gzip-trailing-bytes",
         ),
         pytest.param(
             "idx",
@@ -199,7 +199,7 @@ GOOD_NPZ = {"images": IMAGES, "labels": LABELS}
             r"'a/\.\./\.\./i",
             id="idx-zip-path-upwards",
         ),
-        pytest.param("idx", named("a", "a"), "a zip of one file", "2", id="idx-zip-twice"),
+        pytest.param("idx", named("a", "a"), "a zip of one file", "2", id="idx-zip-duplicate"),
         pytest.param(
             "idx",
             linked("/etc/passwd"),
@@ -207,16 +207,16 @@ GOOD_NPZ = {"images": IMAGES, "labels": LABELS}
             "11 bytes that start with b'/etc/pass",
             id="idx-zip-symlink",
         ),
-        pytest.param("idx", locked(named("a")), WHOLE, "encrypted", id="idx-zip-encrypted"),
+        pytest.param("idx", encrypted(named("a")), WHOLE, "encrypted", id="idx-zip-encrypted"),
         pytest.param(
-            "npz", locked(npz(**GOOD_NPZ)), "a whole npz", "encrypted", id="npz-encrypted"
+            "npz", encrypted(npz(**GOOD_NPZ)), "a whole npz", "encrypted", id="npz-encrypted"
         ),
         pytest.param(
             "npz",
             named("images.npy", "labels.npy", "images.npy"),
             "arrays images, labels",
             "images",
-            id="npz-twice",
+            id="npz-duplicate",
         ),
         pytest.param("idx", gzip.compress(BOMB), SIZE, "more", id="idx-gzip-bomb"),
         pytest.param("idx", zipped(a=BOMB), SIZE, "more", id="idx-zip-bomb"),
@@ -315,14 +315,14 @@ GOOD_NPZ = {"images": IMAGES, "labels": LABELS}
             "csv", csv()[: csv().index(b"\n") + 1], NUMBERS, "No columns", id="csv-header-only"
         ),
         pytest.param(
-            "csv", with_cell("244,244"), NUMBERS, "Expected 7 fields", id="csv-one-cell-more"
+            "csv", with_cell("244,244"), NUMBERS, "Expected 7 fields", id="csv-extra-cell"
         ),
         pytest.param(
             "csv",
             csv().replace(b"255,244,", b"255,"),
             NUMBERS,
             "NA values",
-            id="csv-one-cell-fewer",
+            id="csv-missing-cell",
         ),
         pytest.param("csv", with_cell("1.5"), NUMBERS, ".", id="csv-float"),
         pytest.param("csv", with_cell(""), NUMBERS, "NA values", id="csv-empty-cell"),
@@ -338,25 +338,27 @@ GOOD_NPZ = {"images": IMAGES, "labels": LABELS}
             id="csv-bom",
         ),
         pytest.param("csv", csv().replace(b"\n", b"\n\n"), NUMBERS, ".", id="csv-empty-lines"),
-        pytest.param("csv", csv() + b"\n", NUMBERS, ".", id="csv-empty-line-at-its-end"),
+        pytest.param("csv", csv() + b"\n", NUMBERS, ".", id="csv-trailing-empty-line"),
         pytest.param("csv", with_cell("white"), NUMBERS, "white", id="csv-word"),
         pytest.param(
-            "csv", csv(IMAGES[:3], LABELS[:3]), "4 rows of 7", "3 of 7", id="csv-row-fewer"
+            "csv", csv(IMAGES[:3], LABELS[:3]), "4 rows of 7", "3 of 7", id="csv-missing-row"
         ),
-        pytest.param("csv", csv() + b"1,2,3,4,5,6,7\n", "4 rows of 7", "5 of 7", id="csv-row-more"),
+        pytest.param(
+            "csv", csv() + b"1,2,3,4,5,6,7\n", "4 rows of 7", "5 of 7", id="csv-extra-row"
+        ),
         pytest.param(
             "csv",
             b"".join(line + b",0\n" for line in csv().splitlines()).replace(b"pixel6,0", b"pixel6"),
             "4 rows of 7",
             "4 of 8",
-            id="csv-column-more",
+            id="csv-extra-column",
         ),
         pytest.param("csv", gzip.compress(csv() + BOMB), SIZE, "more", id="csv-gzip-bomb"),
         pytest.param("csv", gzip.compress(csv())[:-9], WHOLE, "ended before", id="csv-gzip-cut"),
         pytest.param("csv", zipped(a=csv(), b=b""), "a zip of one file", "2", id="csv-zip-of-two"),
     ],
 )
-def test_refuses_what_is_not_as_published_and_says_how_in_one_line(
+def test_invalid_file_is_rejected_in_one_line(
     parser: str, content: bytes, expected: str, found: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_bytes(content)
@@ -382,9 +384,7 @@ def test_refuses_what_is_not_as_published_and_says_how_in_one_line(
         ),
     ],
 )
-def test_takes_no_memory_for_content_that_is_larger_than_expected(
-    parser: str, content: bytes, tmp_path: Path
-) -> None:
+def test_oversized_content_uses_little_memory(parser: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(content)
     tracemalloc.start()
     try:
@@ -397,7 +397,7 @@ def test_takes_no_memory_for_content_that_is_larger_than_expected(
 
 
 class Payload:
-    """Makes a folder when it is unpickled."""
+    """Create a folder when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -406,7 +406,7 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
-def test_never_unpickles_an_array_of_objects(tmp_path: Path) -> None:
+def test_object_array_is_never_unpickled(tmp_path: Path) -> None:
     objects = np.array([Payload(tmp_path / "ran")], object)
     (tmp_path / "file").write_bytes(npz(images=objects, labels=LABELS))
     with pytest.raises(
