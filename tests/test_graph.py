@@ -25,17 +25,17 @@ TOLERANCE = 1e-5
 CASES = 210
 
 
-def shake(model: Network, rng: np.random.Generator) -> None:
-    """Move all weights, running means and variances included, away from their initial values."""
+def perturb(model: Network, rng: np.random.Generator) -> None:
+    """Perturb all weights, including running means and variances."""
     for variable in model.weights:
-        moved = np.asarray(variable) + rng.normal(0, 0.3, variable.shape)
-        variable.assign(np.abs(moved) + 0.1 if "variance" in variable.path else moved)
+        perturbed = np.asarray(variable) + rng.normal(0, 0.3, variable.shape)
+        variable.assign(np.abs(perturbed) + 0.1 if "variance" in variable.path else perturbed)
 
 
 def converted(
     model: Network, dataset: dict[str, Any], scaling: dict[str, Any], *, flip: bool, path: Path
 ) -> tuple[onnx.ModelProto, Any]:
-    """The model file, parsed and as a callable."""
+    """Return the model file, parsed and as a callable."""
     metadata = describe(dataset, model.name, model.count_params(), 1)
     content = from_keras(model, scaling["offset"], scaling["divisor"], metadata, flip=flip)
     path.write_bytes(content)
@@ -79,19 +79,19 @@ def random_case(rng: np.random.Generator) -> tuple[ModelParams, tuple[int, ...],
     return ModelParams.model_validate(content), tuple(image), int(rng.integers(2, 6))
 
 
-def test_random_models_predict_as_in_keras_and_in_the_reference_evaluator(tmp_path: Path) -> None:
-    """Kinds, architectures, odd and color shapes, scalings, penalties and flips."""
+def test_random_models_agree_with_keras_and_reference(tmp_path: Path) -> None:
+    """Kinds, architectures, image shapes, colors, scalings, penalties and flips vary."""
     kinds = set()
     for case in range(CASES):
         rng = np.random.default_rng(case)
         params, image, classes = random_case(rng)
-        if params.kind == "cnn":  # the augmentation moves by a pixel
+        if params.kind == "cnn":  # the augmentation translates by a pixel
             image = tuple(max(size, 2) for size in image)
         dataset, scaling = described(*image, classes=classes, flip=bool(rng.integers(2)))
-        if rng.integers(2):  # as normalize.method: standardize has it
+        if rng.integers(2):  # as with normalize.method: standardize
             scaling = {"offset": float(rng.uniform(0, 99)), "divisor": float(rng.uniform(20, 99))}
         model = getattr(networks, params.kind)(params, dataset, scaling)
-        shake(model, rng)
+        perturb(model, rng)
         flip = flips(params, dataset)
         graph, callable_ = converted(model, dataset, scaling, flip=flip, path=tmp_path / "m.onnx")
         images = rng.integers(0, 256, (9, *image), dtype=np.uint8)
@@ -101,7 +101,7 @@ def test_random_models_predict_as_in_keras_and_in_the_reference_evaluator(tmp_pa
         reference = evaluator.run(None, {"images": images})[0]
         expect_parity(reference, expected)
         kinds.add((params.kind, flip, len(image)))
-    assert len(kinds) == 2 + 2 + 4  # all were met
+    assert len(kinds) == 2 + 2 + 4  # all combinations occurred
 
 
 STACKS: dict[str, Any] = {
@@ -124,12 +124,12 @@ STACKS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", STACKS)
-def test_architectures_of_known_layers_need_no_new_code(name: str, tmp_path: Path) -> None:
+def test_new_architectures_of_known_layers_convert(name: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     dataset, scaling = described(8, 7, 3)
     output = layers.Dense(3, activation="softmax")
     model = keras.Sequential([keras.Input((8, 7, 3)), *STACKS[name](), output], name="stack")
-    shake(model, rng)
+    perturb(model, rng)
     _, callable_ = converted(model, dataset, scaling, flip=True, path=tmp_path / "m.onnx")
     images = rng.integers(0, 256, (20, 8, 7, 3), dtype=np.uint8)
     expect_parity(callable_(images), by_keras(model, images, scaling, flip=True))
@@ -147,7 +147,7 @@ def test_architectures_of_known_layers_need_no_new_code(name: str, tmp_path: Pat
         (lambda: layers.GlobalAveragePooling2D(keepdims=True), "keepdims is not supported"),
     ],
 )
-def test_an_unknown_layer_is_rejected_by_name(layer: Any, reason: str) -> None:  # noqa: ANN401
+def test_unknown_layer_is_rejected_by_name(layer: Any, reason: str) -> None:  # noqa: ANN401
     stack = [keras.Input((6, 5, 3)), layer(), layers.Flatten(), layers.Dense(3)]
     model = keras.Sequential(stack, name="m")
     dataset, _ = described(6, 5, 3)
@@ -155,12 +155,12 @@ def test_an_unknown_layer_is_rejected_by_name(layer: Any, reason: str) -> None: 
         from_keras(model, 0.0, 255.0, describe(dataset, "m", 1, 1), flip=False)
 
 
-def test_an_operator_that_the_runtime_rejects_cannot_be_built() -> None:
+def test_operator_unknown_to_the_runtime_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"^Loop is not among the operators"):
         Graph(0.0, 1.0).add("Loop", "images")
 
 
-def test_random_layers_and_dropout_leave_no_node(tmp_path: Path) -> None:
+def test_augmentation_and_dropout_leave_no_node(tmp_path: Path) -> None:
     dataset, scaling = described(flip=True)
     params = ModelParams.model_validate(read_yaml(ROOT / "params.yaml")["model"] | {"kind": "cnn"})
     model = networks.cnn(params, dataset, scaling)
@@ -187,7 +187,8 @@ print(hashlib.sha256(content).hexdigest(), b"2026" in content, b"/" in content)
 """
 
 
-def test_equal_weights_give_equal_bytes_under_any_hash_seed_and_locale() -> None:
+def test_equal_weights_give_equal_bytes() -> None:
+    """Hash seed and locale have no effect."""
     found = set()
     for seed, language in (("1", "C"), ("2", "tr_TR.UTF-8")):
         env = os.environ | {"PYTHONHASHSEED": seed, "LC_ALL": language}
@@ -196,8 +197,8 @@ def test_equal_weights_give_equal_bytes_under_any_hash_seed_and_locale() -> None
     assert len(found) == 1
 
 
-def test_the_file_describes_the_model_and_nothing_else(tmp_path: Path) -> None:
-    """No date, path, host or library version, which would differ between equal models."""
+def test_model_file_describes_only_the_model(tmp_path: Path) -> None:
+    """A date, path, host or library version would differ between equal models."""
     dataset, scaling = described(classes=2)
     model = keras.Sequential(
         [keras.Input((6, 5)), layers.Flatten(), layers.Dense(2, activation="softmax")], name="m"

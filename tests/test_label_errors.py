@@ -18,7 +18,7 @@ FLIPPED = [3, 41, 77]
 
 @pytest.fixture
 def flipped(project: Path, edit: Edit, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The tiny dataset with three wrong training labels, and the outputs of the stages."""
+    """The tiny dataset with three label errors in training, and the outputs of the stages."""
     edit("model.pca_knn", {"components": 4, "neighbors": 3})
     edit("model.kind", "pca_knn")
     fetch.main()
@@ -32,9 +32,8 @@ def flipped(project: Path, edit: Edit, monkeypatch: pytest.MonkeyPatch) -> Path:
     return project
 
 
-def test_wrong_training_labels_come_first_by_their_place_in_the_published_split(
-    flipped: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_label_errors_rank_first(flipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Indexes are those of the published training set."""
     true = np.load("data/raw/train_labels.npy")[FLIPPED].astype(int) - 1
     label_errors.main()
     table = pd.read_csv("reports/train_label_errors.csv")
@@ -46,7 +45,7 @@ def test_wrong_training_labels_come_first_by_their_place_in_the_published_split(
     assert f"3-fold cross-validation: accuracy {87 / 90:.4f}" in capsys.readouterr().out
 
 
-def test_a_network_finds_them_too(flipped: Path, edit: Edit) -> None:
+def test_network_finds_label_errors(flipped: Path, edit: Edit) -> None:
     edit("model.kind", "mlp")
     edit("train.epochs", 15)
     edit("train.learning_rate", 0.02)
@@ -72,7 +71,7 @@ def test_every_image_is_held_out_once(flipped: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("key", "value"), [("dataset", "fashion_mnist"), ("normalize.method", "standardize")]
 )
-def test_data_of_other_parameters_are_refused(
+def test_data_of_other_parameters_are_rejected(
     flipped: Path, edit: Edit, key: str, value: str
 ) -> None:
     edit(key, value)
@@ -83,7 +82,7 @@ def test_data_of_other_parameters_are_refused(
 
 
 @pytest.mark.parametrize("folds", ["1", "91", "-3"])
-def test_a_number_of_folds_that_cannot_be_is_refused(
+def test_invalid_number_of_folds_is_rejected(
     flipped: Path, monkeypatch: pytest.MonkeyPatch, folds: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["label_errors", "--folds", folds])
@@ -93,7 +92,7 @@ def test_a_number_of_folds_that_cannot_be_is_refused(
 
 
 @pytest.mark.parametrize("seed", [0, 5])
-def test_folds_are_as_large_as_each_other_and_the_seed_decides_them(seed: int) -> None:
+def test_folds_have_equal_sizes_and_depend_on_the_seed(seed: int) -> None:
     folds = label_errors.fold_numbers(11, 3, seed)
     assert sorted(np.bincount(folds)) == [3, 4, 4]
     assert (folds == label_errors.fold_numbers(11, 3, seed)).all()

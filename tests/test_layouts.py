@@ -44,13 +44,13 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 @pytest.fixture
 def clone(original: Clone, tmp_path: Path) -> Clone:
-    """A copy of it, with the data and the experiment."""
+    """A copy of the original project, with the data and the experiment."""
     shutil.copytree(original.path.parents[1], tmp_path / "copy")
     return Clone(tmp_path / "copy" / SUBFOLDER, original.env)
 
 
 def restore(clone: Clone) -> str:
-    """Compares without the experiment's predictions, and runs the command that is printed."""
+    """Compare without the experiment's predictions, and run the printed command."""
     output = clone.call(*COMPARE, code=1)
     assert f"skipped, predictions neither in the DVC cache nor in a remote: {EXPERIMENT}" in output
     (command,) = (line.strip() for line in output.splitlines() if line.startswith("    "))
@@ -67,7 +67,8 @@ def test_tools_work_in_a_subfolder(clone: Clone) -> None:
     assert clone.changed() == set()
 
 
-def test_uncommitted_file_in_a_subfolder_is_named_as_git_finds_it_there(clone: Clone) -> None:
+def test_uncommitted_file_in_a_subfolder_is_reported(clone: Clone) -> None:
+    """The printed command restores the file when run in the subfolder."""
     clone.edit({"train.seed": 3})
     output = clone.call("python", "-m", "tools.experiments", "--only", EXPERIMENT, code=1)
     assert "experiments: params.yaml has uncommitted changes" in output
@@ -75,7 +76,7 @@ def test_uncommitted_file_in_a_subfolder_is_named_as_git_finds_it_there(clone: C
     assert clone.changed() == set()
 
 
-def test_worktree_gets_the_cache_of_the_main_one(clone: Clone, tmp_path: Path) -> None:
+def test_worktree_uses_the_cache_of_the_main_tree(clone: Clone, tmp_path: Path) -> None:
     clone.call("git", "worktree", "add", "-q", str(tmp_path / "tree"))
     tree = Clone(tmp_path / "tree" / SUBFOLDER, clone.env)
     assert restore(tree) == f"dvc cache dir --local {clone.path}/.dvc/cache"
@@ -83,7 +84,7 @@ def test_worktree_gets_the_cache_of_the_main_one(clone: Clone, tmp_path: Path) -
     assert "match dvc.lock" in tree.call("python", "-m", "tools.verify")
 
 
-def test_object_in_the_own_cache_is_not_looked_for_elsewhere(
+def test_cached_object_is_not_searched_elsewhere(
     clone: Clone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(clone.path)
@@ -92,7 +93,7 @@ def test_object_in_the_own_cache_is_not_looked_for_elsewhere(
 
 
 def test_clone_without_data_reads_the_remote(clone: Clone, tmp_path: Path) -> None:
-    """The clone has the experiment, and a remote that is newer than it."""
+    """The clone has the experiment, and the remote is added later."""
     Clone(tmp_path, clone.env).call("git", "clone", "-q", str(clone.path.parents[1]), "other")
     other = Clone(tmp_path / "other" / SUBFOLDER, clone.env)
     other.call("git", "fetch", "-q", "origin", "refs/exps/*:refs/exps/*")
@@ -102,7 +103,8 @@ def test_clone_without_data_reads_the_remote(clone: Clone, tmp_path: Path) -> No
     assert EXPERIMENT in other.call(*COMPARE)
 
 
-def test_garbage_collected_experiment_is_run_again_without_a_remote(clone: Clone) -> None:
+def test_garbage_collected_experiment_is_rerun(clone: Clone) -> None:
+    """There is no remote to pull from."""
     clone.call("dvc", "gc", "-q", "-w", "-f")
     assert restore(clone) == (
         f"dvc exp remove {EXPERIMENT} && dvc exp run --temp --name {EXPERIMENT} "
@@ -112,7 +114,7 @@ def test_garbage_collected_experiment_is_run_again_without_a_remote(clone: Clone
 
 
 @pytest.mark.slow
-def test_temporary_experiment_needs_a_tracked_data_folder(clone: Clone) -> None:
+def test_temporary_experiment_requires_tracked_data(clone: Clone) -> None:
     clone.call("git", "rm", "-rq", "--cached", "tiny")
     ignored = clone.path / ".gitignore"
     ignored.write_text(ignored.read_text() + "/tiny\n")

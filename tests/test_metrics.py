@@ -1,4 +1,4 @@
-"""Every measure against a case worked out by hand and against another way to compute it."""
+"""Every metric against hand-calculated cases and another implementation."""
 
 import math
 import warnings
@@ -37,7 +37,7 @@ def random_case(classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(
     ("correct", "count"), [(0, 1), (1, 1), (0, 30), (30, 30), (7, 10), (9_780, 10_000)]
 )
-def test_the_interval_is_wilsons_closed_formula(correct: int, count: int) -> None:
+def test_interval_matches_wilsons_formula(correct: int, count: int) -> None:
     z, share = 1.959963984540054, correct / count
     middle = share + z**2 / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
@@ -48,7 +48,7 @@ def test_the_interval_is_wilsons_closed_formula(correct: int, count: int) -> Non
 @pytest.mark.parametrize(
     ("correct", "count"), [(0, 1), (1, 1), (7, 10), (9_780, 10_000), (60_000, 60_000)]
 )
-def test_the_interval_is_scipys(correct: int, count: int) -> None:
+def test_interval_agrees_with_scipy(correct: int, count: int) -> None:
     expected = binomtest(correct, count).proportion_ci(0.95, method="wilson")
     assert accuracy_interval(correct, count) == pytest.approx(
         (expected.low, expected.high), abs=1e-12
@@ -56,7 +56,7 @@ def test_the_interval_is_scipys(correct: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 12])
-def test_confusion_recall_precision_and_f1_are_scikit_learns(classes: int) -> None:
+def test_class_scores_agree_with_scikit_learn(classes: int) -> None:
     rng = np.random.default_rng(classes)
     labels, predicted = rng.integers(0, max(2, classes - 1), (2, 200)).astype(
         np.uint8
@@ -77,20 +77,20 @@ def test_confusion_recall_precision_and_f1_are_scikit_learns(classes: int) -> No
         np.testing.assert_allclose(table[name], expected, rtol=1e-12)
 
 
-def test_the_interval_of_8_in_10_is_what_tables_say() -> None:
+def test_interval_of_8_in_10_matches_published_tables() -> None:
     low, high = accuracy_interval(8, 10)
     assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
 
 
 @pytest.mark.parametrize("count", [*range(1, 40), 10_000])
-def test_the_interval_contains_the_accuracy_and_stays_between_0_and_1(count: int) -> None:
+def test_interval_contains_accuracy_within_0_and_1(count: int) -> None:
     for correct in {0, 1, count // 2, count - 1, count}:
         low, high = accuracy_interval(correct, count)
         assert 0 <= low <= correct / count <= high <= 1
         assert low < high
 
 
-def test_cross_entropy_is_the_mean_of_minus_ln_of_the_labels_probability() -> None:
+def test_cross_entropy_of_hand_calculated_case() -> None:
     probabilities = np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]])
     assert cross_entropy(np.array([1, 2]), probabilities) == pytest.approx(
         (math.log(4) + math.log(1.25)) / 2
@@ -98,7 +98,7 @@ def test_cross_entropy_is_the_mean_of_minus_ln_of_the_labels_probability() -> No
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
-def test_cross_entropy_agrees_with_the_formula_and_with_what_keras_minimizes(classes: int) -> None:
+def test_cross_entropy_agrees_with_formula_and_keras(classes: int) -> None:
     labels, probabilities = random_case(classes, seed=classes)
     found = cross_entropy(labels, probabilities)
     formula = -np.mean(np.log(probabilities[np.arange(500), labels].astype(np.float64)))
@@ -107,28 +107,30 @@ def test_cross_entropy_agrees_with_the_formula_and_with_what_keras_minimizes(cla
     assert found == pytest.approx(float(loss.mean()), rel=1e-5)
 
 
-def test_cross_entropy_is_0_for_certainty_and_ln_of_the_classes_for_ignorance() -> None:
+def test_cross_entropy_of_certain_and_uniform_rows() -> None:
+    """It is 0 for certainty and the logarithm of the number of classes for uniform rows."""
     labels = np.array([2, 0])
     assert cross_entropy(labels, np.eye(3)[labels]) == pytest.approx(0, abs=1e-12)
     assert cross_entropy(labels, np.full((2, 3), 1 / 3)) == pytest.approx(math.log(3))
 
 
-def test_cross_entropy_of_certainty_in_a_wrong_class_is_large_but_a_number() -> None:
+def test_cross_entropy_of_a_certain_error_is_finite() -> None:
     assert 80 < cross_entropy(np.array([0]), np.array([[0, 1]], np.float32)) < 90
 
 
-def test_cross_entropy_knows_the_classes_that_no_image_has() -> None:
+def test_cross_entropy_with_classes_without_images() -> None:
     assert cross_entropy(np.array([1, 1]), np.full((2, 4), 0.25)) == pytest.approx(math.log(4))
 
 
-def test_confusion_has_labels_in_rows_and_predictions_in_columns() -> None:
+def test_confusion_rows_are_labels() -> None:
+    """Columns are predictions."""
     counts = confusion(LABELS, PREDICTED, 3)
     assert counts.tolist() == [[1, 2, 0], [1, 1, 0], [0, 1, 0]]
     assert counts.dtype == np.int64
 
 
 @pytest.mark.parametrize("classes", [2, 10])
-def test_confusion_counts_what_a_loop_counts(classes: int) -> None:
+def test_confusion_agrees_with_a_loop(classes: int) -> None:
     labels, probabilities = random_case(classes, seed=1)
     predicted = probabilities.argmax(axis=1)
     counted = np.zeros((classes, classes), int)
@@ -137,11 +139,11 @@ def test_confusion_counts_what_a_loop_counts(classes: int) -> None:
     np.testing.assert_array_equal(confusion(labels, predicted, classes), counted)
 
 
-def test_confusion_has_a_row_and_a_column_for_a_class_that_never_occurs() -> None:
+def test_confusion_includes_classes_that_never_occur() -> None:
     assert confusion(np.array([1]), np.array([1]), 3).tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
 
 
-def test_recall_precision_and_f1_of_a_case_worked_out_by_hand() -> None:
+def test_class_scores_of_hand_calculated_case() -> None:
     # "c" is never predicted; "d" is neither a label nor predicted.
     expected = pd.DataFrame(
         {
@@ -169,7 +171,7 @@ def test_recall_precision_and_f1_of_a_case_worked_out_by_hand() -> None:
     )
 
 
-def test_recall_precision_and_f1_follow_from_the_confusion_matrix() -> None:
+def test_class_scores_follow_from_the_confusion_matrix() -> None:
     labels, probabilities = random_case(10, seed=2)
     predicted = probabilities.argmax(axis=1)
     counts = confusion(labels, predicted, 10)
@@ -184,9 +186,8 @@ def test_recall_precision_and_f1_follow_from_the_confusion_matrix() -> None:
 
 @settings(deadline=None, derandomize=True)
 @given(st.integers(2, 8), st.data())
-def test_means_over_classes_are_scikit_learns_macro_f1_and_balanced_accuracy(
-    classes: int, data: st.DataObject
-) -> None:
+def test_class_means_agree_with_scikit_learn(classes: int, data: st.DataObject) -> None:
+    """They are the macro F1 and the balanced accuracy."""
     labels = data.draw(st.lists(st.integers(0, classes - 1), min_size=1, max_size=12))
     predicted = data.draw(
         st.lists(st.integers(0, classes - 1), min_size=len(labels), max_size=len(labels))
@@ -199,60 +200,59 @@ def test_means_over_classes_are_scikit_learns_macro_f1_and_balanced_accuracy(
     assert table["recall"].mean() == pytest.approx(expected)
 
 
-def test_perfect_predictions_have_macro_f1_of_1_if_a_class_has_no_images() -> None:
+def test_class_without_images_does_not_lower_macro_f1() -> None:
     labels = np.delete(np.arange(25), 9)  # as in Sign Language MNIST
     table = per_class(labels, labels, [str(i) for i in range(25)])
     assert table["f1"].mean() == table["recall"].mean() == 1
     assert table.drop(columns=["class", "images"]).loc[9].isna().all()
 
 
-def test_the_brier_score_is_the_mean_squared_distance_from_the_truth() -> None:
+def test_brier_score_of_hand_calculated_case() -> None:
     probabilities = np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]])
     expected = (0.25 + 0.5625 + 0.0625 + 0.01 + 0.01 + 0.04) / 2
     assert metrics.brier(np.array([1, 2]), probabilities) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("classes", [3, 10])
-def test_the_brier_score_agrees_with_scikit_learns(classes: int) -> None:
+def test_brier_score_agrees_with_scikit_learn(classes: int) -> None:
     labels, probabilities = random_case(classes, seed=classes)
     rows = probabilities.astype(float) / probabilities.astype(float).sum(axis=1, keepdims=True)
     expected = brier_score_loss(labels, rows, labels=range(classes), scale_by_half=False)
     assert metrics.brier(labels, rows) == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_brier_score_of_two_classes_counts_both() -> None:
+def test_brier_score_of_two_classes_counts_both() -> None:
     assert metrics.brier(np.array([1, 0]), np.array([[0.25, 0.75], [0.5, 0.5]])) == pytest.approx(
         (0.125 + 0.5) / 2
     )
 
 
 @pytest.mark.parametrize(("rows", "score"), [(np.eye(3)[[2, 0]], 0), (np.eye(3)[[1, 1]], 2)])
-def test_the_brier_score_of_certainty_is_0_or_2(rows: np.ndarray, score: float) -> None:
+def test_brier_score_of_certainty_is_0_or_2(rows: np.ndarray, score: float) -> None:
     assert metrics.brier(np.array([2, 0]), rows) == score
 
 
-def test_ranks_count_from_1_where_the_label_is_predicted_and_the_first_of_equals_comes_first() -> (
-    None
-):
+def test_ranks_start_at_1_and_break_ties_by_class() -> None:
     probabilities = np.array([[0.5, 0.3, 0.2]] * 3 + [[0.4, 0.4, 0.2]] * 2)
     assert metrics.ranks(np.array([0, 1, 2, 0, 1]), probabilities).tolist() == [1, 2, 3, 1, 2]
 
 
 @pytest.mark.parametrize("classes", [2, 10])
-def test_rank_1_is_what_argmax_predicts(classes: int) -> None:
+def test_rank_1_is_the_argmax(classes: int) -> None:
     labels, probabilities = random_case(classes, seed=4)
     tied = np.round(probabilities, 1)
     np.testing.assert_array_equal(metrics.ranks(labels, tied) == 1, tied.argmax(axis=1) == labels)
 
 
-def test_label_quality_is_low_if_another_class_is_far_more_probable() -> None:
+def test_label_quality_of_hand_calculated_cases() -> None:
+    """Quality is low if another class is far more probable than the label."""
     labels = np.array([0, 1, 2, 2])
     rows = np.array([[0.75, 0.25, 0], [0.625, 0.25, 0.125], [0.125, 0.375, 0.5], [0, 1, 0]])
     assert metrics.label_quality(labels, rows).tolist() == [0.75, 0.3125, 0.5625, 0]
 
 
 @pytest.mark.parametrize("classes", [2, 10])
-def test_label_quality_is_cleanlabs_normalized_margin(classes: int) -> None:
+def test_label_quality_agrees_with_cleanlab(classes: int) -> None:
     labels, rows = random_case(classes, seed=5)
     rows = rows.astype(float)
     expected = get_label_quality_scores(

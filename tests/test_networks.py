@@ -21,7 +21,7 @@ Network = Any  # keras.Model, which has no types
 
 
 def build(params: ModelParams, *image: int, classes: int = 3, flip: bool = False) -> Network:
-    """The model of a kind, for images of 6x5 if nothing else is given."""
+    """Return a model, by default for images of 6x5."""
     architecture = getattr(networks, params.kind)
     return architecture(params, *described(*image, classes=classes, flip=flip))
 
@@ -54,21 +54,19 @@ def images(count: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("kind", "parameters"), [("mlp", 784 * 1000 + 1000 + 1000 * 10 + 10), ("linear", 7_850)]
 )
-def test_the_tutorials_sizes_have_the_tutorials_number_of_parameters(
-    kind: str, parameters: int
-) -> None:
+def test_parameter_counts_and_shapes_of_tutorial_sizes(kind: str, parameters: int) -> None:
     model = build(params_of(kind, (1000,)), 28, 28, classes=10)
     assert model.count_params() == parameters
     assert model.input_shape == (None, 28, 28)
     assert model.output_shape == (None, 10)
 
 
-def test_the_tutorials_perceptron_has_795_010_parameters() -> None:
+def test_tutorial_mlp_has_795_010_parameters() -> None:
     assert build(params_of("mlp", (1000,)), 28, 28, classes=10).count_params() == 795_010
 
 
 @pytest.mark.parametrize("kind", ["mlp", "linear"])
-def test_probabilities_add_up_to_1(kind: str) -> None:
+def test_probabilities_sum_to_1(kind: str) -> None:
     probabilities = model_of(kind).predict_on_batch(images(50) * 9)
     assert probabilities.shape == (50, 3)
     assert probabilities.dtype == np.float32
@@ -76,7 +74,7 @@ def test_probabilities_add_up_to_1(kind: str) -> None:
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
-def test_the_perceptron_computes_what_its_weights_say() -> None:
+def test_mlp_agrees_with_numpy() -> None:
     model = model_of("mlp", hidden=(8, 4))
     rows = images(5).reshape(5, -1)
     (w1, b1, w2, b2, w3, b3) = model.get_weights()
@@ -85,21 +83,21 @@ def test_the_perceptron_computes_what_its_weights_say() -> None:
     np.testing.assert_allclose(model.predict_on_batch(images(5)), expected, atol=1e-6)
 
 
-def test_no_hidden_layers_make_a_perceptron_of_one_layer() -> None:
+def test_mlp_without_hidden_layers_has_one_layer() -> None:
     assert kinds_of_layers(model_of("mlp", hidden=())) == ["Flatten", "Dense"]
 
 
-def test_dropout_follows_each_hidden_layer_where_it_is_asked_for() -> None:
+def test_dropout_follows_each_hidden_layer() -> None:
     model = model_of("mlp", hidden=(8, 4), dropout=0.25)
     assert kinds_of_layers(model) == ["Flatten", "Dense", "Dropout", "Dense", "Dropout", "Dense"]
     assert [layer.rate for layer in model.layers if hasattr(layer, "rate")] == [0.25, 0.25]
 
 
-def test_no_dropout_makes_no_layer() -> None:
+def test_zero_dropout_adds_no_layer() -> None:
     assert kinds_of_layers(model_of("mlp", hidden=(8, 4))) == ["Flatten", "Dense", "Dense", "Dense"]
 
 
-def test_dropout_drops_nothing_from_predictions() -> None:
+def test_dropout_is_inactive_in_predictions() -> None:
     dropping, plain = model_of("mlp", dropout=0.9), model_of("mlp")
     plain.set_weights(dropping.get_weights())
     np.testing.assert_array_equal(
@@ -107,7 +105,7 @@ def test_dropout_drops_nothing_from_predictions() -> None:
     )
 
 
-def test_the_penalty_is_l2_times_the_squared_weights_without_the_biases() -> None:
+def test_l2_penalty_excludes_biases() -> None:
     model = model_of("linear", l2=0.5)
     weights, biases = model.get_weights()
     model.set_weights([weights, biases + 1])
@@ -116,12 +114,12 @@ def test_the_penalty_is_l2_times_the_squared_weights_without_the_biases() -> Non
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
-def test_no_penalty_adds_nothing_to_the_loss(kind: str) -> None:
+def test_zero_l2_adds_no_penalty(kind: str) -> None:
     assert model_of(kind).losses == []
 
 
 @pytest.mark.parametrize("kind", ["mlp", "linear"])
-def test_the_seed_decides_the_weights(kind: str) -> None:
+def test_seed_determines_the_weights(kind: str) -> None:
     first, again, other = (model_of(kind, seed=seed).get_weights()[0] for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert (first != other).mean() > 0.9
@@ -133,7 +131,7 @@ def cnn(**changes: object) -> ModelParams:
     return ModelParams.model_validate(content)
 
 
-def test_the_convolutional_network_halves_the_image_after_each_block_rounded_up() -> None:
+def test_cnn_blocks_halve_the_image_rounding_up() -> None:
     model = build(cnn(depth=2))
     assert [layer.output.shape[1:] for layer in model.layers if "pooling" in layer.name] == [
         (3, 3, 4),
@@ -148,7 +146,7 @@ def test_the_convolutional_network_halves_the_image_after_each_block_rounded_up(
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
-MOVES = {"shift": 0.0, "rotation": 0.0, "flip": False}
+NO_AUGMENTATION = {"shift": 0.0, "rotation": 0.0, "flip": False}
 
 
 @pytest.mark.parametrize(
@@ -161,51 +159,60 @@ MOVES = {"shift": 0.0, "rotation": 0.0, "flip": False}
         ({"flip": True}, False, []),
     ],
 )
-def test_images_are_moved_as_asked_and_mirrored_only_where_the_data_set_allows_it(
+def test_augmentation_layers_follow_the_parameters(
     changes: dict[str, object], flip: bool, layers: list[str]
 ) -> None:
-    model = build(cnn(**MOVES | changes), flip=flip)
+    """Images are flipped only if the dataset allows it."""
+    model = build(cnn(**NO_AUGMENTATION | changes), flip=flip)
     assert [name for name in kinds_of_layers(model) if name.startswith("Random")] == layers
 
 
-def test_augmentation_moves_by_no_more_than_asked_and_only_while_training() -> None:
-    (layer,) = augmentation(cnn(**MOVES | {"shift": 1.0}).cnn, (9, 7), flip=False, background=0.0)
+def test_translation_is_limited_to_the_parameter() -> None:
+    """There is none outside training."""
+    (layer,) = augmentation(
+        cnn(**NO_AUGMENTATION | {"shift": 1.0}).cnn, (9, 7), flip=False, background=0.0
+    )
     image = np.zeros((200, 9, 7, 1), np.float32)
     image[:, 4, 3] = 1
-    moved = np.asarray(layer(image, training=True))[..., 0]
+    translated = np.asarray(layer(image, training=True))[..., 0]
     rows, columns = (
-        np.nonzero(moved.sum(axis=(0, 2)) > 1e-3)[0],
-        np.nonzero(moved.sum(axis=(0, 1)) > 1e-3)[0],
+        np.nonzero(translated.sum(axis=(0, 2)) > 1e-3)[0],
+        np.nonzero(translated.sum(axis=(0, 1)) > 1e-3)[0],
     )
     assert (rows.tolist(), columns.tolist()) == ([3, 4, 5], [2, 3, 4])
     np.testing.assert_array_equal(layer(image, training=False), image)
 
 
-def test_what_comes_in_at_an_edge_is_the_background() -> None:
-    (layer,) = augmentation(cnn(**MOVES | {"shift": 3.0}).cnn, (6, 5), flip=False, background=-0.5)
-    moved = np.asarray(layer(np.ones((50, 6, 5, 1), np.float32), training=True))
-    assert moved.min() == pytest.approx(-0.5)
-    assert moved.max() == pytest.approx(1)
+def test_translation_fills_edges_with_background() -> None:
+    (layer,) = augmentation(
+        cnn(**NO_AUGMENTATION | {"shift": 3.0}).cnn, (6, 5), flip=False, background=-0.5
+    )
+    translated = np.asarray(layer(np.ones((50, 6, 5, 1), np.float32), training=True))
+    assert translated.min() == pytest.approx(-0.5)
+    assert translated.max() == pytest.approx(1)
 
 
-def test_a_shift_larger_than_the_image_is_refused() -> None:
-    build(cnn(**MOVES | {"shift": 5.0}))
+def test_translation_beyond_the_image_is_rejected() -> None:
+    build(cnn(**NO_AUGMENTATION | {"shift": 5.0}))
     with pytest.raises(
         StageError, match=r"^params.yaml: model.cnn.shift: expected at most 5 pixels, found 5.5$"
     ):
-        build(cnn(**MOVES | {"shift": 5.5}))
+        build(cnn(**NO_AUGMENTATION | {"shift": 5.5}))
 
 
-def test_a_mirrored_image_is_the_image_from_right_to_left() -> None:
-    (layer,) = augmentation(cnn(**MOVES | {"flip": True}).cnn, (6, 5), flip=True, background=0.5)
+def test_random_flip_is_horizontal() -> None:
+    (layer,) = augmentation(
+        cnn(**NO_AUGMENTATION | {"flip": True}).cnn, (6, 5), flip=True, background=0.5
+    )
     batch = images(40)[..., None]
     found = np.asarray(layer(batch, training=True))
-    mirrored = (found == batch[:, :, ::-1]).all(axis=(1, 2, 3))
-    assert 5 < mirrored.sum() < 35
-    assert (mirrored | (found == batch).all(axis=(1, 2, 3))).all()
+    flipped = (found == batch[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert 5 < flipped.sum() < 35
+    assert (flipped | (found == batch).all(axis=(1, 2, 3))).all()
 
 
-def test_the_networks_multiply_adds_are_those_of_its_kernels_wherever_they_are_laid() -> None:
+def test_multiply_adds_count_kernel_applications() -> None:
+    """A convolution counts its kernel once per output position."""
     assert (
         multiply_adds(build(params_of("mlp", (1000,)), 28, 28, classes=10))
         == 784 * 1000 + 1000 * 10
@@ -215,10 +222,10 @@ def test_the_networks_multiply_adds_are_those_of_its_kernels_wherever_they_are_l
     assert multiply_adds(build(cnn())) == first + second + last
 
 
-@pytest.mark.parametrize(("asked", "allowed"), [(True, True), (True, False), (False, True)])
-def test_flips_need_both_the_parameter_and_the_dataset(asked: bool, allowed: bool) -> None:
+@pytest.mark.parametrize(("requested", "allowed"), [(True, True), (True, False), (False, True)])
+def test_flips_require_parameter_and_dataset(requested: bool, allowed: bool) -> None:
     dataset, _ = described(flip=allowed)
-    assert flips(cnn(flip=asked), dataset) == (asked and allowed)
+    assert flips(cnn(flip=requested), dataset) == (requested and allowed)
     assert not flips(params_of("mlp"), dataset)
 
 
@@ -229,7 +236,7 @@ def test_color_images_keep_their_channels() -> None:
     assert model.input_shape == (None, 6, 5, 3)
 
 
-def test_an_mlp_of_too_many_weights_is_refused_with_advice() -> None:
+def test_oversized_mlp_is_rejected_with_advice() -> None:
     with pytest.raises(StageError, match=r"^params.yaml: model.mlp: 120,.* use model.kind=cnn"):
         build(params_of("mlp", (10_000,)), 200, 60)
 
@@ -237,10 +244,10 @@ def test_an_mlp_of_too_many_weights_is_refused_with_advice() -> None:
 HOSTILE = {"backend": "jax", "floatx": "float64", "image_data_format": "channels_first"}
 
 
-def test_settings_of_the_user_change_neither_backend_nor_precision_nor_layout(
+def test_user_keras_settings_are_ignored(
     tmp_path: Path,
 ) -> None:
-    """A KERAS_BACKEND or an old ~/.keras/keras.json would fail, or change the weights silently."""
+    """KERAS_BACKEND or an old ~/.keras/keras.json could fail or change the weights silently."""
     (tmp_path / ".keras").mkdir()
     (tmp_path / ".keras/keras.json").write_text(json.dumps(HOSTILE))
     code = (
@@ -254,16 +261,17 @@ def test_settings_of_the_user_change_neither_backend_nor_precision_nor_layout(
     assert json.loads((tmp_path / ".keras/keras.json").read_text()) == HOSTILE
 
 
-def test_importing_tensorflow_prints_nothing_and_later_output_is_printed() -> None:
+def test_importing_tensorflow_prints_nothing() -> None:
+    """Later output is printed."""
     code = (
         "from stages.lib.models.networks import import_keras;"
-        "import_keras().ops.add(1, 1); raise SystemExit('heard')"
+        "import_keras().ops.add(1, 1); raise SystemExit('printed')"
     )
-    assert run_python(code) == (1, "", "heard\n")
+    assert run_python(code) == (1, "", "printed\n")
 
 
 def run_python(code: str, **variables: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a program in a process of its own."""
+    """Run a program in a separate process and return its exit code, stdout and stderr."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("TF_", "KERAS_"))}
     command, env = [sys.executable, "-c", code], kept | variables
     ended = subprocess.run(

@@ -13,7 +13,7 @@ from tests.helpers import Edit, tiny_arrays
 
 
 def splits(project: Path) -> dict[str, np.ndarray]:
-    """What the stage wrote, by name."""
+    """Return the arrays that the stage wrote, by name."""
     return {path.stem: np.load(path) for path in (project / "data/normalized").glob("*.npy")}
 
 
@@ -44,13 +44,13 @@ def numbers(images: np.ndarray) -> np.ndarray:
 
 
 def training_levels() -> np.ndarray:
-    """The published images that are left to train on."""
+    """Return the published images that remain for training."""
     arrays = tiny_arrays()
     held = normalize.choose_held_out(arrays["train_labels"], 18, 0)
     return np.delete(arrays["train_images"], held, axis=0)
 
 
-def test_min_max_maps_the_training_splits_range_to_0_and_1(project: Path) -> None:
+def test_min_max_maps_training_range_to_0_and_1(project: Path) -> None:
     fetch.main()
     normalize.main()
     found, published = splits(project), tiny_arrays()
@@ -71,9 +71,8 @@ def test_min_max_maps_the_training_splits_range_to_0_and_1(project: Path) -> Non
     }
 
 
-def test_standardize_gives_the_training_split_mean_0_and_deviation_1_and_no_other(
-    project: Path, edit: Edit
-) -> None:
+def test_standardize_is_fitted_on_the_training_split(project: Path, edit: Edit) -> None:
+    """Only that split has mean 0 and standard deviation 1."""
     edit("normalize.method", "standardize")
     fetch.main()
     normalize.main()
@@ -86,9 +85,7 @@ def test_standardize_gives_the_training_split_mean_0_and_deviation_1_and_no_othe
         assert found[f"{split}_images"].std() != pytest.approx(1, abs=1e-4)
 
 
-def test_standardize_moves_every_split_by_the_training_splits_numbers(
-    project: Path, edit: Edit
-) -> None:
+def test_standardize_applies_training_statistics(project: Path, edit: Edit) -> None:
     edit("normalize.method", "standardize")
     fetch.main()
     normalize.main()
@@ -104,18 +101,18 @@ def test_standardize_moves_every_split_by_the_training_splits_numbers(
     )
 
 
-def test_digits_of_levels_0_to_16_are_stretched_to_0_and_1() -> None:
+def test_levels_0_to_16_are_scaled_to_0_and_1() -> None:
     images = np.array([[0, 4], [16, 8]], np.uint8)
     assert normalize.offset_and_divisor("min_max", [images[:1], images[:0], images[1:]]) == (0, 16)
 
 
 @pytest.mark.parametrize("method", ["min_max", "standardize"])
-def test_images_of_one_level_are_refused(method: str) -> None:
+def test_images_of_one_level_are_rejected(method: str) -> None:
     with pytest.raises(StageError, match=r"every pixel has level 7, which cannot be scaled"):
         normalize.offset_and_divisor(method, [np.full((3, 2, 2), 7, np.uint8)])
 
 
-def test_mean_and_deviation_do_not_depend_on_the_chunks() -> None:
+def test_mean_and_deviation_are_independent_of_chunks() -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 4, 3)).astype(np.uint8)
     whole = normalize.mean_and_deviation([images])
     assert whole == pytest.approx((images.mean(), images.std()), rel=1e-12)
@@ -129,7 +126,7 @@ def test_mean_and_deviation_do_not_depend_on_the_chunks() -> None:
 LABELS = np.repeat(np.arange(4, dtype=np.uint8), [40, 7, 2, 1])
 
 
-def test_the_split_is_stratified_and_the_same_at_every_call() -> None:
+def test_split_is_stratified_and_deterministic() -> None:
     held = normalize.choose_held_out(LABELS, 10, 3)
     assert held.dtype == np.int64
     assert (np.diff(held) > 0).all()
@@ -137,7 +134,7 @@ def test_the_split_is_stratified_and_the_same_at_every_call() -> None:
     np.testing.assert_array_equal(held, normalize.choose_held_out(LABELS, 10, 3))
 
 
-def test_the_seed_chooses_among_the_images_of_a_class() -> None:
+def test_seed_selects_images_within_a_class() -> None:
     drawn = [set(normalize.choose_held_out(LABELS, 10, seed).tolist()) for seed in range(300)]
     assert drawn[0] != drawn[1]
     counts = np.bincount([index for held in drawn for index in held], minlength=50)
@@ -146,7 +143,8 @@ def test_the_seed_chooses_among_the_images_of_a_class() -> None:
 
 
 @pytest.mark.parametrize("validation", range(50))
-def test_quotas_add_up_and_leave_every_class_training_images_if_possible(validation: int) -> None:
+def test_quotas_leave_training_images_of_every_class(validation: int) -> None:
+    """Quotas sum to the size of the validation split."""
     counts = np.bincount(LABELS)
     shares = normalize.quotas(counts, validation)
     assert shares.sum() == validation
@@ -158,11 +156,11 @@ def test_quotas_add_up_and_leave_every_class_training_images_if_possible(validat
         assert (np.abs(shares - validation * counts / 50) < 1).all()
 
 
-def test_a_class_without_images_gets_no_quota() -> None:
+def test_class_without_images_has_quota_0() -> None:
     assert normalize.quotas(np.array([10, 0, 10]), 4).tolist() == [2, 0, 2]
 
 
-def test_every_published_image_is_in_one_split_with_its_label(project: Path, edit: Edit) -> None:
+def test_every_image_is_in_one_split_with_its_label(project: Path, edit: Edit) -> None:
     edit("normalize.validation", 1_234)
     write_numbered(project, 9_000)  # more than two chunks
     normalize.main()
@@ -178,7 +176,7 @@ def test_every_published_image_is_in_one_split_with_its_label(project: Path, edi
     assert np.ptp(np.bincount(found["validation_labels"])) <= 1
 
 
-def test_the_seed_chooses_which_images_are_held_out(project: Path, edit: Edit) -> None:
+def test_seed_selects_the_held_out_images(project: Path, edit: Edit) -> None:
     fetch.main()
     normalize.main()
     before = splits(project)["validation_images"]
@@ -189,9 +187,8 @@ def test_the_seed_chooses_which_images_are_held_out(project: Path, edit: Edit) -
     assert (before != after).any()
 
 
-def test_no_validation_leaves_an_empty_split_and_all_images_to_train_on(
-    project: Path, edit: Edit
-) -> None:
+def test_validation_split_may_be_empty(project: Path, edit: Edit) -> None:
+    """All images then remain for training."""
     edit("normalize.validation", 0)
     fetch.main()
     normalize.main()
@@ -208,9 +205,8 @@ def test_all_but_one_image_may_be_held_out(project: Path, edit: Edit) -> None:
     assert len(splits(project)["train_images"]) == 1
 
 
-def test_holding_out_every_image_is_refused_by_name_and_writes_nothing(
-    project: Path, edit: Edit
-) -> None:
+def test_holding_out_every_image_is_rejected(project: Path, edit: Edit) -> None:
+    """Nothing is written."""
     edit("normalize.validation", 90)
     fetch.main()
     with pytest.raises(
@@ -225,7 +221,7 @@ def test_holding_out_every_image_is_refused_by_name_and_writes_nothing(
     ("asked", "published", "size"),
     [(0, 0, 0), (18, 7, 18), (0.1, 7, 9), (0.001, 0, 0), ("published", 7, 7)],
 )
-def test_a_number_a_share_or_the_published_split_validates(
+def test_validation_may_be_count_share_or_published(
     asked: float | str, published: int, size: int
 ) -> None:
     assert normalize.validation_size(asked, 90, published) == size
@@ -239,16 +235,15 @@ def test_a_number_a_share_or_the_published_split_validates(
         ("published", 0, "the dataset has no published validation split; set a number"),
     ],
 )
-def test_a_validation_split_that_cannot_be_is_refused(
+def test_invalid_validation_split_is_rejected(
     asked: float | str, published: int, reason: str
 ) -> None:
     with pytest.raises(StageError, match=rf"^params.yaml: normalize.validation: {reason}"):
         normalize.validation_size(asked, 90, published)
 
 
-def test_a_published_validation_split_is_the_last_training_images(
-    project: Path, edit: Edit
-) -> None:
+def test_published_validation_split_is_held_out(project: Path, edit: Edit) -> None:
+    """It is the end of the published training images."""
     edit("normalize.validation", "published")
     fetch.main()
     record = Path("data/raw/dataset.json")
@@ -261,7 +256,7 @@ def test_a_published_validation_split_is_the_last_training_images(
     np.testing.assert_array_equal(found["train_labels"], labels[:70])
 
 
-def test_a_second_run_writes_the_same_bytes(project: Path) -> None:
+def test_second_run_writes_the_same_bytes(project: Path) -> None:
     fetch.main()
     normalize.main()
     before = {path.name: path.read_bytes() for path in (project / "data/normalized").iterdir()}
@@ -273,9 +268,8 @@ def test_a_second_run_writes_the_same_bytes(project: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["train_images", "train_labels", "test_images", "test_labels"])
-def test_raw_arrays_that_fetch_did_not_write_are_refused_and_nothing_is_written(
-    project: Path, name: str
-) -> None:
+def test_modified_raw_arrays_are_rejected(project: Path, name: str) -> None:
+    """Nothing is written."""
     fetch.main()
     np.save(project / f"data/raw/{name}.npy", 1 - tiny_arrays()[name])
     with pytest.raises(
@@ -285,7 +279,8 @@ def test_raw_arrays_that_fetch_did_not_write_are_refused_and_nothing_is_written(
     assert [path.name for path in (project / "data").iterdir()] == ["raw"]
 
 
-def test_images_that_are_in_two_splits_are_counted_whatever_their_labels(project: Path) -> None:
+def test_duplicates_across_splits_are_counted(project: Path) -> None:
+    """Labels do not matter."""
     arrays = tiny_arrays()
     first, second, *_ = held = normalize.choose_held_out(arrays["train_labels"], 18, 0)
     kept = np.setdiff1d(np.arange(90), held)[0]
@@ -297,11 +292,11 @@ def test_images_that_are_in_two_splits_are_counted_whatever_their_labels(project
     dataset = read_json(Path("data/raw/dataset.json"))
     write_json(Path("data/raw/dataset.json"), dataset | {"arrays": written})
     normalize.main()
-    twice = read_json(Path("data/normalized/scaling.json"))["duplicates"]
-    assert twice == {"train, validation": 1, "train, test": 3, "validation, test": 5}
+    duplicates = read_json(Path("data/normalized/scaling.json"))["duplicates"]
+    assert duplicates == {"train, validation": 1, "train, test": 3, "validation, test": 5}
 
 
-def test_no_image_is_in_two_splits_where_all_differ(
+def test_no_duplicates_are_reported_if_all_differ(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fetch.main()
@@ -310,7 +305,8 @@ def test_no_image_is_in_two_splits_where_all_differ(
     assert "duplicates across splits: 0" in capsys.readouterr().out
 
 
-def test_equal_images_have_equal_fingerprints_in_any_chunk_and_others_have_others() -> None:
+def test_fingerprints_identify_equal_images() -> None:
+    """They do not depend on the chunks."""
     images = np.random.default_rng(0).integers(0, 256, (50, 3, 2)).astype(np.uint8)
     images[30] = images[4]
     found = normalize.fingerprints([images[:7], images[7:]])

@@ -21,26 +21,26 @@ DOWN: Points = [(0.5, 0.1), (0.5, 0.5), (0.5, 0.9)]
 
 @pytest.fixture(scope="module")
 def server(browser: "Browser", bars_file: Path) -> Iterator[Server]:
-    """After the browser, whose absence skips the tests."""
+    """Start after the browser, whose absence skips the tests."""
     with serving(bars_file) as server:
         yield server
 
 
 @pytest.fixture
 def open_page(browser: "Browser") -> Iterator[Open]:
-    """Opens pages of which nothing may complain, and which may load nothing from elsewhere."""
-    contexts, complaints, requested = [], [], set[str]()
+    """Open pages that must log no errors and load nothing from other hosts."""
+    contexts, errors, requested = [], [], set[str]()
 
     def note(text: str) -> None:
-        if "status of 503" not in text and "status of 422" not in text:  # Chromium's own words
-            complaints.append(text)
+        if "status of 503" not in text and "status of 422" not in text:  # logged by Chromium itself
+            errors.append(text)
 
     def start(server: Server, **options: Any) -> "Page":  # noqa: ANN401
         context = open_context(browser, **options)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: note(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: requested.add(request.url))
         page.goto(server.address)
         page.locator("#bars li").first.wait_for()
@@ -50,7 +50,7 @@ def open_page(browser: "Browser") -> Iterator[Open]:
     for context in contexts:
         context.close()
     foreign = [url for url in requested if not re.match(r"http://127\.0\.0\.1:|data:|blob:", url)]
-    assert (complaints, foreign) == ([], [])
+    assert (errors, foreign) == ([], [])
 
 
 def draw(page: "Page", points: Points) -> None:
@@ -65,13 +65,11 @@ def draw(page: "Page", points: Points) -> None:
 
 
 def expect(page: "Page", name: str) -> None:
-    """Wait for an answer."""
+    """Wait for a prediction."""
     page.locator("#label", has_text=re.compile(f"^{re.escape(name)}$")).wait_for()
 
 
-def test_a_drawing_is_recognized_and_shown_as_the_model_sees_it(
-    server: Server, open_page: Open
-) -> None:
+def test_drawing_is_classified_and_model_input_shown(server: Server, open_page: Open) -> None:
     page = open_page(server)
     draw(page, ACROSS)
     expect(page, "horizontal")
@@ -84,7 +82,7 @@ def test_a_drawing_is_recognized_and_shown_as_the_model_sees_it(
     expect(page, "vertical")
 
 
-def test_a_finger_draws_without_scrolling(server: Server, open_page: Open) -> None:
+def test_touch_draws_without_scrolling(server: Server, open_page: Open) -> None:
     page = open_page(server, has_touch=True, viewport={"width": 320, "height": 600})
     box = page.locator("#canvas").bounding_box()
     assert box is not None
@@ -104,7 +102,7 @@ def test_a_finger_draws_without_scrolling(server: Server, open_page: Open) -> No
     assert page.evaluate("scrollY") == 0
 
 
-def test_the_answer_changes_while_a_line_is_drawn(server: Server, open_page: Open) -> None:
+def test_prediction_updates_while_drawing(server: Server, open_page: Open) -> None:
     page = open_page(server)
     box = page.locator("#canvas").bounding_box()
     assert box is not None
@@ -130,9 +128,7 @@ def test_undo_removes_the_last_line(server: Server, open_page: Open) -> None:
     expect(page, "?")
 
 
-def test_images_are_chosen_with_the_keyboard(
-    server: Server, open_page: Open, tmp_path: Path
-) -> None:
+def test_images_can_be_chosen_by_keyboard(server: Server, open_page: Open, tmp_path: Path) -> None:
     page = open_page(server)
     (tmp_path / "bar.png").write_bytes(png(BAR.T))
     page.on("filechooser", lambda chooser: chooser.set_files(tmp_path / "bar.png"))
@@ -187,7 +183,7 @@ def test_a_pasted_image_is_classified(server: Server, open_page: Open) -> None:
 
 @pytest.mark.parametrize("colors", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 1280])
-def test_fits_any_width_in_light_and_dark(
+def test_page_fits_any_width_in_light_and_dark(
     server: Server, open_page: Open, colors: str, width: int
 ) -> None:
     page = open_page(server, color_scheme=colors, viewport={"width": width, "height": 700})
@@ -226,7 +222,7 @@ def test_a_color_model_takes_files_only(open_page: Open, tmp_path: Path) -> None
         page.context.close()
 
 
-def test_a_busy_server_and_another_model_are_noticed(open_page: Open, tmp_path: Path) -> None:
+def test_busy_server_and_new_model_are_displayed(open_page: Open, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(bars_model())
     with serving(path) as server:
@@ -244,7 +240,7 @@ def test_a_busy_server_and_another_model_are_noticed(open_page: Open, tmp_path: 
         page.context.close()
 
 
-def test_a_server_that_ends_is_noticed(browser: "Browser", bars_file: Path) -> None:
+def test_server_shutdown_is_displayed(browser: "Browser", bars_file: Path) -> None:
     page = open_context(browser).new_page()
     with serving(bars_file) as server:
         page.goto(server.address)

@@ -1,4 +1,4 @@
-"""params.yaml and datasets.yaml: what is accepted, and what each fault is called."""
+"""params.yaml and datasets.yaml: accepted values, and the message for each error."""
 
 import copy
 import re
@@ -25,12 +25,12 @@ from tests.helpers import ROOT, Clone, make_tiny, read_yaml, tiny_entry, write_y
 
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 SHIPPED = read_yaml(ROOT / "params.yaml")
-CATALOGUE = read_yaml(ROOT / "datasets.yaml")
+CATALOG = read_yaml(ROOT / "datasets.yaml")
 SEED = ([0, 2**32 - 1], [-1, 2**32])
 COUNT = ([1, 100], [0, 101])
 RANGES: dict[
     str, tuple[list[Any], list[Any]]
-] = {  # accepted, refused: the last values inside and the first outside
+] = {  # accepted and rejected: the extreme values inside and the nearest outside
     "normalize.validation": ([0, 10**6, 0.001, 0.999], [-1, 0.0, 1.0]),
     "normalize.seed": SEED,
     "model.mlp.hidden": ([[], [1], [1, 100_000]], [[0], [100_001]]),
@@ -129,26 +129,26 @@ def value_at(params: Params, key: str) -> object:
     return value
 
 
-def test_accepts_the_shipped_params_and_gives_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_params_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert read_params().model_dump() == SHIPPED
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
-def test_accepts_every_entry_of_the_shipped_catalog(name: str) -> None:
+@pytest.mark.parametrize("name", CATALOG)
+def test_shipped_catalog_entries_are_accepted(name: str) -> None:
     dataset = read_dataset(ROOT / "datasets.yaml", name)
-    assert dataset.model_dump(exclude_unset=True) == CATALOGUE[name]
+    assert dataset.model_dump(exclude_unset=True) == CATALOG[name]
     assert len(set(dataset.classes)) == 10
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_names_a_missing_key(params: Callable[[object], Params], key: str) -> None:
+def test_missing_key_is_reported(params: Callable[[object], Params], key: str) -> None:
     fault = fault_of(params, changed(SHIPPED, key))
     assert fault == f"params.yaml: {key}: expected a value, found no such key"
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_names_an_unknown_key_and_those_that_there_are(
+def test_unknown_key_is_reported_with_known_keys(
     params: Callable[[object], Params], section: str
 ) -> None:
     known = SHIPPED if not section else KEYS[section.removesuffix(".")]
@@ -162,7 +162,7 @@ def test_names_an_unknown_key_and_those_that_there_are(
 @pytest.mark.parametrize(
     ("key", "last"), [("train.batchsize", "train.batch_size"), ("modle", "model")]
 )
-def test_names_what_was_typed_where_a_key_is_misspelt(
+def test_misspelled_key_is_reported(
     params: Callable[[object], Params], key: str, last: str
 ) -> None:
     assert fault_of(params, changed(changed(SHIPPED, last), key, 1)).startswith(
@@ -173,7 +173,7 @@ def test_names_what_was_typed_where_a_key_is_misspelt(
 @pytest.mark.parametrize(
     ("key", "value"), [(key, wrong) for key in KEYS for wrong in of_another_type(KEYS[key])]
 )
-def test_refuses_a_value_of_another_type_and_converts_none(
+def test_values_of_other_types_are_rejected(
     params: Callable[[object], Params], key: str, value: object
 ) -> None:
     fault = fault_of(params, changed(SHIPPED, key, value))
@@ -184,7 +184,7 @@ def test_refuses_a_value_of_another_type_and_converts_none(
     ), fault
 
 
-def test_the_ranges_below_are_those_of_every_number_in_the_file() -> None:
+def test_ranges_cover_every_number_in_params() -> None:
     numbers = [
         key
         for key, value in KEYS.items()
@@ -196,7 +196,7 @@ def test_the_ranges_below_are_those_of_every_number_in_the_file() -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [(key, value) for key, (good, _) in RANGES.items() for value in good]
 )
-def test_accepts_a_number_at_the_end_of_its_range(
+def test_bounds_of_a_range_are_accepted(
     params: Callable[[object], Params], key: str, value: object
 ) -> None:
     assert value_at(params(changed(SHIPPED, key, value)), key) == value
@@ -205,7 +205,7 @@ def test_accepts_a_number_at_the_end_of_its_range(
 @pytest.mark.parametrize(
     ("key", "value"), [(key, value) for key, (_, bad) in RANGES.items() for value in bad]
 )
-def test_refuses_a_number_out_of_its_range(
+def test_numbers_out_of_range_are_rejected(
     params: Callable[[object], Params], key: str, value: object
 ) -> None:
     fault = fault_of(params, changed(SHIPPED, key, value))
@@ -220,14 +220,14 @@ def test_refuses_a_number_out_of_its_range(
 @pytest.mark.parametrize(
     ("key", "value"), [(key, value) for key, values in CHOICES.items() for value in values]
 )
-def test_accepts_each_method_and_kind(
+def test_every_method_and_kind_is_accepted(
     params: Callable[[object], Params], key: str, value: str
 ) -> None:
     assert value_at(params(changed(SHIPPED, key, value)), key) == value
 
 
 @pytest.mark.parametrize("key", CHOICES)
-def test_names_the_choices_where_a_method_or_kind_is_unknown(
+def test_unknown_choice_is_reported_with_known_choices(
     params: Callable[[object], Params], key: str
 ) -> None:
     *others, last = map(repr, CHOICES[key])
@@ -238,16 +238,16 @@ def test_names_the_choices_where_a_method_or_kind_is_unknown(
     )
 
 
-def test_a_temperature_needs_a_validation_split(params: Callable[[object], Params]) -> None:
-    asked = changed(SHIPPED, "evaluate.temperature", True)
-    assert params(asked).evaluate.temperature
-    assert fault_of(params, changed(asked, "normalize.validation", 0)) == (
+def test_temperature_requires_a_validation_split(params: Callable[[object], Params]) -> None:
+    scaled = changed(SHIPPED, "evaluate.temperature", True)
+    assert params(scaled).evaluate.temperature
+    assert fault_of(params, changed(scaled, "normalize.validation", 0)) == (
         "params.yaml: evaluate.temperature: temperature scaling needs a validation split, "
         "but normalize.validation is 0; change one of the two"
     )
 
 
-def test_reads_a_small_number_as_dvc_writes_it(params: Callable[[object], Params]) -> None:
+def test_small_number_written_by_dvc_is_read(params: Callable[[object], Params]) -> None:
     params(TEXT)
     with modify_yaml("params.yaml") as content:
         content["train"]["learning_rate"] = 0.00001
@@ -262,7 +262,7 @@ def test_reads_a_small_number_as_dvc_writes_it(params: Callable[[object], Params
         (["train.learning_rate=0.003", "model.cnn.flip=false", "dataset=fashion_mnist"], 3),
     ],
 )
-def test_an_experiment_changes_only_the_lines_of_its_values(
+def test_experiment_changes_only_lines_of_its_values(
     shipped: Clone, overrides: list[str], lines: int
 ) -> None:
     sets = [word for override in overrides for word in ("-S", override)]
@@ -276,14 +276,14 @@ def as_dvc_reads(text: str) -> str:
     try:
         return repr(parse_yaml(text, "a file"))
     except (ParseError, ValueError, AttributeError, LookupError):
-        return "refused"
+        return "rejected"
 
 
 def as_we_read(text: str) -> str:
     try:
         return repr(parse(text, "a file"))
     except StageError:
-        return "refused"
+        return "rejected"
 
 
 SCALAR_TEXTS = """
@@ -296,7 +296,7 @@ SCALAR_TEXTS = """
 
 
 @pytest.mark.parametrize("text", [*SCALAR_TEXTS.split(), "", "!!str 1", "!!bool yes"])
-def test_a_scalar_is_read_as_dvc_reads_it(text: str) -> None:
+def test_scalars_are_read_as_by_dvc(text: str) -> None:
     assert as_we_read(f"key: {text}\n") == as_dvc_reads(f"key: {text}\n")
 
 
@@ -322,7 +322,7 @@ def test_a_scalar_is_read_as_dvc_reads_it(text: str) -> None:
         "\ufeffa: 1\n",
     ],
 )
-def test_a_document_is_read_as_dvc_reads_it(text: str) -> None:
+def test_documents_are_read_as_by_dvc(text: str) -> None:
     assert as_we_read(text) == as_dvc_reads(text)
 
 
@@ -339,13 +339,13 @@ def test_a_document_is_read_as_dvc_reads_it(text: str) -> None:
         ),
     ],
 )
-def test_refuses_a_file_that_would_exhaust_stack_or_memory(
+def test_excessive_nesting_or_merging_is_rejected(
     params: Callable[[object], Params], text: str, fault: str
 ) -> None:
     assert fault in fault_of(params, text)
 
 
-def test_reads_a_list_that_aliases_multiply(params: Callable[[object], Params]) -> None:
+def test_list_multiplied_by_aliases_is_read(params: Callable[[object], Params]) -> None:
     lists = "".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]\n" for i in range(1, 12))
     assert "a0: expected one of dataset, " in fault_of(params, "a0: &a0 [1, 2]\n" + lists)
 
@@ -358,13 +358,13 @@ def test_reads_a_list_that_aliases_multiply(params: Callable[[object], Params]) 
             "- mnist\n", "the file: expected a section with keys, found .'mnist'.", id="list"
         ),
         pytest.param(
-            "dataset: [mnist\n", "expected YAML, found .*; fix the file", id="bracket-open"
+            "dataset: [mnist\n", "expected YAML, found .*; fix the file", id="unclosed-bracket"
         ),
         pytest.param(TEXT.replace("  seed", "\tseed"), r"expected YAML, found '\\t.*", id="tab"),
         pytest.param(
             TEXT + "dataset: fashion_mnist\n",
             'expected YAML, found .*duplicate key "dataset".*',
-            id="twice",
+            id="duplicate-key",
         ),
         pytest.param(
             TEXT + "---\na: 1\n", "expected YAML, found .*another document.*", id="two-documents"
@@ -392,7 +392,7 @@ def test_reads_a_list_that_aliases_multiply(params: Callable[[object], Params]) 
         ),
     ],
 )
-def test_names_the_line_of_a_file_that_is_no_yaml(
+def test_invalid_yaml_is_reported_with_its_line(
     params: Callable[[object], Params], text: str | bytes, fault: str
 ) -> None:
     assert re.fullmatch(rf"params\.yaml(, line \d+)?: {fault}", found := fault_of(params, text)), (
@@ -401,7 +401,7 @@ def test_names_the_line_of_a_file_that_is_no_yaml(
 
 
 @pytest.mark.parametrize("tag", ["python/object/apply:os.mkdir", "python/object/new:os.mkdir"])
-def test_runs_no_code_that_a_tag_asks_for(params: Callable[[object], Params], tag: str) -> None:
+def test_tags_execute_no_code(params: Callable[[object], Params], tag: str) -> None:
     fault = fault_of(params, TEXT.replace("dataset: mnist", f"dataset: !!{tag} [ran]"))
     assert re.fullmatch(r"params\.yaml, line 4: expected YAML, found .*tag.*; fix the file", fault)
     assert not Path("ran").exists()
@@ -435,13 +435,17 @@ CSV_FILES = {"train_csv": "a.csv", "test_csv": "b.csv"}
         {"sklearn": "digits"},
     ],
 )
-def test_accepts_each_way_in(dataset: Callable[[object], Dataset], source: dict[str, Any]) -> None:
+def test_every_kind_of_source_is_accepted(
+    dataset: Callable[[object], Dataset], source: dict[str, Any]
+) -> None:
     read = dataset(tiny_entry() | {"sources": {"only": source}})
     assert read.sources["only"].model_dump(exclude_unset=True) == source
 
 
 @pytest.mark.parametrize("image", [[28, 28], [28, 20, 3]])
-def test_accepts_gray_and_color(dataset: Callable[[object], Dataset], image: list[int]) -> None:
+def test_gray_and_color_are_accepted(
+    dataset: Callable[[object], Dataset], image: list[int]
+) -> None:
     assert dataset(tiny_entry() | {"image": image}).image == image
 
 
@@ -454,7 +458,9 @@ def test_accepts_gray_and_color(dataset: Callable[[object], Dataset], image: lis
         *(f"sha256.{name}" for name in Arrays.model_fields),
     ],
 )
-def test_names_a_missing_key_of_an_entry(dataset: Callable[[object], Dataset], key: str) -> None:
+def test_missing_key_of_an_entry_is_reported(
+    dataset: Callable[[object], Dataset], key: str
+) -> None:
     fault = fault_of(dataset, changed(tiny_entry(), key))
     assert fault == f"datasets.yaml: tiny.{key}: expected a value, found no such key"
 
@@ -464,7 +470,7 @@ def source_with(**changes: object) -> dict[str, Any]:
     return {key: value for key, value in source.items() if value is not None}
 
 
-ONE_WAY = (
+ONE_KIND = (
     "sources.local: expected exactly one of url, kaggle, npm, debian, folder, sklearn, found .*"
 )
 SETS = (
@@ -476,14 +482,14 @@ HEX = r"expected pattern '\^\[0-9a-f\]\{64\}\$', found '.*'"
 @pytest.mark.parametrize(
     ("key", "value", "fault"),
     [
-        pytest.param("sources.local", source_with(folder=None), ONE_WAY, id="no-way-in"),
-        pytest.param("sources.local", source_with(npm="a@1.0.0"), ONE_WAY, id="two-ways-in"),
+        pytest.param("sources.local", source_with(folder=None), ONE_KIND, id="no-kind"),
+        pytest.param("sources.local", source_with(npm="a@1.0.0"), ONE_KIND, id="two-kinds"),
         pytest.param(
             "sources.local",
             source_with(ftp="x"),
             "sources.local.ftp: expected one of url, kaggle, npm, debian, folder, sklearn, files, "
             "found a key with this name",
-            id="unknown-way-in",
+            id="unknown-kind",
         ),
         pytest.param(
             "sources.local",
@@ -617,21 +623,21 @@ HEX = r"expected pattern '\^\[0-9a-f\]\{64\}\$', found '.*'"
         ),
     ],
 )
-def test_names_what_is_wrong_with_an_entry(
+def test_invalid_entry_is_reported(
     dataset: Callable[[object], Dataset], key: str, value: object, fault: str
 ) -> None:
     found = fault_of(dataset, changed(tiny_entry(), key, value))
     assert re.fullmatch(rf"datasets\.yaml: tiny\.{fault}", found), found
 
 
-def line_or_params(read: Callable[[], object]) -> None:
-    """What is read is right, or refused in one line; no other error."""
-    said = "nothing"
+def check_read(read: Callable[[], object]) -> None:
+    """Assert that a read succeeds or fails with an error of one line."""
+    message = "none"
     try:
         read()
     except StageError as error:
-        said = str(error)
-    assert said.splitlines() == [said]
+        message = str(error)
+    assert message.splitlines() == [message]
 
 
 MARKS = [
@@ -655,45 +661,41 @@ SCALARS |= st.sampled_from(["a\0b", "\ud800", "a\nb"])
 TREES = st.recursive(
     SCALARS, lambda part: st.lists(part, max_size=3) | st.dictionaries(SCALARS, part, max_size=3)
 )
-a_hundred = settings(max_examples=100, derandomize=True, deadline=None, database=None)
+EXAMPLES_100 = settings(max_examples=100, derandomize=True, deadline=None, database=None)
 
 
-@a_hundred
+@EXAMPLES_100
 @given(st.integers(0, len(TEXT)), st.integers(0, 40), st.text() | st.sampled_from(MARKS))
-def test_a_file_with_anything_in_it_is_read_or_refused_in_one_line(
-    start: int, length: int, text: str
-) -> None:
+def test_fuzzed_files_are_read_or_rejected(start: int, length: int, text: str) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "params.yaml"
         path.write_bytes(
             (TEXT[:start] + text + TEXT[start + length :]).encode("utf-8", "surrogatepass")
         )
-        line_or_params(lambda: check(Params, read_yaml_file(path), path))
-        line_or_params(lambda: read_dataset(path, "train"))
+        check_read(lambda: check(Params, read_yaml_file(path), path))
+        check_read(lambda: read_dataset(path, "train"))
 
 
-@a_hundred
+@EXAMPLES_100
 @given(st.sampled_from([*KEYS]), TREES)
-def test_params_with_anything_under_a_key_are_read_or_refused_in_one_line(
-    key: str, value: object
-) -> None:
-    line_or_params(lambda: check(Params, changed(SHIPPED, key, value), Path("params.yaml")))
+def test_fuzzed_params_are_read_or_rejected(key: str, value: object) -> None:
+    check_read(lambda: check(Params, changed(SHIPPED, key, value), Path("params.yaml")))
 
 
 NUMBER_LIKE = st.text("0123456789_+-.eExXoObBaAinfNF:", max_size=8)
 WORD_LIKE = st.text("truefalsnoyTRUEFALSNOY~<=", max_size=5)
-two_thousand = settings(a_hundred, max_examples=2000)
+EXAMPLES_2000 = settings(EXAMPLES_100, max_examples=2000)
 
 
-@two_thousand
+@EXAMPLES_2000
 @given(NUMBER_LIKE | WORD_LIKE)
-def test_any_word_is_read_as_dvc_reads_it(text: str) -> None:
+def test_fuzzed_words_are_read_as_by_dvc(text: str) -> None:
     assert as_we_read(f"key: {text}\n") == as_dvc_reads(f"key: {text}\n")
 
 
-@a_hundred
+@EXAMPLES_100
 @given(st.dictionaries(st.text(max_size=5), TREES, max_size=5))
-def test_what_dvc_writes_is_read_as_dvc_reads_it(content: dict[str, object]) -> None:
+def test_files_written_by_dvc_are_read_as_by_dvc(content: dict[str, object]) -> None:
     try:
         text = dumps_yaml(content)
     except (ValueError, TypeError, ParseError):  # nothing that DVC can write
@@ -705,11 +707,9 @@ ENTRY_KEYS = [key for key, _ in keys(tiny_entry()) if not key.startswith("sha256
 HUGE = st.sampled_from([2**31, 2**32, 2**63, 10**30])
 
 
-@a_hundred
+@EXAMPLES_100
 @given(st.sampled_from(ENTRY_KEYS), TREES | HUGE)
-def test_an_entry_with_anything_under_a_key_is_fetched_or_refused_in_one_line(
-    key: str, value: object
-) -> None:
+def test_fuzzed_entries_are_fetched_or_rejected(key: str, value: object) -> None:
     with (
         TemporaryDirectory() as folder,
         chdir(folder),
@@ -717,7 +717,7 @@ def test_an_entry_with_anything_under_a_key_is_fetched_or_refused_in_one_line(
     ):
         make_tiny(Path())
         entry = changed(tiny_entry(), key, value)
-        line_or_params(
+        check_read(
             lambda: fetch_arrays(check(Dataset, entry, Path("datasets.yaml"), "tiny"), "auto")
         )
 
@@ -726,7 +726,7 @@ def test_an_entry_with_anything_under_a_key_is_fetched_or_refused_in_one_line(
 @pytest.mark.parametrize(
     "key", ["title", "sources.local.folder", "sources.local.files.test_labels", "classes"]
 )
-def test_refuses_a_text_that_no_file_or_log_can_hold(key: str, text: str) -> None:
+def test_unprintable_text_is_rejected(key: str, text: str) -> None:
     entry = changed(tiny_entry(), key, [text, "b"] if key == "classes" else text)
     fault = fault_of(lambda one: check(Dataset, one, Path("datasets.yaml"), "tiny"), entry)
     place = key.replace("classes", "classes.0")
@@ -735,7 +735,7 @@ def test_refuses_a_text_that_no_file_or_log_can_hold(key: str, text: str) -> Non
     )
 
 
-def test_accepts_the_joiners_of_a_script() -> None:
+def test_zero_width_non_joiners_are_accepted() -> None:
     names = [
         "\u0c9f\u0cbf-\u0cb6\u0cb0\u0ccd\u0c9f\u0ccd\u200c",
         "\u0646\u06cc\u0645\u200c\u0628\u0648\u062a",
@@ -745,38 +745,36 @@ def test_accepts_the_joiners_of_a_script() -> None:
 
 
 @pytest.mark.parametrize("key", ["images.train", "images.test", "image"])
-def test_refuses_a_size_that_no_idx_file_can_declare(key: str) -> None:
+def test_size_beyond_the_idx_format_is_rejected(key: str) -> None:
     entry = changed(tiny_entry(), key, [2**32, 1] if key == "image" else 2**32)
     fault = fault_of(lambda one: check(Dataset, one, Path("datasets.yaml"), "tiny"), entry)
     assert fault.endswith("expected less than 4294967296, found 4294967296")
 
 
-def test_finds_an_entry_whose_key_is_a_number(project: Path) -> None:
+def test_entry_with_a_numeric_key_is_found(project: Path) -> None:
     write_yaml(project / "datasets.yaml", {2024: tiny_entry()})
     assert read_dataset(project / "datasets.yaml", "2024").title == "Tiny"
 
 
-def test_a_number_as_dataset_is_refused_with_advice(params: Callable[[object], Params]) -> None:
+def test_numeric_dataset_is_rejected_with_advice(params: Callable[[object], Params]) -> None:
     fault = fault_of(params, TEXT.replace("dataset: mnist", "dataset: 2024"))
     assert fault == "params.yaml: dataset: expected text, found 2024; put it in quotes"
 
 
-def test_expands_the_home_directory_in_a_folder(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tilde_in_a_folder_is_expanded(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(project))
     entry = changed(tiny_entry(), "sources.local.folder", "~/tiny")
     fetch_arrays(check(Dataset, entry, Path("datasets.yaml"), "tiny"), "local")
 
 
-def test_the_home_directory_of_an_unknown_user_is_no_folder(project: Path) -> None:
+def test_tilde_of_an_unknown_user_is_rejected(project: Path) -> None:
     entry = changed(tiny_entry(), "sources.local.folder", "~no_such_user/tiny")
     dataset = check(Dataset, entry, Path("datasets.yaml"), "tiny")
     with pytest.raises(StageError, match="No such file or directory: '~no_such_user/tiny/"):
         fetch_arrays(dataset, "local")
 
 
-def test_lists_the_data_sets_that_there_are(project: Path) -> None:
+def test_unknown_dataset_is_reported_with_known_ones(project: Path) -> None:
     fault = fault_of(lambda name: read_dataset(project / "datasets.yaml", str(name)), "mnits")
     names = ", ".join(read_yaml(project / "datasets.yaml"))
     assert fault.startswith("params.yaml: dataset: expected an entry of ")
@@ -784,7 +782,7 @@ def test_lists_the_data_sets_that_there_are(project: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, [], "mnist"])
-def test_refuses_a_catalog_without_entries(project: Path, content: object) -> None:
+def test_catalog_without_entries_is_rejected(project: Path, content: object) -> None:
     write_yaml(project / "datasets.yaml", content)
     fault = fault_of(lambda name: read_dataset(project / "datasets.yaml", str(name)), "mnist")
     assert fault.endswith("datasets.yaml (which is empty), found 'mnist'")

@@ -41,7 +41,7 @@ def predictions() -> dict[str, np.ndarray]:
         return {name: file[name] for name in file.files}
 
 
-def test_predictions_are_those_of_scikit_learns_classifier_on_the_components(trained: Path) -> None:
+def test_predictions_agree_with_scikit_learn(trained: Path) -> None:
     found = predictions()
     pixels, labels = split("train")
     pca = PCA(4, svd_solver="full").fit(pixels)
@@ -54,9 +54,10 @@ def test_predictions_are_those_of_scikit_learns_classifier_on_the_components(tra
         assert found[f"{name}_probabilities"].dtype == np.float32
 
 
-def test_history_has_one_row_of_held_out_images_and_of_training_images_each_without_itself(
+def test_history_has_one_row_of_scores(
     trained: Path,
 ) -> None:
+    """Training scores are leave-one-out: no image is its own neighbor."""
     found = predictions()
     (row,) = pd.read_csv("data/history.csv").to_dict("records")
     assert {*row} == {"epoch", "loss", "accuracy", "val_loss", "val_accuracy"}
@@ -74,7 +75,8 @@ def test_history_has_one_row_of_held_out_images_and_of_training_images_each_with
     assert row["accuracy"] == pytest.approx(hits / len(labels), abs=1e-6)
 
 
-def test_a_vote_counts_by_the_inverse_of_the_distance_and_leaves_no_class_impossible() -> None:
+def test_votes_are_weighted_by_inverse_distance() -> None:
+    """No class has probability 0."""
     arrays: dict[str, np.ndarray] = {
         "points": np.array([[0.0], [4.0], [100.0]], np.float32),
         "labels": np.array([0, 1, 2], np.uint8),
@@ -83,7 +85,7 @@ def test_a_vote_counts_by_the_inverse_of_the_distance_and_leaves_no_class_imposs
     np.testing.assert_allclose(row, np.array([1.5 + 1 / 3, 0.5 + 1 / 3, 1 / 3]) / 3, rtol=1e-6)
 
 
-def test_an_image_that_was_trained_on_is_certain_and_still_a_number() -> None:
+def test_vote_at_distance_0_is_finite() -> None:
     arrays: dict[str, np.ndarray] = {
         "points": np.array([[0.0], [4.0]], np.float32),
         "labels": np.array([0, 1], np.uint8),
@@ -92,13 +94,13 @@ def test_an_image_that_was_trained_on_is_certain_and_still_a_number() -> None:
     np.testing.assert_allclose(row, [0.5 / 3, 2.5 / 3], atol=1e-5)
 
 
-def test_what_is_kept_and_multiplied_is_counted(trained: Path) -> None:
+def test_parameters_and_multiply_adds_are_counted(trained: Path) -> None:
     found = predictions()
     assert found["parameters"] == 30 + 4 * 30 + 72 * 4 + 72
     assert found["multiply_adds"] == 4 * (30 + 72)
 
 
-def test_a_second_run_writes_the_same_bytes(trained: Path) -> None:
+def test_second_run_writes_the_same_bytes(trained: Path) -> None:
     def outs() -> list[bytes]:
         return [Path(f"data/{name}").read_bytes() for name in ("model.onnx", "history.csv")]
 
@@ -111,23 +113,24 @@ def test_a_second_run_writes_the_same_bytes(trained: Path) -> None:
     ("key", "value", "most"),
     [("components", 31, 30), ("components", 73, 30), ("neighbors", 72, 71)],
 )
-def test_more_components_than_pixels_and_more_neighbors_than_images_are_refused(
+def test_too_many_components_or_neighbors_are_rejected(
     trained: Path, edit: Edit, key: str, value: int, most: int
 ) -> None:
+    """The limits are the numbers of pixels and of training images."""
     edit(f"model.pca_knn.{key}", value)
     expected = f"^params.yaml: model.pca_knn.{key}: expected at most {most}, found {value}$"
     with pytest.raises(StageError, match=expected):
         train.main()
 
 
-def test_as_many_as_there_are_do(trained: Path, edit: Edit) -> None:
+def test_maximum_components_and_neighbors_are_accepted(trained: Path, edit: Edit) -> None:
     edit("model.pca_knn", {"components": 30, "neighbors": 71})
     train.main()
     assert len(predictions()["test_probabilities"]) == 30
 
 
-def test_the_graph_votes_as_scikit_learn_does(tmp_path: Path) -> None:
-    """Random sizes, color, near and equal images; TopK breaks ties as ONNX defines it."""
+def test_graph_agrees_with_vote(tmp_path: Path) -> None:
+    """Sizes are random; images may have colors, lie close together or be equal."""
     for case in range(30):
         rng = np.random.default_rng(case)
         image = (*rng.integers(2, 6, 2).tolist(), *(3,) * int(rng.integers(2)))
@@ -151,7 +154,8 @@ def test_the_graph_votes_as_scikit_learn_does(tmp_path: Path) -> None:
         np.testing.assert_allclose(found[:5], expected[:5], atol=2e-3)
 
 
-def test_a_full_disk_leaves_no_predictions_and_is_told(trained: Path) -> None:
+def test_full_disk_leaves_no_predictions(trained: Path) -> None:
+    """The error contains the path."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
