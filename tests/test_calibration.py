@@ -71,7 +71,7 @@ def test_ece_agrees_with_scikit_learn(strategy: str) -> None:
     assert calibration.expected_error(confidence, right, bins) == pytest.approx(expected, abs=1e-9)
 
 
-def test_ece_if_calibrated_matches_normal_approximation() -> None:
+def test_expected_ece_matches_normal_approximation() -> None:
     """It is far below the ECE of an overconfident model."""
     rng = np.random.default_rng(2)
     confidence = rng.uniform(0.2, 1, 5_000)

@@ -347,7 +347,7 @@ def test_gzipped_csv_per_split() -> None:
 
 
 def test_label_column_is_found_despite_varying_corner() -> None:
-    """Without a header, a corner pixel that is not constant resembles its neighbor."""
+    """Without a header, a corner pixel that is not constant correlates with its neighbor."""
     images = np.sort(NOISE.reshape(40, 30)[:, :16] // 20, axis=1)
     write("d.csv", csv(np.c_[images, RNG.permutation(TWO)]))
     make()

@@ -90,14 +90,14 @@ def test_one_bit_becomes_black_and_white() -> None:
     np.testing.assert_array_equal(decoded(file, gray=True), np.where(GRAY > 100, 255, 0))
 
 
-def test_a_palette_is_looked_up() -> None:
+def test_palette_colors_are_looked_up() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([0, 0, 0, 200, 10, 30])
     image.putpixel((1, 0), 1)
     assert decoded(saved(image)).tolist() == [[[0, 0, 0], [200, 10, 30]]]
 
 
-def test_a_palette_with_a_transparent_color_is_composited() -> None:
+def test_transparent_palette_color_is_composited() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([0, 0, 0, 200, 10, 30])
     image.putpixel((1, 0), 1)
@@ -110,7 +110,7 @@ def test_cmyk_becomes_rgb() -> None:
     assert np.abs(decoded(saved(image, "JPEG")).astype(int) - [255, 0, 0]).max() <= 3
 
 
-def test_transparency_waits_for_a_background() -> None:
+def test_transparency_requires_a_background() -> None:
     pixels = np.dstack([COLOR, np.where(GRAY > 100, 255, 0).astype(np.uint8)])
     file = saved(Image.fromarray(pixels))
     with open_image(file) as (_, image):
@@ -158,19 +158,19 @@ def test_full_opacity_needs_no_background() -> None:
         ),
     ],
 )
-def test_refuses(content: bytes, reason: str) -> None:
+def test_invalid_file_is_rejected(content: bytes, reason: str) -> None:
     with pytest.raises(UNREADABLE, match=reason):
         decoded(io.BytesIO(content))
 
 
-def test_refuses_a_decompression_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bomb_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    for side in (40, 100):  # Pillow warns of the first and refuses the second
+    for side in (40, 100):  # Pillow warns about the first and rejects the second
         with pytest.raises(UNREADABLE, match="decompression bomb"):
             decoded(saved(Image.new("L", (side, side))))
 
 
-def test_fit_keeps_the_aspect_ratio_and_pads_with_the_background() -> None:
+def test_fit_keeps_the_aspect_ratio_and_pads() -> None:
     image = np.full((20, 40), 7, np.uint8)
     image[5:15, 10:30] = 200
     frame = fit(image, 10, 10)
@@ -187,5 +187,5 @@ def test_fit_stays_within_the_levels_of_the_image(shape: tuple[int, int]) -> Non
     assert image.min() <= frame.min() <= frame.max() <= image.max()
 
 
-def test_fit_leaves_an_image_of_the_right_size_alone() -> None:
+def test_fit_returns_image_of_right_size_unchanged() -> None:
     assert fit(COLOR, 4, 6) is COLOR

@@ -1,4 +1,4 @@
-"""dvc.yaml, params.yaml and the code agree; each check has a test that plants the fault."""
+"""dvc.yaml, params.yaml and the code agree; each check is also tested on planted faults."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ BUILT_IN = {"simple"}  # templates of DVC itself that dvc.yaml may name
 
 @dataclass
 class Tree:
-    """What the checks look at: files as parsed or as text, so that a test can plant a fault."""
+    """Input of the checks: files as parsed or as text, so that a test can plant a fault."""
 
     dvc: Any
     params: Any
@@ -112,7 +112,7 @@ def names_in(node: ast.AST) -> set[str]:
 
 
 def called(node: ast.AST) -> str:
-    """The name that a call calls, without the module before it; of anything else, nothing."""
+    """Return the name of the called function without its module, or '' for other nodes."""
     function = getattr(node, "func", None)
     return str(getattr(function, "id", getattr(function, "attr", "")))
 
@@ -140,12 +140,14 @@ def sections(source: str) -> set[str]:
             for n in nodes
             if isinstance(n, ast.Name) and n.id in names and isinstance(n.ctx, ast.Load)
         ]
-        beside = [node for node in nodes if isinstance(node, ast.Attribute) and node.value in whole]
-        found |= {attribute.attr for attribute in beside}
-        if set(whole) - {node.value for node in beside} - {node.value for node in named}:
+        attributes = [
+            node for node in nodes if isinstance(node, ast.Attribute) and node.value in whole
+        ]
+        found |= {attribute.attr for attribute in attributes}
+        if set(whole) - {node.value for node in attributes} - {node.value for node in named}:
             found.add(
                 "all of params.yaml"
-            )  # handed on whole: nobody can tell which section is read
+            )  # passed on as a whole, so that the sections read are unknown
     return found
 
 
@@ -253,8 +255,8 @@ def schema_faults(tree: Tree) -> list[str]:
     return differences("params.yaml", fields(Params), leaves(tree.params))
 
 
-# What a part of the code must not import, by the starts of dotted names.
-WALLS = {
+# Imports that a part of the code must not have, as prefixes of dotted names.
+FORBIDDEN_IMPORTS = {
     "stages.": ("tools", "benchmarks", "tests"),
     "stages.lib.": tuple(f"stages.{name}" for name in STAGES),
     "stages.lib.results.": ("stages.lib.models", "stages.lib.sources"),
@@ -275,7 +277,10 @@ def layer_faults(tree: Tree) -> list[str]:
     for name, source in (tree.modules | tree.tools).items():
         imported = {other for other in imports(name, source) if not below(other, ["tools.lib"])}
         forbidden = [
-            part for start, parts in WALLS.items() if name.startswith(start) for part in parts
+            part
+            for start, parts in FORBIDDEN_IMPORTS.items()
+            if name.startswith(start)
+            for part in parts
         ]
         if name.count(".") == 1 and name.startswith("stages."):
             forbidden += [f"stages.{other}" for other in STAGES]
@@ -329,11 +334,12 @@ def name_faults(tree: Tree) -> list[str]:
     )
 
 
-def test_stages_are_the_modules_each_run_by_its_name_after_what_it_reads_from(tree: Tree) -> None:
+def test_stages_match_modules_in_dependency_order(tree: Tree) -> None:
+    """Each stage runs by its name and after the stages whose outputs it reads."""
     assert stage_faults(tree) == []
 
 
-def test_finds_a_stage_out_of_line(tree: Tree) -> None:
+def test_misconfigured_stages_are_found(tree: Tree) -> None:
     tree.modules["stages.publish"] = ""
     tree.dvc["stages"]["train"]["cmd"] = "python stages/train.py"
     tree.dvc["stages"]["train"]["deps"].append("data/normalized/scaling.json")
@@ -353,11 +359,11 @@ def test_finds_a_stage_out_of_line(tree: Tree) -> None:
     ]
 
 
-def test_code_deps_are_the_modules_imported_directly_or_through_another(tree: Tree) -> None:
+def test_code_deps_match_direct_and_indirect_imports(tree: Tree) -> None:
     assert code_faults(tree) == []
 
 
-def test_finds_a_code_dep_too_few_and_too_many(tree: Tree) -> None:
+def test_missing_and_superfluous_code_deps_are_found(tree: Tree) -> None:
     tree.dvc["stages"]["fetch"]["deps"].remove("stages/lib/sources/kaggle.py")
     tree.dvc["stages"]["plot"]["deps"].append("stages/lib/models/networks.py")
     tree.modules["stages.lib.stage"] += "from .sources import formats"
@@ -370,13 +376,14 @@ def test_finds_a_code_dep_too_few_and_too_many(tree: Tree) -> None:
     ]
 
 
-def test_data_deps_and_outs_are_the_path_constants_and_no_path_is_named_elsewhere(
+def test_data_deps_and_outs_match_path_constants(
     tree: Tree,
 ) -> None:
+    """No path is written elsewhere in the code."""
     assert data_faults(tree) == []
 
 
-def test_finds_data_too_few_and_too_many(tree: Tree) -> None:
+def test_missing_and_superfluous_data_are_found(tree: Tree) -> None:
     tree.dvc["stages"]["train"]["deps"].remove("data/normalized")
     tree.dvc["stages"]["train"]["deps"].append("data/other")
     tree.dvc["stages"]["predict"]["outs"] = ["data/other.npz"]
@@ -392,11 +399,11 @@ def test_finds_data_too_few_and_too_many(tree: Tree) -> None:
     ]
 
 
-def test_params_are_the_sections_read(tree: Tree) -> None:
+def test_params_match_the_sections_read(tree: Tree) -> None:
     assert params_faults(tree) == []
 
 
-def test_finds_a_section_too_few_and_too_many(tree: Tree) -> None:
+def test_missing_and_superfluous_sections_are_found(tree: Tree) -> None:
     tree.dvc["stages"]["fetch"]["params"].remove("dataset")
     tree.dvc["stages"]["train"]["params"] = ["model", "train"]
     tree.modules["stages.plot"] += (
@@ -414,15 +421,16 @@ def test_finds_a_section_too_few_and_too_many(tree: Tree) -> None:
     ]
 
 
-def test_params_yaml_has_the_keys_of_its_schema_and_a_section_for_each_kind_of_model(
+def test_params_yaml_matches_its_schema(
     tree: Tree,
 ) -> None:
+    """Each kind of model has a section."""
     assert schema_faults(tree) == []
     kinds = ModelParams.model_json_schema()["properties"]["kind"]["enum"]
     assert set(kinds) == set(ModelParams.model_fields) - {"kind"}
 
 
-def test_finds_a_key_without_schema_and_a_field_without_key(tree: Tree) -> None:
+def test_missing_and_superfluous_keys_are_found(tree: Tree) -> None:
     tree.params["train"]["epoch"] = tree.params["train"].pop("epochs")
     tree.params["seed"] = 0
     assert schema_faults(tree) == [
@@ -432,11 +440,12 @@ def test_finds_a_key_without_schema_and_a_field_without_key(tree: Tree) -> None:
     ]
 
 
-def test_walls_between_parts_hold_and_only_train_reaches_tensorflow(tree: Tree) -> None:
+def test_no_module_has_forbidden_imports(tree: Tree) -> None:
+    """Only train reaches TensorFlow."""
     assert layer_faults(tree) == []
 
 
-def test_finds_an_import_across_a_wall(tree: Tree) -> None:
+def test_forbidden_imports_are_found(tree: Tree) -> None:
     tree.modules["stages.evaluate"] += "\nfrom stages.predict import predict"
     tree.modules["stages.plot"] += "\nfrom tools.lib import runs\nimport tools.compare"
     tree.modules["stages.lib.files"] += "\nfrom .. import train"
@@ -458,11 +467,12 @@ def test_finds_an_import_across_a_wall(tree: Tree) -> None:
     }
 
 
-def test_data_is_cached_and_reports_are_not_and_no_stage_writes_both(tree: Tree) -> None:
+def test_data_is_cached_and_reports_are_not(tree: Tree) -> None:
+    """No stage writes both."""
     assert cache_faults(tree) == []
 
 
-def test_finds_cached_and_uncached_outs_in_one_stage(tree: Tree) -> None:
+def test_invalid_cache_options_are_found(tree: Tree) -> None:
     tree.dvc["stages"]["train"]["outs"][0] = {"data/history.csv": {"cache": False}}
     tree.dvc["stages"]["extract_errors"]["outs"] = ["reports/errors.csv"]
     assert cache_faults(tree) == [
@@ -472,11 +482,11 @@ def test_finds_cached_and_uncached_outs_in_one_stage(tree: Tree) -> None:
     ]
 
 
-def test_metrics_and_plots_are_outs_and_templates_are_files(tree: Tree) -> None:
+def test_metrics_plots_and_templates_exist(tree: Tree) -> None:
     assert report_faults(tree) == []
 
 
-def test_finds_a_plot_of_nothing(tree: Tree) -> None:
+def test_plots_of_missing_files_are_found(tree: Tree) -> None:
     tree.dvc["metrics"] = ["reports/numbers.json"]
     tree.dvc["plots"] += [
         "reports/figures/new.png",
@@ -490,17 +500,18 @@ def test_finds_a_plot_of_nothing(tree: Tree) -> None:
     ]
 
 
-def test_every_stage_has_a_test_file_and_every_test_file_the_name_of_a_module(tree: Tree) -> None:
+def test_test_files_match_modules(tree: Tree) -> None:
+    """Every stage has a test file, and every test file has the name of a module."""
     assert name_faults(tree) == []
 
 
-def test_what_every_module_imports_unseen_holds_no_code() -> None:
+def test_package_init_files_contain_no_code() -> None:
     for path in (ROOT / "stages/__init__.py", ROOT / "stages/lib/__init__.py"):
         (statement,) = ast.parse(path.read_text()).body
         assert isinstance(statement, ast.Expr), path
 
 
-def test_finds_a_test_file_too_few_and_too_many(tree: Tree) -> None:
+def test_missing_and_superfluous_test_files_are_found(tree: Tree) -> None:
     tree.tests -= {"test_plot"}
     tree.tests |= {"test_plots"}
     assert name_faults(tree) == ["tests: test_plot is missing", "tests: test_plots is too many"]

@@ -1,4 +1,4 @@
-"""The stage plot, on a history made by hand and the tables of the stage evaluate."""
+"""The stage plot, on a synthetic history and the tables of the stage evaluate."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ from tests.helpers import (
     write_yaml,
 )
 
-PICTURES = [
+FIGURES = [
     "calibration.png",
     "classes.png",
     "confusion.png",
@@ -56,7 +56,7 @@ def save(validation: int, wrong: list[int]) -> None:
 
 
 def save_predictions(labels: np.ndarray, predicted: np.ndarray, validation: int) -> None:
-    """Save predictions of test images, the first of which also validate, and what follows."""
+    """Save predictions, whose first test images also validate, a history and the evaluation."""
     probabilities = np.eye(int(labels.max()) + 1, dtype=np.float32)[predicted]
     np.savez(
         "data/predictions.npz",
@@ -74,7 +74,7 @@ def save_predictions(labels: np.ndarray, predicted: np.ndarray, validation: int)
     evaluate.main()
 
 
-def pictures() -> dict[str, bytes]:
+def draw_figures() -> dict[str, bytes]:
     plot.main()
     return {path.name: path.read_bytes() for path in Path("reports/figures").iterdir()}
 
@@ -87,27 +87,25 @@ def texts(figure: Figure) -> list[str]:
     ]
 
 
-def test_all_seven_outs_are_written_and_the_same_bytes_at_every_run(predicted: Path) -> None:
-    first = pictures()
-    assert sorted(first) == PICTURES
+def test_outputs_are_complete_and_reproducible(predicted: Path) -> None:
+    first = draw_figures()
+    assert sorted(first) == FIGURES
     assert all(content.startswith(b"\x89PNG") for content in first.values())
     assert len({*first.values()}) == 6
     pd.testing.assert_frame_equal(
         pd.read_csv("reports/history.csv"), pd.read_csv("data/history.csv")
     )
-    assert pictures() == first
+    assert draw_figures() == first
 
 
-def test_each_number_and_each_input_changes_its_own_pictures_only(
-    predicted: Path, edit: Edit
-) -> None:
-    before = pictures()
+def test_parameters_and_inputs_change_own_figures_only(predicted: Path, edit: Edit) -> None:
+    before = draw_figures()
 
     def changed() -> list[str]:
         nonlocal before
-        earlier, before = before, pictures()
-        assert sorted(before) == PICTURES
-        return [name for name in PICTURES if earlier[name] != before[name]]
+        earlier, before = before, draw_figures()
+        assert sorted(before) == FIGURES
+        return [name for name in FIGURES if earlier[name] != before[name]]
 
     edit("plot.seed", 1)
     assert changed() == ["samples.png"]
@@ -117,13 +115,13 @@ def test_each_number_and_each_input_changes_its_own_pictures_only(
     assert changed() == ["pairs.png"]
     save(validation=4, wrong=[5, 6])
     assert changed() == ["calibration.png", "classes.png", "confusion.png", "pairs.png"]
-    save(validation=0, wrong=[5, 6])  # the curves are then said to be those of the test split
+    save(validation=0, wrong=[5, 6])  # the legend then refers to the test split
     assert changed() == ["history.png"]
     save(validation=0, wrong=[])
     assert changed() == ["calibration.png", "classes.png", "confusion.png", "pairs.png"]
 
 
-def test_samples_are_training_images_under_their_own_names(predicted: Path) -> None:
+def test_samples_are_training_images_with_their_names(predicted: Path) -> None:
     figure = plot.draw_samples("Tiny", Path("data/raw"), count=9, seed=0)
     published = {
         (image.tobytes(), CLASSES[label])
@@ -139,7 +137,7 @@ def test_samples_are_training_images_under_their_own_names(predicted: Path) -> N
     assert {*shown} <= published
 
 
-def test_more_samples_than_images_are_all_of_them(predicted: Path) -> None:
+def test_all_images_are_drawn_if_fewer_than_samples(predicted: Path) -> None:
     for name, array in tiny_arrays().items():
         np.save(f"data/raw/{name}.npy", array[:5])
     figure = plot.draw_samples("Tiny", Path("data/raw"), count=100, seed=0)
@@ -148,9 +146,8 @@ def test_more_samples_than_images_are_all_of_them(predicted: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["data/raw/train_images.npy", "data/raw/train_labels.npy"])
-def test_arrays_that_were_not_written_by_their_stage_are_refused_and_nothing_is_drawn(
-    predicted: Path, path: str
-) -> None:
+def test_modified_inputs_are_rejected(predicted: Path, path: str) -> None:
+    """Nothing is drawn."""
     content = bytearray((predicted / path).read_bytes())
     content[200] ^= 1
     (predicted / path).write_bytes(content)
@@ -162,9 +159,8 @@ def test_arrays_that_were_not_written_by_their_stage_are_refused_and_nothing_is_
 
 
 @pytest.mark.parametrize("path", ["reports/classes.csv", "reports/confusion.csv"])
-def test_tables_of_another_dataset_are_refused_and_nothing_is_drawn(
-    predicted: Path, path: str
-) -> None:
+def test_tables_of_another_dataset_are_rejected(predicted: Path, path: str) -> None:
+    """Nothing is drawn."""
     table = predicted / path
     table.write_text(table.read_text().replace("blot", "dot"))
     with pytest.raises(
@@ -174,7 +170,7 @@ def test_tables_of_another_dataset_are_refused_and_nothing_is_drawn(
     assert not (predicted / "reports/figures").exists()
 
 
-def test_names_like_numbers_and_missing_values_stay_text(tmp_path: Path) -> None:
+def test_names_like_numbers_or_nan_stay_text(tmp_path: Path) -> None:
     names = ["1", "NA", "", "1.0"]
     labels = np.array([0, 1, 2])
     write_csv(tmp_path / "classes.csv", metrics.per_class(labels, labels, names))
@@ -184,9 +180,10 @@ def test_names_like_numbers_and_missing_values_stay_text(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_most_confused_pairs_come_first_and_in_the_order_of_the_classes_if_equal(
+def test_most_confused_pairs_come_first(
     seed: int,
 ) -> None:
+    """Ties are in the order of the classes."""
     counts = np.random.default_rng(seed).integers(0, 4, (5, 5))
     table = evaluate.confusion_table(counts, [*"abcde"])
     pairs = [(i, j, n) for i, j, n, _ in table.itertuples(index=False) if i != j and n]
@@ -195,11 +192,11 @@ def test_most_confused_pairs_come_first_and_in_the_order_of_the_classes_if_equal
     assert plot.most_confused(table, 3) == expected[:3]
 
 
-def test_no_pair_is_confused_by_a_perfect_model() -> None:
+def test_perfect_model_has_no_confused_pairs() -> None:
     assert plot.most_confused(evaluate.confusion_table(np.diag([3, 4]), ["a", "b"]), 10) == []
 
 
-def test_a_class_without_test_images_is_drawn_without_dots() -> None:
+def test_class_without_images_is_drawn_without_dots() -> None:
     labels = np.array([0, 0, 2])
     table = metrics.per_class(labels, labels, ["a", "b", "c"])
     figure = figures.classes("Classes", table)

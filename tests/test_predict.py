@@ -36,7 +36,7 @@ def predictions() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.usefixtures("model")
-def test_predicts_both_splits_from_the_images_as_published() -> None:
+def test_both_splits_are_predicted_from_raw_images() -> None:
     found, arrays, held = predictions(), tiny_arrays(), np.load(predict.NORMALIZED / "held_out.npy")
     published = {
         "validation": (arrays["train_images"][held], arrays["train_labels"][held]),
@@ -53,8 +53,8 @@ def test_predicts_both_splits_from_the_images_as_published() -> None:
 
 
 @pytest.mark.usefixtures("model")
-def test_bytes_of_the_predictions_do_not_depend_on_the_release_of_python() -> None:
-    """Releases differ in the version that ZIP64 headers declare; without ZIP64 all declare 2.0."""
+def test_predictions_do_not_depend_on_python_release() -> None:
+    """ZIP64 headers declare a version that differs between releases; other headers declare 2.0."""
     predict.main()
     with zipfile.ZipFile(predict.PREDICTIONS) as archive:
         members = archive.infolist()
@@ -81,7 +81,7 @@ def test_chunks_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("model")
-def test_a_second_run_writes_the_same_bytes() -> None:
+def test_second_run_writes_the_same_bytes() -> None:
     predict.main()
     first = predict.PREDICTIONS.read_bytes()
     predict.main()
@@ -100,7 +100,7 @@ def test_a_second_run_writes_the_same_bytes() -> None:
         ),
     ],
 )
-def test_a_model_of_another_dataset_is_refused(changes: dict[str, Any], reason: str) -> None:
+def test_a_model_of_another_dataset_is_rejected(changes: dict[str, Any], reason: str) -> None:
     save_model(**changes)
     with pytest.raises(StageError, match=rf"^data/model.onnx: {reason}; run dvc repro"):
         predict.main()
@@ -108,7 +108,7 @@ def test_a_model_of_another_dataset_is_refused(changes: dict[str, Any], reason: 
 
 
 @pytest.mark.usefixtures("model")
-def test_a_damaged_model_is_refused_and_leaves_no_predictions() -> None:
+def test_damaged_model_leaves_no_predictions() -> None:
     whole = predict.MODEL.read_bytes()
     predict.MODEL.write_bytes(whole[:-100])
     with pytest.raises(StageError, match=r"^data/model.onnx: not a model file"):
@@ -121,7 +121,7 @@ def test_a_damaged_model_is_refused_and_leaves_no_predictions() -> None:
 
 @pytest.mark.usefixtures("model")
 @pytest.mark.parametrize("name", ["test_images", "test_labels", "train_images", "train_labels"])
-def test_images_that_fetch_did_not_write_are_refused(name: str) -> None:
+def test_modified_raw_arrays_are_rejected(name: str) -> None:
     np.save(predict.RAW / f"{name}.npy", 1 - tiny_arrays()[name])
     expected = rf"^data/raw/{name}.npy: expected .* as in data/raw/dataset.json"
     with pytest.raises(StageError, match=expected):
@@ -129,14 +129,14 @@ def test_images_that_fetch_did_not_write_are_refused(name: str) -> None:
 
 
 @pytest.mark.usefixtures("model")
-def test_a_held_out_list_that_normalize_did_not_write_is_refused() -> None:
+def test_modified_held_out_list_is_rejected() -> None:
     np.save(predict.NORMALIZED / "held_out.npy", np.array([0, 99]))
     with pytest.raises(StageError, match=r"^data/normalized/held_out.npy: expected"):
         predict.main()
 
 
 @pytest.mark.usefixtures("model")
-def test_the_stage_imports_no_library_that_trains(project: Path) -> None:
+def test_predict_imports_no_training_library(project: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from stages import predict; predict.main();"
         "print({'tensorflow', 'keras', 'sklearn', 'pandas', 'matplotlib'} & set(sys.modules))"
@@ -148,7 +148,7 @@ def test_the_stage_imports_no_library_that_trains(project: Path) -> None:
 
 @pytest.mark.usefixtures("model")
 def test_memory_does_not_grow_with_the_images(project: Path) -> None:
-    """A process with sixteen times the test images, 38 MB, may hold their probabilities more."""
+    """With 16 times the test images, little more than their probabilities is added."""
     code = (
         "import resource, sys; sys.path.insert(0, sys.argv[1]); from stages import predict;"
         "predict.main(); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"

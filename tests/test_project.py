@@ -1,4 +1,4 @@
-"""The repository as people get it: dependencies, line endings, ignored files, make."""
+"""The repository as distributed: dependencies, line endings, ignored files, make."""
 
 import ast
 import re
@@ -57,7 +57,7 @@ def dependency_faults(
     return faults + [f"{name} is unused" for name in sorted(declared - used)]
 
 
-def test_declared_dependencies_are_the_packages_imported() -> None:
+def test_declared_dependencies_match_imports() -> None:
     file = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project, groups = file["project"], file["dependency-groups"]
     core, bench = packages(project["dependencies"]), packages(groups["bench"])
@@ -70,20 +70,20 @@ def test_declared_dependencies_are_the_packages_imported() -> None:
     assert dependency_faults(imported_packages("tests"), dev - unimported, core) == []
 
 
-def test_finds_an_undeclared_and_an_unused_dependency() -> None:
+def test_undeclared_and_unused_dependencies_are_found() -> None:
     imported = {"sklearn", "ruamel", "dvc", "keras"}
     declared = packages(["scikit_learn>=1.6", "ruamel.yaml[oldlibyaml]>=0.18", "tqdm", "dvc<4"])
     assert dependency_faults(imported, declared) == ["keras is undeclared", "tqdm is unused"]
 
 
-def test_the_lock_files_name_no_registry() -> None:
+def test_lock_files_contain_no_registry() -> None:
     for name in ("requirements.lock", "requirements-bench.lock"):
         lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
         pin = re.compile(r"[\w.-]+==\S+( ; .+)? \\|    --hash=sha256:[0-9a-f]{64}( \\)?")
         assert [line for line in lines if not pin.fullmatch(line)] == []
 
 
-def test_a_clone_with_autocrlf_has_the_same_bytes(shipped: Clone, tmp_path: Path) -> None:
+def test_autocrlf_does_not_change_files(shipped: Clone, tmp_path: Path) -> None:
     shipped.call("git", "-c", "core.autocrlf=true", "clone", "-q", ".", "../windows")
     names = shipped.call("git", "ls-files").splitlines()
     changed = [
@@ -104,7 +104,7 @@ def test_dvc_add_tracks_a_folder_below_data(shipped: Clone, folder: str) -> None
     assert shipped.changed() - {ignored} == {f"{folder}.dvc"}
 
 
-def test_copies_of_the_project_have_its_tracked_files_only(shipped: Clone, tmp_path: Path) -> None:
+def test_copies_contain_only_tracked_files(shipped: Clone, tmp_path: Path) -> None:
     names = set(shipped.call("git", "ls-files").splitlines())
     (shipped.path / "params.yaml").write_text("dataset: mine\n")
     (shipped.path / "test.log").write_text("grows while the tests run")
@@ -125,8 +125,8 @@ def test_make_lists_every_target_on_a_line(shipped: Clone) -> None:
     assert max(map(len, lines)) <= 100
 
 
-def test_a_folder_without_git_is_refused_before_anything_is_installed(tmp_path: Path) -> None:
-    """A ZIP of the repository has no history; the commands that make prints create one."""
+def test_folder_without_git_is_rejected_before_install(tmp_path: Path) -> None:
+    """A ZIP of the repository has no history; make prints commands that create one."""
     env = clone_env(tmp_path / "tools", "zip") | {"GIT_CEILING_DIRECTORIES": str(tmp_path)}
     folder = copy_files(tmp_path / "zip", env)
     refusal = folder.call("make", "repro", code=2)
@@ -141,7 +141,7 @@ def test_a_folder_without_git_is_refused_before_anything_is_installed(tmp_path: 
     assert folder.changed() == set()
 
 
-def test_a_stage_without_the_environment_names_the_python_and_what_it_lacks(tmp_path: Path) -> None:
+def test_stage_reports_python_and_missing_packages(tmp_path: Path) -> None:
     def run(**env: str) -> str:
         command = ["/bin/sh", str(ROOT / "stages/run.sh"), "fetch"]
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)

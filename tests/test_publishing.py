@@ -91,30 +91,28 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
 
 
 @pytest.mark.slow
-def test_a_reader_gets_the_published_version_and_the_experiment(published: Published) -> None:
+def test_reader_gets_published_version_and_experiment(published: Published) -> None:
     downloaded = {path.name: path.read_bytes() for path in published.reader.path.glob("*.onnx")}
     assert downloaded == published.models
     assert len({*downloaded.values()}) == 2
 
 
 @pytest.mark.slow
-def test_a_version_that_was_not_tagged_is_refused(published: Published) -> None:
+def test_untagged_version_is_rejected(published: Published) -> None:
     get = ("dvc", "artifacts", "get", published.url, "classifier")
     refusal = published.reader.call(*get, "--rev", "v2.0.0", code=1)
     assert "Unable to find artifact 'classifier @ v2.0.0'" in refusal
 
 
 @pytest.mark.slow
-def test_the_code_predicts_the_classes_of_the_pipeline(published: Published) -> None:
+def test_code_predicts_the_classes_of_the_pipeline(published: Published) -> None:
     shown = published.reader.call(sys.executable, "-I", "-c", CODE)
     assert shown.strip() == str(expected_classes(published.project))
 
 
 @pytest.mark.slow
 @pytest.mark.network
-def test_an_environment_with_numpy_and_onnxruntime_alone_predicts_the_same_classes(
-    published: Published, tmp_path: Path
-) -> None:
+def test_code_runs_with_only_numpy_and_onnxruntime(published: Published, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = str(tmp_path / "venv/bin/python")
     published.reader.call(python, "-m", "pip", "install", "--quiet", "numpy", "onnxruntime")
@@ -140,27 +138,28 @@ def folder(tmp_path: Path) -> Clone:
     return Clone(tmp_path, env)
 
 
-def test_the_page_has_three_commands_to_publish_two_to_download_and_five_lines_of_code() -> None:
+def test_page_has_few_commands_and_lines_of_code() -> None:
+    """Three commands publish, two download, and five lines of code predict."""
     publish, download, *_ = map(commands, blocks("console"))
     lines = [line for line in CODE.splitlines() if line]
     assert (len(publish), len(download), len(lines)) == (3, 2, 5)
 
 
-def test_the_code_predicts_and_imports_numpy_and_onnxruntime_only(folder: Clone) -> None:
+def test_code_imports_only_numpy_and_onnxruntime(folder: Clone) -> None:
     printed = folder.call(sys.executable, "-I", "-c", BEFORE + CODE + AFTER).splitlines()
     model = read_model(folder.path / "model.onnx")
     predicted = model(tiny_arrays()["test_images"]).argmax(axis=1)
     assert printed == [str([model.classes[i] for i in predicted]), "['numpy', 'onnxruntime']"]
 
 
-def test_a_clone_checks_a_model_file_and_prints_its_metadata(folder: Clone) -> None:
+def test_clone_checks_model_file_and_prints_metadata(folder: Clone) -> None:
     (command,) = commands(blocks("console")[-1])
     assert "kind='mlp', parameters=240" in folder.call("sh", "-c", command)
     (folder.path / "data/model.onnx").write_bytes(b"damaged")
     assert "not a model file" in folder.call("sh", "-c", command, code=1)
 
 
-def test_the_page_lists_the_metadata_of_a_model_file(folder: Clone) -> None:
+def test_page_lists_the_metadata_of_a_model_file(folder: Clone) -> None:
     table = PAGE.partition("| key | value |")[2].partition("\n\n")[0]
     listed = " ".join(row.split("|")[1] for row in table.splitlines() if row)
     model = onnx.load(folder.path / "model.onnx")

@@ -112,15 +112,16 @@ def embedded(page: Path) -> Any:  # noqa: ANN401  # the page's JSON
     return json.loads(found[1])
 
 
-def test_images_that_do_not_compress_leave_a_page_within_five_megabytes() -> None:
+def test_report_of_noise_is_smaller_than_5_mb() -> None:
+    """Noise does not compress."""
     noise = np.random.default_rng(0).integers(0, 256, (reporting.PIXELS // 784, 28, 28), np.uint8)
     address, _ = reporting.draw_atlas(noise)
     assert len(address) > reporting.PIXELS  # nothing is left out
     assert len(address) + len(charts.read_vega()) < 4_500_000  # and half a megabyte for the rest
 
 
-def test_the_report_is_the_same_for_the_same_run(clone: Clone, single: Path) -> None:
-    """It has no clock, host, path or random order in it."""
+def test_report_is_reproducible(clone: Clone, single: Path) -> None:
+    """It contains no time, host or path, and its order is fixed."""
     again = Clone(clone.path, clone.env | {"PYTHONHASHSEED": "7", "TZ": "Asia/Seoul"})
     again.call(*REPORT, "--out", "../again.html")
     assert (clone.path.parent / "again.html").read_bytes() == single.read_bytes()
@@ -128,7 +129,7 @@ def test_the_report_is_the_same_for_the_same_run(clone: Clone, single: Path) -> 
     assert clone.changed() == set()
 
 
-def test_a_report_of_the_workspace_imports_neither_dvc_nor_tensorflow(clone: Clone) -> None:
+def test_workspace_report_imports_no_dvc_or_tensorflow(clone: Clone) -> None:
     code = (
         "import sys, tools.report; from tools.lib.records import read_records;"
         "from tools.lib.reporting import render; sys.argv = ['report'];"
@@ -156,7 +157,7 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-def test_names_of_classes_are_text(single: Path) -> None:
+def test_class_names_are_escaped(single: Path) -> None:
     elements = Elements(single.read_text()).found
     assert [tag for tag, _ in elements].count("script") == 3
     assert {str(attributes["src"])[:15] for tag, attributes in elements if tag == "img"} == {
@@ -166,7 +167,8 @@ def test_names_of_classes_are_text(single: Path) -> None:
     assert embedded(single)["sets"][0]["classes"] == NAMES
 
 
-def test_the_policy_allows_the_page_its_own_scripts_and_styles_only(single: Path) -> None:
+def test_policy_allows_only_own_scripts_and_styles(single: Path) -> None:
+    """The content security policy lists their hashes."""
     text = single.read_text()
     (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
@@ -187,7 +189,7 @@ def test_the_policy_allows_the_page_its_own_scripts_and_styles_only(single: Path
     } == set()
 
 
-def test_all_errors_are_in_the_report_as_published(single: Path) -> None:
+def test_report_contains_all_misclassified_images(single: Path) -> None:
     data = embedded(single)
     (images,), (run,) = data["sets"], data["runs"]
     assert images["index"] == [*range(30)]  # few enough
@@ -204,7 +206,7 @@ def test_all_errors_are_in_the_report_as_published(single: Path) -> None:
     assert low < high
 
 
-def test_several_runs_share_images_only_if_their_datasets_do(several: Path) -> None:
+def test_runs_share_images_only_if_datasets_match(several: Path) -> None:
     data = embedded(several)
     assert [run["name"] for run in data["runs"]] == ["first", "workspace", "other"]
     assert [run["set"] for run in data["runs"]] == [0, 0, 1]
@@ -214,7 +216,7 @@ def test_several_runs_share_images_only_if_their_datasets_do(several: Path) -> N
     assert re.findall('<th scope="row">(.*?)</th>', differing) == ["dataset", "train.seed"]
 
 
-def test_the_commands_give_the_parameters_of_the_run(clone: Clone, single: Path) -> None:
+def test_report_has_commands_that_reproduce_the_run(clone: Clone, single: Path) -> None:
     head = clone.call("git", "rev-parse", "HEAD").strip()
     assert f"git checkout {head[:12]}\ndvc repro" in single.read_text()
 
@@ -226,14 +228,14 @@ def test_the_commands_give_the_parameters_of_the_run(clone: Clone, single: Path)
         ("HEAD~3", "report: HEAD~3: cannot read data/raw/dataset.json"),
     ],
 )
-def test_other_revisions_are_refused_in_one_line(clone: Clone, revision: str, line: str) -> None:
+def test_invalid_revisions_are_rejected_in_one_line(clone: Clone, revision: str, line: str) -> None:
     output = clone.call(*REPORT, revision, "--out", "../none.html", code=1)
     assert output.startswith(line)
     assert output.count("\n") == 1
     assert not (clone.path.parent / "none.html").exists()
 
 
-def test_changed_and_missing_files_are_refused_in_one_line(
+def test_changed_and_missing_files_are_rejected(
     clone: Clone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(clone.path)
@@ -269,7 +271,7 @@ def fabricate(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Record
     return record
 
 
-def test_a_matrix_of_many_classes_shows_those_with_the_most_errors() -> None:
+def test_large_matrix_shows_classes_with_most_errors() -> None:
     labels = np.arange(512) % 256
     predicted = labels.copy()
     predicted[[7, 200]] = 9, 9
@@ -280,7 +282,7 @@ def test_a_matrix_of_many_classes_shows_those_with_the_most_errors() -> None:
     assert "Of 256" not in sections.html(sections.matrix(fabricate(labels % 3, labels % 3, 3)))
 
 
-def test_a_sample_has_all_errors_and_correct_images_of_each_class() -> None:
+def test_sample_has_all_errors_and_every_class() -> None:
     rng = np.random.default_rng(3)
     labels = rng.integers(0, 10, 5_000)
     predicted = np.where(rng.random(5_000) < 0.1, (labels + 1) % 10, labels)
@@ -297,7 +299,7 @@ def test_a_sample_has_all_errors_and_correct_images_of_each_class() -> None:
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (9, 17, 3), (200, 100), (3, 300, 3)])
-def test_images_of_any_shape_are_drawn_within_64_pixels(shape: tuple[int, ...]) -> None:
+def test_images_are_scaled_to_at_most_64_pixels(shape: tuple[int, ...]) -> None:
     images = np.random.default_rng(1).integers(0, 256, (70, *shape), np.uint8)
     drawn = reporting.drawable(images, {"levels": [0, 255], "background": 255})
     assert max(drawn.shape[1:3]) <= 64
@@ -310,7 +312,7 @@ def test_images_of_any_shape_are_drawn_within_64_pixels(shape: tuple[int, ...]) 
     assert (cell == drawn[69]).all()
 
 
-def test_a_chart_of_very_many_cells_is_left_out(
+def test_chart_with_too_many_cells_is_omitted(
     clone: Clone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(clone.path)
@@ -360,7 +362,7 @@ def captions(page: Page) -> list[str]:
     return page.locator(".tile b").all_text_contents()
 
 
-def test_a_cell_shows_its_images(opened: Open, single: Path) -> None:
+def test_matrix_cell_shows_its_images(opened: Open, single: Path) -> None:
     page = opened(single)
     assert len(captions(page)) == 9
     page.locator(CELL).click()
@@ -383,7 +385,7 @@ def test_a_cell_shows_its_images(opened: Open, single: Path) -> None:
     assert np.corrcoef(levels.ravel(), image.ravel())[0, 1] < -0.999
 
 
-def test_a_class_and_a_bin_show_their_images(opened: Open, single: Path) -> None:
+def test_class_and_bin_show_their_images(opened: Open, single: Path) -> None:
     page = opened(single)
     page.locator('td button[data-predicted="1"][data-wrong]').click()
     assert captions(page) == [f"{NAMES[0]} → {NAMES[1]}"] * 3
@@ -395,7 +397,7 @@ def test_a_class_and_a_bin_show_their_images(opened: Open, single: Path) -> None
     assert len(captions(page)) == 9
 
 
-def test_keys_move_open_mark_and_close(opened: Open, single: Path, tmp_path: Path) -> None:
+def test_keys_navigate_open_mark_and_close(opened: Open, single: Path, tmp_path: Path) -> None:
     page = opened(single)
     page.locator(CELL).focus()
     page.keyboard.press("ArrowUp")  # the heading of the column
@@ -433,7 +435,7 @@ def test_keys_move_open_mark_and_close(opened: Open, single: Path, tmp_path: Pat
     assert float(rows[0]["confidence"]) in data["runs"][0]["confidence"]
 
 
-def test_runs_are_switched(opened: Open, several: Path) -> None:
+def test_runs_can_be_switched(opened: Open, several: Path) -> None:
     page = opened(several)
     assert len(captions(page)) == 6
     page.locator("#switch button").nth(1).click()
@@ -446,7 +448,9 @@ def test_runs_are_switched(opened: Open, several: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_narrow_window_does_not_scroll_sideways(opened: Open, several: Path, scheme: str) -> None:
+def test_narrow_window_does_not_scroll_horizontally(
+    opened: Open, several: Path, scheme: str
+) -> None:
     page = opened(several, color_scheme=scheme)
     page.set_viewport_size({"width": 320, "height": 640})
     page.locator(".plot svg").nth(5).wait_for()
@@ -466,14 +470,14 @@ def test_charts_are_drawn(opened: Open, several: Path) -> None:
         assert charts.nth(i).locator("path").count() > 3
 
 
-def test_it_prints(opened: Open, several: Path) -> None:
+def test_report_can_be_printed(opened: Open, several: Path) -> None:
     page = opened(several, media="print")
     page.locator(".plot svg").nth(5).wait_for()
     assert page.pdf(format="A4").startswith(b"%PDF")
     assert page.locator(".run").evaluate_all("runs => runs.every(run => run.offsetHeight > 0)")
 
 
-def test_tables_and_figures_are_there_without_javascript(browser: Browser, single: Path) -> None:
+def test_tables_and_figures_require_no_javascript(browser: Browser, single: Path) -> None:
     context = open_context(browser, offline=True, java_script_enabled=False)
     page = context.new_page()
     page.goto(single.as_uri())
@@ -484,10 +488,8 @@ def test_tables_and_figures_are_there_without_javascript(browser: Browser, singl
     context.close()
 
 
-def test_dvc_plots_need_no_network_with_the_page_that_make_writes(
-    shipped: Clone, opened: Open
-) -> None:
-    """Without it they fall back to the committed page, which names what is missing."""
+def test_dvc_plots_work_offline(shipped: Clone, opened: Open) -> None:
+    """Without the page that make writes, they fall back to one that loads scripts from a CDN."""
     shipped.call("python", "-m", "tools.plots_page")
     shipped.call("dvc", "config", "--local", "plots.html_template", "offline.html")
     shipped.call("git", "commit", "--allow-empty", "-qm", "Second")
@@ -501,7 +503,7 @@ def test_dvc_plots_need_no_network_with_the_page_that_make_writes(
             box = charts.nth(i).bounding_box()
             assert box
             assert min(box["width"], box["height"]) > 100
-    shipped.call("make", "clean")  # which must not leave DVC with a page that is gone
+    shipped.call("make", "clean")  # which must not delete the page that DVC uses
     assert (shipped.path / ".dvc/offline.html").exists()
     shipped.call("git", "clean", "-qfdX")
     shipped.call("dvc", "plots", "show")

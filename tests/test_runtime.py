@@ -1,4 +1,4 @@
-"""Model files: what is accepted, what is rejected before it runs, and what a model predicts."""
+"""Model files: accepted ones and their predictions, and rejected ones."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def constants(content: bytes) -> list[np.ndarray]:
     return [numpy_helper.to_array(tensor) for tensor in tensors]
 
 
-def test_a_model_predicts_images_as_published(tmp_path: Path) -> None:
+def test_model_agrees_with_numpy(tmp_path: Path) -> None:
     model = read(CONTENT, tmp_path)
     found = model(IMAGES)
     offset, divisor, first, second, bias = constants(CONTENT)
@@ -44,7 +44,7 @@ def test_a_model_predicts_images_as_published(tmp_path: Path) -> None:
     assert (model.parameters, model.multiply_adds, model.background) == (240, 9, 0)
 
 
-def test_images_in_any_order_of_memory_and_none_at_all_are_predicted(tmp_path: Path) -> None:
+def test_any_memory_order_and_no_images_are_accepted(tmp_path: Path) -> None:
     model = read(CONTENT, tmp_path)
     np.testing.assert_array_equal(model(np.asfortranarray(IMAGES)), model(IMAGES))
     assert model(IMAGES[:0]).shape == (0, 3)
@@ -70,7 +70,7 @@ def test_two_processes_predict_the_same_bytes(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(tmp_path)]
     found = {subprocess.check_output(command, cwd=ROOT, text=True) for _ in range(2)}
     assert len(found) == 1
-    assert found.pop().endswith(" set()\n")  # and imports no library that trains
+    assert found.pop().endswith(" set()\n")  # and imports no training library
 
 
 Damage = Callable[[onnx.ModelProto], Any]
@@ -88,7 +88,7 @@ def replace_tensor(model: onnx.ModelProto, array: np.ndarray) -> None:
 
 
 def insert(model: onnx.ModelProto, operator: str, **options: Any) -> None:  # noqa: ANN401
-    """Put a node between the input and what reads it."""
+    """Put a node between the input and its reader."""
     node(model, "Cast").input[0] = "inserted"
     made = helper.make_node(operator, ["images"], ["inserted"], **options)
     model.graph.node.insert(0, made)
@@ -277,9 +277,10 @@ def reject_cases() -> dict[str, tuple[Damage, str]]:
 
 
 @pytest.mark.parametrize("name", reject_cases())
-def test_a_file_of_anything_else_is_rejected_in_one_line_before_it_runs(
+def test_invalid_model_is_rejected_before_it_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The error is one line."""
     damage, reason = reject_cases()[name]
     model = onnx.load_model_from_string(CONTENT)
     damage(model)
@@ -292,15 +293,15 @@ def test_a_file_of_anything_else_is_rejected_in_one_line_before_it_runs(
     assert str(caught.value).startswith(f"{tmp_path}/model.onnx: not a model file of this project")
 
 
-def test_a_file_that_was_cut_off_is_rejected(tmp_path: Path) -> None:
-    """At every seventh byte, and at each of the last ones."""
+def test_truncated_file_is_rejected(tmp_path: Path) -> None:
+    """It is cut at every seventh byte and at each of the last 100."""
     for size in {*range(0, len(CONTENT), 7), *range(len(CONTENT) - 100, len(CONTENT))}:
         with pytest.raises(StageError, match="not a model file of this project"):
             read(CONTENT[:size], tmp_path)
 
 
-def test_a_file_is_never_read_as_another_format_than_the_one_checked(tmp_path: Path) -> None:
-    """ONNX Runtime would take bytes 4 to 8, ORTM, for its own format, which may hold anything."""
+def test_file_is_read_in_the_format_that_was_checked(tmp_path: Path) -> None:
+    """ONNX Runtime takes files with ORTM in bytes 4 to 8 for its own format, which is unchecked."""
     model = onnx.load_model_from_string(CONTENT)
     model.producer_name = "ORTM"
     content = model.SerializeToString(deterministic=True)
@@ -318,7 +319,7 @@ def cut_rows(model: onnx.ModelProto) -> None:
 
 
 def gather_beyond(model: onnx.ModelProto) -> None:
-    """Look a class up that does not exist."""
+    """Look up a class that does not exist."""
     model.graph.node[-1].output[0] = "all"
     model.graph.initializer.append(numpy_helper.from_array(np.array([0, 1, 99]), "beyond"))
     made = helper.make_node("Gather", ["all", "beyond"], ["probabilities"], axis=1)
@@ -329,9 +330,7 @@ def gather_beyond(model: onnx.ModelProto) -> None:
     ("damage", "reason"),
     [(cut_rows, "Inferred shape"), (gather_beyond, "model fails")],
 )
-def test_a_model_that_fails_is_refused_in_one_line(
-    tmp_path: Path, damage: Damage, reason: str
-) -> None:
+def test_failing_model_is_rejected_in_one_line(tmp_path: Path, damage: Damage, reason: str) -> None:
     model = onnx.load_model_from_string(CONTENT)
     damage(model)
     with pytest.raises(StageError, match=reason) as caught:
@@ -340,12 +339,12 @@ def test_a_model_that_fails_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html>" * 2_000, b"\x89HDF\r\n\x1a\n", b"\0" * 99])
-def test_a_file_of_another_format_is_rejected(tmp_path: Path, content: bytes) -> None:
+def test_file_of_another_format_is_rejected(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(StageError, match="not a model file of this project"):
         read(content, tmp_path)
 
 
-def test_a_file_larger_than_protobuf_allows_is_rejected_unread(tmp_path: Path) -> None:
+def test_file_beyond_protobuf_limit_is_rejected_unread(tmp_path: Path) -> None:
     with (tmp_path / "model.onnx").open("wb") as file:
         file.truncate(2**31)  # sparse
     with pytest.raises(StageError, match="2,147,483,648 bytes exceed the limit for model files"):
@@ -353,7 +352,7 @@ def test_a_file_larger_than_protobuf_allows_is_rejected_unread(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("value", [2.0, -1.0, np.nan])
-def test_an_output_that_is_no_probability_is_rejected(tmp_path: Path, value: float) -> None:
+def test_output_without_probabilities_is_rejected(tmp_path: Path, value: float) -> None:
     dataset, _ = described()
     graph = Graph(0.0, 1.0)
     flat = graph.add("Flatten", graph.scaled)

@@ -1,4 +1,4 @@
-"""The search: its space, what it refuses, continuing it; with DVC: slow/test_search.py."""
+"""The search: spaces, invalid input and continuation; with DVC: slow/test_search.py."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def loss(params: dict[str, Any]) -> float:
 
 
 def commit_experiment(name: str, changes: Sequence[str], metrics: str = "") -> None:
-    """What `dvc exp run` leaves: a reference to a commit with the parameters and the reports."""
+    """Imitate `dvc exp run`: refer to a new commit with the parameters and the reports."""
     params = read_yaml(Path("params.yaml"))
     for change in changes:
         key, _, value = change.partition("=")
@@ -243,7 +243,7 @@ def test_shipped_spaces_are_valid(name: str, kind: str, monkeypatch: pytest.Monk
     ],
     ids=str,
 )
-def test_wrong_space_is_refused(project: Path, content: object, reason: str) -> None:
+def test_invalid_space_is_rejected(project: Path, content: object, reason: str) -> None:
     with pytest.raises(StageError) as refusal:
         space(content)
     assert reason in str(refusal.value)
@@ -254,7 +254,7 @@ def test_wrong_space_is_refused(project: Path, content: object, reason: str) -> 
     "content",
     [
         vary(train__epochs={"low": 1, "high": 2}),
-        vary(train__learning_rate={"low": 0.1, "high": 1}),  # a float, since the one limit is
+        vary(train__learning_rate={"low": 0.1, "high": 1}),  # a float, since one limit is
         vary(model__mlp__dropout={"low": 0.0, "high": 0.3, "step": 0.1}),
         vary(model__mlp__dropout={"low": 0, "high": 0.5, "step": 0.25}),
         vary(train__batch_size={"low": 10, "high": 100, "step": 30}),
@@ -268,7 +268,7 @@ def test_valid_space_is_accepted_and_sampled(project: Path, content: object) -> 
     search = Search("tiny", space(content), "validation.loss")
     for number in range(5):
         values = search.ask(number)
-        assert search.values(number) == values  # also after a way through params.yaml
+        assert search.values(number) == values  # also after a round trip through params.yaml
         search.trials[number].state = TrialState.RUNNING
 
 
@@ -311,7 +311,7 @@ def test_rounding_does_not_leave_the_range(project: Path) -> None:
     assert narrow.decode({"train.learning_rate": 0.12348}) == {"train.learning_rate": 0.12346}
 
 
-def test_name_depends_on_the_space_and_not_on_its_layout(project: Path) -> None:
+def test_name_depends_on_space_but_not_on_layout(project: Path) -> None:
     first = Search("tiny", space(), "validation.loss").name(7)
     backwards = {**SPACE, "vary": dict(reversed(SPACE["vary"].items()))}
     Path("space.yaml").write_text(f"# again\n{json.dumps(backwards)}")
@@ -324,8 +324,8 @@ def test_name_depends_on_the_space_and_not_on_its_layout(project: Path) -> None:
     assert Search("tiny", space({**SPACE, "vary": wider}), "validation.loss").number(first) == -1
 
 
-def test_continued_search_is_the_uninterrupted_one(main: Main) -> None:
-    """Beyond the ten random trials that Optuna starts with."""
+def test_continued_search_equals_uninterrupted_search(main: Main) -> None:
+    """The trials go beyond the ten random ones that Optuna starts with."""
     lines = main("--trials", "14")
     assert lines[0] == "0 of 14 trials are finished, 14 to run"
     whole = trials()
@@ -354,7 +354,7 @@ def test_search_reports_validation_scores_only(main: Main) -> None:
     assert str(TEST_SCORE) not in "".join(lines)
 
 
-def test_better_is_larger_for_the_accuracy(main: Main) -> None:
+def test_accuracy_is_maximized(main: Main) -> None:
     lines = main("--trials", "4", "--on", "validation.accuracy")
     scores = {line.split()[1]: float(line.split()[3]) for line in lines[1:5]}
     assert lines[5].endswith(f" {max(scores, key=lambda name: scores[name])}:")
@@ -363,9 +363,7 @@ def test_better_is_larger_for_the_accuracy(main: Main) -> None:
     )
 
 
-def test_failed_trial_is_reported_and_run_again_once(
-    main: Main, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_trials_are_reported_and_rerun(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str, changes: Sequence[str]) -> None:
         if name.endswith(("-1", "-3")):
             raise StageError("train failed")
@@ -391,9 +389,7 @@ def test_failed_trial_is_reported_and_run_again_once(
     assert [line.split("  ")[1][-2:] for line in lines[1:3]] == ["-1", "-3"]
 
 
-def test_without_a_finished_trial_there_is_no_best(
-    main: Main, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_best_trial_if_all_trials_failed(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise StageError("train failed")
 
@@ -403,7 +399,7 @@ def test_without_a_finished_trial_there_is_no_best(
     assert len(main.output) == 3  # type: ignore[attr-defined]
 
 
-def test_best_is_confirmed_with_seeds_that_it_did_not_have(main: Main) -> None:
+def test_best_trial_is_confirmed_with_new_seeds(main: Main) -> None:
     main("--trials", "3")
     lines = main("--trials", "3", "--confirm", "2")
     best = lines[1].removesuffix(":").split()[-1]
@@ -417,11 +413,11 @@ def test_best_is_confirmed_with_seeds_that_it_did_not_have(main: Main) -> None:
     lines = main("--trials", "3", "--confirm", "3")
     assert (
         lines[0] == "3 of 3 trials are finished, 0 to run"
-    )  # those with other seeds are no trials
+    )  # runs with other seeds are not trials
     assert [line.split("  ")[1] for line in lines if "1/1  " in line] == [f"{best}-seed3"]
 
 
-def test_experiment_outside_the_space_is_refused(main: Main) -> None:
+def test_experiment_outside_the_space_is_rejected(main: Main) -> None:
     name = Search("tiny", space(), "validation.loss").name(0)
     for change in (
         "train.epochs=10",
@@ -452,7 +448,7 @@ def test_experiment_outside_the_space_is_refused(main: Main) -> None:
     ],
     ids=str,
 )
-def test_experiment_without_a_score_is_refused(main: Main, metrics: object, reason: str) -> None:
+def test_experiment_without_a_score_is_rejected(main: Main, metrics: object, reason: str) -> None:
     search = Search("tiny", space(), "validation.loss")
     name = search.name(0)
     commit_experiment(name, [], json.dumps(metrics))
@@ -466,12 +462,12 @@ def test_experiment_without_a_score_is_refused(main: Main, metrics: object, reas
 
 
 @pytest.mark.parametrize("name", ["loss", "accuracy", "test.loss", "errors"])
-def test_test_scores_are_refused(name: str) -> None:
+def test_test_scores_are_rejected(name: str) -> None:
     with pytest.raises(StageError, match=f"found '{name}'; test scores are not for choosing"):
         check_score(name)
 
 
-def test_validation_score_without_an_interval_is_refused() -> None:
+def test_score_without_an_interval_is_rejected() -> None:
     with pytest.raises(StageError, match=r"expected validation.loss or .*'validation.ece'$"):
         check_score("validation.ece")
     check_score("validation.brier")
@@ -487,20 +483,21 @@ def test_validation_score_without_an_interval_is_refused() -> None:
     ],
     ids=str,
 )
-def test_wrong_options_are_refused(main: Main, options: list[str], reason: str) -> None:
+def test_invalid_options_are_rejected(main: Main, options: list[str], reason: str) -> None:
     with pytest.raises(StageError, match=reason):
         main(*options)
     assert trials() == {}
 
 
-def test_uncommitted_changes_are_refused(main: Main) -> None:
+def test_uncommitted_changes_are_rejected(main: Main) -> None:
     params = read_yaml(Path("params.yaml"))
     write_yaml(Path("params.yaml"), params | {"dataset": "mnist"})
     with pytest.raises(StageError, match=r"params.yaml has uncommitted changes"):
         main("--trials", "1")
 
 
-def test_running_trials_are_avoided_and_failed_ones_are_not(project: Path) -> None:
+def test_running_trials_are_avoided(project: Path) -> None:
+    """Failed ones are not."""
     search = Search("tiny", space(), "validation.loss")
     for number in range(15):
         search.record(number, search.ask(number), value=float(number))
@@ -560,7 +557,8 @@ def test_interval_of_runs_is_over_their_seeds() -> None:
     assert interval(runs, "validation.loss") == pytest.approx((np.mean(means), *expected))
 
 
-def test_interval_of_runs_on_published_images_is_over_both() -> None:
+def test_interval_is_over_both_for_published_images() -> None:
+    """The interval of runs on a published validation split is over seeds and images."""
     runs = [fake_run(0, "published") for _ in range(4)]  # equal: no variance over the seeds
     found = interval(runs, "validation.loss")
     assert found == pytest.approx(interval(runs[:1], "validation.loss"))
@@ -569,5 +567,5 @@ def test_interval_of_runs_on_published_images_is_over_both() -> None:
 
 def test_make_passes_the_options() -> None:
     command = ["make", "-n", "-o", ".venv/installed", "search", "SEARCH=--trials 3 --workers 2"]
-    said = subprocess.check_output(command, cwd=ROOT, text=True)
-    assert "tools.search --trials 3 --workers 2" in said
+    printed = subprocess.check_output(command, cwd=ROOT, text=True)
+    assert "tools.search --trials 3 --workers 2" in printed

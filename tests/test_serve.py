@@ -1,4 +1,4 @@
-"""The server as a process: its start, its end, slow clients."""
+"""The server as a process: startup, shutdown and slow clients."""
 
 import select
 import signal
@@ -34,7 +34,7 @@ def classify(server: Server) -> str:
     return str(response.json()[0]["class"])
 
 
-def test_serves_with_security_headers(server: Server) -> None:
+def test_responses_have_security_headers(server: Server) -> None:
     for address in ("/", "/model", "/nothing"):
         headers = httpx.get(server.address + address).headers
         assert all(headers[name] == value for name, value in service.HEADERS.items())
@@ -43,7 +43,7 @@ def test_serves_with_security_headers(server: Server) -> None:
     assert classify(server) == "horizontal"
 
 
-def test_a_second_server_on_the_port_ends_with_one_line(server: Server, bars_file: Path) -> None:
+def test_occupied_port_is_reported_in_one_line(server: Server, bars_file: Path) -> None:
     port = server.address.rpartition(":")[2]
     command = [sys.executable, "-m", "tools.serve", "--model", str(bars_file), "--port", port]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -60,12 +60,12 @@ def test_a_second_server_on_the_port_ends_with_one_line(server: Server, bars_fil
         ("no.such.host.invalid", 0, "name"),
     ],
 )
-def test_invalid_addresses_are_refused(host: str, port: int, reason: str) -> None:
+def test_invalid_addresses_are_rejected(host: str, port: int, reason: str) -> None:
     with pytest.raises(StageError, match=reason):
         serve.listen(host, port)
 
 
-def test_a_missing_model_ends_with_one_line(tmp_path: Path) -> None:
+def test_missing_model_is_reported_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tools.serve", "--port", "0", "--model"]
     done = subprocess.run(
         [*command, str(tmp_path / "no.onnx")], cwd=ROOT, capture_output=True, text=True
@@ -76,9 +76,7 @@ def test_a_missing_model_ends_with_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_after_the_running_request(
-    bars_file: Path, number: signal.Signals
-) -> None:
+def test_signal_ends_server_after_running_request(bars_file: Path, number: signal.Signals) -> None:
     content = form(png())
     with serving(bars_file) as server, server.connect() as connection, server.connect():
         connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(content) + content[:50])
@@ -91,7 +89,7 @@ def test_a_signal_ends_it_after_the_running_request(
         assert server.output() == (128 + number, f"serve: {name}\n")
 
 
-def test_a_signal_does_not_wait_for_slow_requests(bars_file: Path) -> None:
+def test_shutdown_does_not_wait_for_slow_requests(bars_file: Path) -> None:
     with serving(bars_file) as server, server.connect() as connection:
         connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n--x")
         assert not server.refuses()  # so it has read the part that was sent before
@@ -102,7 +100,7 @@ def test_a_signal_does_not_wait_for_slow_requests(bars_file: Path) -> None:
 
 
 def receive(connection: socket.socket) -> bytes:
-    """All that comes until the other side closes the connection."""
+    """Receive until the other side closes the connection."""
     parts = []
     with suppress(ConnectionResetError):
         while part := connection.recv(10_000):
@@ -119,26 +117,26 @@ def trickle(connection: socket.socket, content: bytes) -> bytes:
     return receive(connection)
 
 
-def test_slow_uploads_are_refused(server: Server) -> None:
+def test_slow_uploads_are_rejected(server: Server) -> None:
     content = form(bytes(1000))
     with server.connect() as connection:
         connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(content))
         assert trickle(connection, content).startswith(b"HTTP/1.1 408")
 
 
-def test_heads_that_come_byte_by_byte_are_cut_off(server: Server) -> None:
+def test_slow_headers_are_cut_off(server: Server) -> None:
     with server.connect() as connection:
         assert trickle(connection, HEAD * 20) == b""
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /cl", HEAD])
-def test_incomplete_heads_are_cut_off(server: Server, sent: bytes) -> None:
+def test_incomplete_headers_are_cut_off(server: Server, sent: bytes) -> None:
     with server.connect() as connection:
         connection.sendall(sent)
         assert receive(connection) == b""
 
 
-def test_a_connection_is_kept_between_requests(server: Server) -> None:
+def test_connection_is_kept_between_requests(server: Server) -> None:
     with server.connect() as connection:
         for _ in range(2):
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -159,15 +157,15 @@ def test_a_connection_is_kept_between_requests(server: Server) -> None:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
     ],
 )
-def test_invalid_requests_are_refused(server: Server, bad: bytes) -> None:
+def test_invalid_requests_are_rejected(server: Server, bad: bytes) -> None:
     with server.connect() as connection:
         connection.sendall(bad)
         assert receive(connection).startswith(b"HTTP/1.1 400")
     assert classify(server) == "horizontal"
 
 
-def test_a_false_length_does_not_matter(server: Server) -> None:
-    """More bytes than announced are another, invalid request; fewer are a slow upload."""
+def test_invalid_content_length_does_not_stop_server(server: Server) -> None:
+    """Extra bytes are read as an invalid request, and missing ones are a slow upload."""
     content = form(png())
     for length, status in {10: b"400", 9999: b"408"}.items():
         with server.connect() as connection:
@@ -175,7 +173,7 @@ def test_a_false_length_does_not_matter(server: Server) -> None:
             assert receive(connection).startswith(b"HTTP/1.1 " + status)
 
 
-def test_endless_uploads_are_refused(bars_file: Path) -> None:
+def test_endless_uploads_are_rejected(bars_file: Path) -> None:
     with serving(bars_file, None, REQUEST_BYTES=100_000, **SECONDS) as server:
         with server.connect() as connection:
             connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
@@ -192,7 +190,7 @@ def test_connections_are_limited(bars_file: Path) -> None:
         wait_until(lambda: not server.refuses())
 
 
-def test_nothing_was_printed_for_all_these_requests(server: Server) -> None:
-    """The last test of the server that they share."""
+def test_shared_server_printed_nothing(server: Server) -> None:
+    """This must be the last test of the shared server."""
     server.process.terminate()
     assert server.output() == (143, "serve: ended by SIGTERM\n")

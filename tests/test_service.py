@@ -84,7 +84,7 @@ def test_images_are_classified_in_their_order(client: Client) -> None:
     assert "seen" not in horizontal
 
 
-def test_predictions_are_those_of_the_model_file(client: Client, path: Path) -> None:
+def test_predictions_match_the_model_file(client: Client, path: Path) -> None:
     images = np.random.default_rng(1).integers(0, 256, (5, 14, 14)).astype(np.uint8)
     images[:, [0, -1]] = images[:, :, [0, -1]] = 0
     found = client.post("/classify?seen=true", files=files(*map(png, images))).json()
@@ -100,12 +100,12 @@ def pixels(url: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
 
 
-def test_the_image_that_the_model_saw_is_sent_if_asked_for(client: Client) -> None:
+def test_model_input_is_returned_on_request(client: Client) -> None:
     (result,) = client.post("/classify?seen=true", files=files(png())).json()
     assert pixels(result["seen"]).shape == (14, 14)
 
 
-def test_an_invalid_file_does_not_spoil_the_others(client: Client) -> None:
+def test_invalid_file_does_not_affect_the_others(client: Client) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (50, 50), np.uint8)
     response = client.post("/classify", files=files(b"no image", png(), png(noise)[:500]))
     assert response.status_code == 200
@@ -117,7 +117,7 @@ def test_an_invalid_file_does_not_spoil_the_others(client: Client) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("not like this"), IndexError()])
-def test_an_image_that_cannot_be_prepared_is_an_error(
+def test_failed_preparation_is_an_error(
     client: Client, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: object) -> None:
@@ -146,7 +146,7 @@ def test_only_invalid_files_are_an_error(client: Client) -> None:
         {},
     ],
 )
-def test_a_request_without_files_is_refused(client: Client, body: dict[str, Any]) -> None:
+def test_a_request_without_files_is_rejected(client: Client, body: dict[str, Any]) -> None:
     response = client.post("/classify", **body)
     assert response.status_code == 400
     assert isinstance(response.json()["detail"], str)
@@ -162,7 +162,7 @@ def test_a_request_without_files_is_refused(client: Client, body: dict[str, Any]
         ("<script>.png", "<script>.png"),
     ],
 )
-def test_names_are_returned_without_folders_and_controls(sent: str, shown: str) -> None:
+def test_names_lose_folders_and_control_characters(sent: str, shown: str) -> None:
     assert service.printable_name(sent) == shown
 
 
@@ -205,7 +205,7 @@ def test_every_status_is_documented(client: Client) -> None:
 
 
 @pytest.mark.parametrize("address", ["/", "/docs", "/page/serve.js", "/page/serve.css"])
-def test_pages_load_nothing_from_elsewhere(client: Client, address: str) -> None:
+def test_pages_load_nothing_from_other_hosts(client: Client, address: str) -> None:
     response = client.get(address)
     assert response.status_code == 200
     text = response.text.replace("http://www.w3.org/2000/svg", "")
@@ -220,12 +220,12 @@ def test_pages_load_nothing_from_elsewhere(client: Client, address: str) -> None
     ["%2e%2e/report/report.html", "%2e%2e/%2e%2e/service.py", "%2fetc/passwd", "", "report.html"],
 )
 def test_files_outside_the_page_are_not_served(client: Client, address: str) -> None:
-    """Encoded, as httpx resolves dots itself."""
+    """Dots are encoded because httpx resolves plain ones."""
     assert client.get("/page/serve.js").status_code == 200
     assert client.get(f"/page/{address}").status_code == 404
 
 
-def test_too_many_files_are_refused(client: Client) -> None:
+def test_too_many_files_are_rejected(client: Client) -> None:
     allowed = service.REQUEST_FILES
     assert client.post("/classify", files=files(*[png()] * allowed)).status_code == 200
     response = client.post("/classify", files=files(*[png()] * (allowed + 1)))
@@ -234,10 +234,10 @@ def test_too_many_files_are_refused(client: Client) -> None:
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_too_many_bytes_are_refused(
+def test_too_many_bytes_are_rejected(
     client: Client, monkeypatch: pytest.MonkeyPatch, announced: bool
 ) -> None:
-    """With the length in the head, and in chunks, where it is counted."""
+    """Their number is declared in the header or counted over chunks."""
     monkeypatch.setattr(service, "REQUEST_BYTES", 2000)
     assert client.post("/classify", files=files(png())).status_code == 200
     request = httpx.Request("POST", "http://host", files=files(b"0" * 2000))
@@ -252,7 +252,7 @@ def test_too_many_bytes_are_refused(
     assert response.json() == {"detail": "a request may have at most 2,000 bytes"}
 
 
-def test_too_many_pixels_are_refused(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_pixels_are_rejected(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Image.MAX_IMAGE_PIXELS == service.PIXELS == 50_000_000
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 100)
     small, large = (png(np.zeros((side, 100), np.uint8)) for side in (100, 101))
@@ -261,13 +261,13 @@ def test_too_many_pixels_are_refused(client: Client, monkeypatch: pytest.MonkeyP
     assert "10100 pixels" in second["error"]
 
 
-def test_other_hosts_are_refused(client: Client) -> None:
-    """DNS rebinding: a page's own name that resolves to this machine."""
+def test_other_hosts_are_rejected(client: Client) -> None:
+    """DNS rebinding lets the name of a foreign page resolve to this machine."""
     for host, status in {"localhost:8000": 200, "127.0.0.1": 200, "rebound.test": 400}.items():
         assert client.get("/model", headers={"Host": host}).status_code == status
 
 
-def test_pages_of_other_sites_are_refused(client: Client) -> None:
+def test_pages_of_other_sites_are_rejected(client: Client) -> None:
     for origin, status in {
         "http://127.0.0.1:8000": 200,
         "http://127.0.0.1:8001": 403,
@@ -279,10 +279,8 @@ def test_pages_of_other_sites_are_refused(client: Client) -> None:
         assert response.status_code == status
 
 
-def test_a_busy_service_says_when_to_come_back(
-    app: FastAPI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All slots are taken by requests whose images are classified; one that waits has no slot."""
+def test_busy_service_returns_retry_after(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All slots are taken by requests whose images are being classified."""
     release = threading.Event()
     prepare, receive_form = classifier.Classifier.prepare, service.receive_form
     started = 0
@@ -314,7 +312,7 @@ def test_a_busy_service_says_when_to_come_back(
     assert {response.status_code for response in answered} == {200}
 
 
-def test_a_request_that_waits_too_long_is_refused(
+def test_request_that_waits_too_long_is_rejected(
     app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "QUEUE_SECONDS", 0.2)
@@ -334,7 +332,7 @@ def replace(path: Path, content: bytes) -> None:
     path.with_suffix(".new").replace(path)
 
 
-def test_a_new_model_is_served_without_a_restart(client: Client, path: Path) -> None:
+def test_new_model_is_served_without_a_restart(client: Client, path: Path) -> None:
     replace(path, bars_model(["across", "down"], title="New"))
     assert client.post("/classify", files=files(png())).json()[0]["class"] == "across"
     assert client.get("/model").json()["title"] == "New"
@@ -342,7 +340,7 @@ def test_a_new_model_is_served_without_a_restart(client: Client, path: Path) -> 
     assert client.get("/model").json()["image"] == [6, 5]
 
 
-def test_an_invalid_new_model_leaves_the_old_one(
+def test_old_model_remains_if_the_new_one_is_invalid(
     client: Client, path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for content in (bars_model()[:900], b"<html>", b""):
@@ -360,7 +358,7 @@ def test_an_invalid_new_model_leaves_the_old_one(
     assert client.get("/health").json()["status"] == "ok"
 
 
-def test_a_missing_model_leaves_the_old_one(
+def test_old_model_remains_if_the_file_is_missing(
     client: Client, path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path.rename(path.with_suffix(".old"))
@@ -373,9 +371,7 @@ def test_a_missing_model_leaves_the_old_one(
 
 @pytest.mark.parametrize("damaged", [classifier.SCORES, classifier.CATALOG])
 @pytest.mark.parametrize("content", [b"{", b"\xff"])
-def test_damaged_scores_or_datasets_leave_the_old_model(
-    path: Path, damaged: Path, content: bytes
-) -> None:
+def test_old_model_remains_if_scores_are_damaged(path: Path, damaged: Path, content: bytes) -> None:
     for folder in (classifier.MODEL.parent, classifier.SCORES.parent):
         folder.mkdir()
     path.rename(classifier.MODEL)
@@ -388,7 +384,7 @@ def test_damaged_scores_or_datasets_leave_the_old_model(
     assert client.get("/health").json()["status"] == "ok"
 
 
-def test_a_model_replaced_while_it_is_read_is_read_again(
+def test_model_replaced_during_reading_is_reread(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = service.Served(path)
@@ -406,7 +402,7 @@ def test_a_model_replaced_while_it_is_read_is_read_again(
     assert served.current().model.title == "Newest"
 
 
-def test_an_invalid_model_is_refused_at_the_start(path: Path) -> None:
+def test_invalid_model_is_rejected_at_startup(path: Path) -> None:
     path.write_bytes(b"<html>")
     with pytest.raises(StageError, match="not a model file"):
         service.create_app(path, ["*"])

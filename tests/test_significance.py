@@ -19,7 +19,7 @@ N = 400
 
 
 def runs_with(counts: Sequence[int]) -> np.ndarray:
-    """Runs that misclassify so many images, the first ones."""
+    """Runs that misclassify the first images, as many as given for each run."""
     return np.arange(N) >= np.array(counts)[:, None]
 
 
@@ -30,7 +30,7 @@ def random_runs(seed: int, count: int, n: int = N) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_components_are_those_of_a_two_way_analysis_of_variance(seed: int) -> None:
+def test_components_agree_with_two_way_anova(seed: int) -> None:
     correct = random_runs(seed, 4, 30)
     run, image = np.indices(correct.shape)
     frame = pd.DataFrame(
@@ -47,7 +47,8 @@ def test_components_are_those_of_a_two_way_analysis_of_variance(seed: int) -> No
     assert variance == pytest.approx(max(combined, squares["C(image)"]) / 120)
 
 
-def test_interval_of_any_mean_is_students_and_that_of_a_sampled_accuracy() -> None:
+def test_mean_interval_agrees_with_students_t() -> None:
+    """The variance of sampled runs is over both runs and images."""
     scores = np.random.default_rng(0).gamma(0.1, size=(1, N))
     expected = stats.t.interval(0.95, N - 1, scores.mean(), stats.sem(scores[0]))
     assert significance.mean_interval(scores) == pytest.approx(expected)
@@ -58,7 +59,7 @@ def test_interval_of_any_mean_is_students_and_that_of_a_sampled_accuracy() -> No
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_over_runs_alone_it_is_welchs_t_test(seed: int) -> None:
+def test_p_over_runs_agrees_with_welchs_t_test(seed: int) -> None:
     first, second = random_runs(seed, 4), random_runs(seed + 10, 6)
     expected = stats.ttest_ind(first.mean(axis=1), second.mean(axis=1), equal_var=False)
     _, df = significance.estimate(first, second).over_runs()
@@ -66,7 +67,7 @@ def test_over_runs_alone_it_is_welchs_t_test(seed: int) -> None:
     assert significance.verdict(first, second, 0.005).p_here == pytest.approx(expected.pvalue)
 
 
-def test_fixed_models_have_the_paired_t_test_over_images() -> None:
+def test_fixed_models_use_a_paired_t_test_over_images() -> None:
     first, second = random_runs(0, 2), random_runs(1, 1)
     expected = stats.ttest_rel(first.mean(axis=0), second[0])
     low, high, p = significance.difference_interval(first, second)
@@ -75,7 +76,7 @@ def test_fixed_models_have_the_paired_t_test_over_images() -> None:
     assert np.isnan(significance.verdict(first, second, 0.005).p_here)
 
 
-def test_two_runs_are_not_a_sample_and_three_are() -> None:
+def test_sample_requires_three_runs() -> None:
     assert [len(significance.estimate(random_runs(0, n)).runs) for n in (2, 3)] == [0, 1]
 
 
@@ -87,7 +88,7 @@ def test_new_images_widen_an_interval_over_runs() -> None:
     assert not verdict.better
 
 
-def test_equal_differences_are_no_less_evidence_than_unequal_ones() -> None:
+def test_equal_differences_are_stronger_evidence() -> None:
     first = runs_with([20, 21, 22])
     equal, unequal = (
         significance.difference_interval(first, runs_with(counts))
@@ -111,7 +112,7 @@ def test_perfect_models_have_an_interval() -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 @pytest.mark.filterwarnings("error")
-def test_few_images_have_intervals_and_no_significant_difference(n: int) -> None:
+def test_few_images_show_no_significant_difference(n: int) -> None:
     rng = np.random.default_rng(n)
     drawn = [rng.random((count, n)) < 0.5 for count in (1, 2, 3, 3, 5)]
     configurations = [np.ones((3, n), bool), np.zeros((3, n), bool), *drawn]
@@ -126,27 +127,28 @@ def test_few_images_have_intervals_and_no_significant_difference(n: int) -> None
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_two_models_are_compared_by_mcnemars_exact_test(seed: int) -> None:
+def test_single_models_use_mcnemars_exact_test(seed: int) -> None:
     first, second = random_runs(seed, 1), random_runs(seed + 10, 1)
     only_first, only_second = (int((a & ~b).sum()) for a, b in ((first, second), (second, first)))
     expected = stats.binomtest(only_first, only_first + only_second).pvalue
     assert significance.difference_interval(first, second)[2] == pytest.approx(expected)
 
 
-def test_newcombes_interval_is_that_of_his_paper() -> None:
+def test_newcombe_interval_matches_published_example() -> None:
     """Newcombe 1998, table III: 36, 12, 2 and 0 images of each kind."""
     first = np.repeat([True, True, False, False], [36, 12, 2, 0])
     second = np.repeat([True, False, True, False], [36, 12, 2, 0])
     assert significance.newcombe(first, second) == pytest.approx((0.0569, 0.3404), abs=5e-5)
 
 
-def test_newcombes_interval_changes_sign_with_the_models() -> None:
+def test_newcombe_interval_is_antisymmetric() -> None:
     (first,), (second,) = random_runs(0, 1), random_runs(1, 1)
     low, high = significance.newcombe(first, second)
     assert significance.newcombe(second, first) == pytest.approx((-high, -low))
 
 
-def test_newcombes_interval_covers_rare_disagreements_of_one_kind() -> None:
+def test_newcombe_interval_of_one_sided_disagreements() -> None:
+    """All 10 disagreements on 10,000 images favor the first model."""
     first = np.ones(10_000, bool)
     second = first.copy()
     second[:10] = False
@@ -155,7 +157,7 @@ def test_newcombes_interval_covers_rare_disagreements_of_one_kind() -> None:
 
 
 @pytest.mark.parametrize("errors", [0, 1, 40, N])
-def test_accuracy_interval_of_one_model_is_wilsons(errors: int) -> None:
+def test_accuracy_interval_of_one_model_is_wilson(errors: int) -> None:
     expected = proportion_confint(N - errors, N, method="wilson")
     assert significance.accuracy_interval(runs_with([errors])) == pytest.approx(expected, abs=2e-4)
 
@@ -166,7 +168,7 @@ def test_accuracy_intervals_stay_between_0_and_1(counts: list[int]) -> None:
     assert 0 < low < 1 - np.mean(counts) / N < high <= 1
 
 
-def test_accuracy_interval_widens_with_the_runs_once_they_are_a_sample() -> None:
+def test_accuracy_interval_reflects_variance_over_runs() -> None:
     widths = [
         np.ptp(significance.accuracy_interval(runs_with(counts)))
         for counts in ([40, 40, 40], [20, 40, 60])
@@ -174,7 +176,7 @@ def test_accuracy_interval_widens_with_the_runs_once_they_are_a_sample() -> None
     assert widths[1] > 2 * widths[0]
 
 
-def test_holms_correction_is_that_of_statsmodels_for_all_pairs() -> None:
+def test_holm_correction_agrees_with_statsmodels() -> None:
     configurations = [runs_with(c) for c in ([20, 24, 22], [23, 28, 25], [44, 45, 43])]
     found = significance.verdicts(configurations, 0.005)
     plain = [
@@ -185,7 +187,8 @@ def test_holms_correction_is_that_of_statsmodels_for_all_pairs() -> None:
     assert [(v.low, v.high) for v in found.values()] == [ends[:2] for ends in plain]
 
 
-def test_weaker_statements_are_corrected_among_themselves() -> None:
+def test_p_values_over_runs_are_corrected_separately() -> None:
+    """They hold for these images only, a weaker statement."""
     configurations = [runs_with([20]), runs_with([30]), runs_with([40, 42, 43])]
     found = [*significance.verdicts(configurations, 0.005).values()]
     alone = significance.verdict(configurations[0], configurations[2], 0.005).p_here
@@ -194,23 +197,26 @@ def test_weaker_statements_are_corrected_among_themselves() -> None:
 
 
 def only_runs(count: int, accuracy: float) -> Estimate:
-    """A difference that only the runs make uncertain, on endless images."""
+    """A difference on so many images that its uncertainty comes from the runs alone."""
     return Estimate(0.0, 10**9, 0.0, 0.0, (Runs(count, accuracy, 0.0), Runs(count, accuracy, 0.0)))
 
 
-def test_runs_needed_are_those_of_statsmodels_at_the_upper_bound_of_the_variance() -> None:
+def test_runs_needed_agree_with_statsmodels() -> None:
+    """The variance is its upper confidence bound."""
     bound = 1e-4 * 9 / stats.chi2.ppf(0.2, 9)
     needed, _ = significance.sizes_needed(only_runs(10, 1e-4), 0.01)
     expected = TTestIndPower().solve_power(0.01 / bound**0.5, alpha=ALPHA, power=0.8)
     assert needed == pytest.approx(expected, abs=1.5)
 
 
-def test_fewer_runs_bound_their_variance_less() -> None:
+def test_fewer_runs_raise_the_number_needed() -> None:
+    """The upper confidence bound of the variance is then higher."""
     needed = [significance.sizes_needed(only_runs(n, 1e-4), 0.01)[0] or 0 for n in (3, 5, 20)]
     assert needed == sorted(needed, reverse=True)
 
 
-def test_images_needed_by_two_models_find_the_difference_in_four_of_five_test_sets() -> None:
+def test_images_needed_give_80_percent_power() -> None:
+    """Two single models are compared on simulated test sets."""
     rng = np.random.default_rng(0)
     first, second = np.ones((2, 1, 20_000), bool)
     first[0, :400], second[0, 400:1000] = False, False
@@ -221,14 +227,15 @@ def test_images_needed_by_two_models_find_the_difference_in_four_of_five_test_se
     assert 0.75 < np.mean(p < ALPHA) < 0.9
 
 
-def test_more_runs_alone_do_not_show_what_the_images_hide() -> None:
+def test_no_number_of_runs_makes_up_for_few_images() -> None:
+    """No number of runs is then given."""
     first, second = random_runs(0, 3), random_runs(1, 3)
     runs, images = significance.sizes_needed(significance.estimate(first, second), 0.001)
     assert runs is None
     assert images is None or images > N
 
 
-def test_a_stricter_level_needs_more() -> None:
+def test_stricter_level_requires_more_runs_and_images() -> None:
     found = significance.estimate(random_runs(0, 10, 4_000), random_runs(1, 10, 4_000))
     loose, strict = (significance.sizes_needed(found, 0.1, alpha) for alpha in (0.05, 0.005))
     assert [a < b for a, b in zip(loose, strict, strict=True) if a and b] == [True, True]

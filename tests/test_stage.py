@@ -1,4 +1,4 @@
-"""How a stage ends."""
+"""Termination of stages: errors, signals and lack of resources."""
 
 import os
 import resource
@@ -16,7 +16,7 @@ from tests.helpers import ROOT
 
 
 def end(folder: Path, body: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs a stage `bake` with this body of `main` in a process of its own."""
+    """Run a stage `bake` with this body of `main` in a separate process."""
     script = folder / "bake.py"
     script.write_text(
         "import os, signal\nfrom stages.lib.stage import StageError, run\n\n"
@@ -33,7 +33,7 @@ def end(folder: Path, body: str, **env: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_a_stage_that_succeeds_says_only_what_it_printed(tmp_path: Path) -> None:
+def test_successful_stage_adds_no_output(tmp_path: Path) -> None:
     ended = end(tmp_path, "print('three loaves')")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "three loaves\n", "")
 
@@ -60,21 +60,21 @@ def test_a_stage_that_succeeds_says_only_what_it_printed(tmp_path: Path) -> None
         ("signal.raise_signal(signal.SIGINT)", "bake: interrupted", 130),
     ],
 )
-def test_what_a_user_can_mend_is_one_line_with_the_name_of_the_stage(
+def test_user_error_is_one_line_with_the_stage_name(
     tmp_path: Path, body: str, line: str, code: int
 ) -> None:
     ended = end(tmp_path, body)
     assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", f"{line}\n")
 
 
-def test_what_only_a_programmer_can_mend_keeps_its_traceback(tmp_path: Path) -> None:
+def test_programming_error_keeps_its_traceback(tmp_path: Path) -> None:
     ended = end(tmp_path, "raise ValueError('fault')")
     assert ended.returncode == 1
     assert ended.stderr.startswith("Traceback (most recent call last):")
     assert ended.stderr.endswith("ValueError: fault\n")
 
 
-def test_a_line_is_seen_when_it_is_printed_even_in_a_pipe(tmp_path: Path) -> None:
+def test_output_to_a_pipe_is_not_buffered(tmp_path: Path) -> None:
     ended = end(tmp_path, "print('rising'); os._exit(0)")
     assert ended.stdout == "rising\n"
 
@@ -95,7 +95,7 @@ def main():
         print("ready")
         time.sleep(20)
 """
-SWALLOWS = """
+IGNORES_SIGNALS = """
 def main():
     print("ready")
     for _ in range(10):
@@ -112,7 +112,7 @@ def main():
     print("ready")
     run_program(["sleep", "20"], Path(__file__).parent)
 """
-GOES_ON = """
+WRITES_LATE = """
 def main():
     print("ready")
     time.sleep(1.5)
@@ -121,7 +121,7 @@ def main():
 
 
 def command(folder: Path, body: str) -> list[str]:
-    """A stage `bake` with this `main`, and little patience."""
+    """Return the command of a stage `bake` with this `main` and short delays."""
     (folder / "bake.py").write_text(
         "from stages.lib import files, stage\nimport hashlib, time\nfrom pathlib import Path\n"
         "from stages.lib.files import replacing\n"
@@ -132,10 +132,10 @@ def command(folder: Path, body: str) -> list[str]:
 
 
 def started(*command: str, ready: bool = True, **environment: str) -> subprocess.Popen[str]:
-    """Starts a command in a process group of its own, and waits until it has printed `ready`."""
+    """Start a command in a new process group, and wait until it has printed `ready`."""
     before = signal.signal(
         signal.SIGHUP, signal.SIG_DFL
-    )  # nohup, which the tests may run under, is not its affair
+    )  # not ignored, as it is when the tests run under nohup
     process = subprocess.Popen(
         command,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
@@ -158,29 +158,29 @@ def started(*command: str, ready: bool = True, **environment: str) -> subprocess
         (signal.SIGTERM, "ended by SIGTERM"),
     ],
 )
-@pytest.mark.parametrize("body", [WRITES, SWALLOWS, CALCULATES])
-def test_a_signal_ends_a_stage_with_one_line_and_its_code_and_leaves_no_part_of_a_file(
+@pytest.mark.parametrize("body", [WRITES, IGNORES_SIGNALS, CALCULATES])
+def test_signal_ends_a_stage_without_partial_files(
     tmp_path: Path, body: str, number: int, line: str
 ) -> None:
+    """The stage prints one line and exits with 128 plus the number of the signal."""
     process = started(*command(tmp_path, body))
     process.send_signal(number)
     time.sleep(0.1)
-    process.send_signal(number)  # a person who presses Ctrl-C twice
+    process.send_signal(number)  # a user presses Ctrl-C twice
     assert process.communicate(timeout=4) == ("", f"bake: {line}\n")
     assert process.returncode == 128 + number
     assert [path.name for path in tmp_path.iterdir()] == ["bake.py"]
 
 
-# What DVC does: starts the command in its own process group, in a shell, and waits; here it is
-# killed.
+# Like DVC, start a command in the same process group and wait; the tests kill this process.
 DVC = "import subprocess, sys; subprocess.Popen(sys.argv[1:]){}"
 
 
 @pytest.mark.parametrize(
-    "shell", [[], ["sh", "-c", '"$@"; exit 3', "sh"]], ids=["no shell", "a shell that stays"]
+    "shell", [[], ["sh", "-c", '"$@"; exit 3', "sh"]], ids=["no shell", "waiting shell"]
 )
 @pytest.mark.parametrize("body", [WRITES, CALCULATES, FETCHES])
-def test_a_stage_ends_when_dvc_is_killed(tmp_path: Path, body: str, shell: list[str]) -> None:
+def test_stage_ends_when_dvc_is_killed(tmp_path: Path, body: str, shell: list[str]) -> None:
     stage = ["env", "DVC_STAGE=bake", *shell, *command(tmp_path, body)]
     dvc = started(sys.executable, "-c", DVC.format(".wait()"), *stage)
     below = psutil.Process(dvc.pid).children(recursive=True)
@@ -193,12 +193,12 @@ def test_a_stage_ends_when_dvc_is_killed(tmp_path: Path, body: str, shell: list[
     assert [path.name for path in tmp_path.iterdir()] == ["bake.py"]
 
 
-def test_a_stage_ends_when_dvc_went_before_it_could_look(tmp_path: Path) -> None:
+def test_stage_ends_if_dvc_exited_during_startup(tmp_path: Path) -> None:
     dvc = started(
         sys.executable,
         "-c",
         DVC.format(""),
-        *command(tmp_path, GOES_ON),
+        *command(tmp_path, WRITES_LATE),
         DVC_STAGE="bake",
         ready=False,
     )
@@ -207,17 +207,17 @@ def test_a_stage_ends_when_dvc_went_before_it_could_look(tmp_path: Path) -> None
     assert not (tmp_path / "loaf").exists()
 
 
-def test_a_stage_that_a_person_started_outlives_the_shell(tmp_path: Path) -> None:
-    shell = started(sys.executable, "-c", DVC.format(".wait()"), *command(tmp_path, GOES_ON))
+def test_manually_started_stage_outlives_the_shell(tmp_path: Path) -> None:
+    shell = started(sys.executable, "-c", DVC.format(".wait()"), *command(tmp_path, WRITES_LATE))
     shell.kill()
     assert shell.communicate(timeout=8) == ("", "")
     assert (tmp_path / "loaf").exists()
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux", reason="elsewhere nothing tells a program that its parent was killed"
+    sys.platform != "linux", reason="only Linux signals a program when its parent is killed"
 )
-def test_a_program_that_fetches_ends_with_a_stage_that_is_killed(tmp_path: Path) -> None:
+def test_download_program_ends_with_a_killed_stage(tmp_path: Path) -> None:
     stage = started(*command(tmp_path, FETCHES))
     while not (below := psutil.Process(stage.pid).children()) or below[0].name() != "sleep":
         time.sleep(0.01)
@@ -227,7 +227,7 @@ def test_a_program_that_fetches_ends_with_a_stage_that_is_killed(tmp_path: Path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_is_one_line_also_while_tensorflow_is_imported(project: Path, number: int) -> None:
+def test_signal_during_tensorflow_import_is_one_line(project: Path, number: int) -> None:
     fetch.main()
     normalize.main()
     train = started(sys.executable, "-m", "stages.train", ready=False)
@@ -239,7 +239,7 @@ def test_ctrl_c_is_one_line_also_while_tensorflow_is_imported(project: Path, num
     assert train.returncode == 128 + number
 
 
-def test_arguments_are_refused_because_a_stage_has_none(project: Path) -> None:
+def test_arguments_of_a_stage_are_rejected(project: Path) -> None:
     fetch = started(sys.executable, "-m", "stages.fetch", "--source", "kaggle", ready=False)
     line = "fetch: expected no arguments, found --source kaggle; edit params.yaml instead\n"
     assert fetch.communicate(timeout=8) == ("", line)
@@ -270,17 +270,16 @@ def test_arguments_are_refused_because_a_stage_has_none(project: Path) -> None:
             "(ulimit -v)",
         ),
     ],
-    ids=["disk full", "no reader", "no memory", "no memory for a library"],
+    ids=["disk full", "broken pipe", "no memory", "no memory for a library"],
 )
-def test_what_the_machine_lacks_is_one_line(tmp_path: Path, body: str, line: str) -> None:
+def test_lack_of_resources_is_reported_in_one_line(tmp_path: Path, body: str, line: str) -> None:
     ended = end(tmp_path, body)
     assert (ended.returncode, ended.stderr) == (1, f"bake: {line}\n")
 
 
 @pytest.mark.parametrize(("stage", "limit", "least"), [("evaluate", 0.9, 1), ("train", 3.9, 4)])
-def test_a_limit_of_memory_in_which_libraries_would_abort_or_hang_is_refused(
-    project: Path, stage: str, limit: float, least: int
-) -> None:
+def test_low_memory_limit_is_rejected(project: Path, stage: str, limit: float, least: int) -> None:
+    """Libraries would abort or hang."""
     fetch.main()
     normalize.main()
     size = int(limit * 10**9)

@@ -57,7 +57,7 @@ def measured(name: str) -> tuple[float, float]:
 
 
 def build(params: Params) -> Network:
-    """The network of the working directory's params.yaml, for the tiny dataset."""
+    """Build the network of params.yaml for the tiny dataset."""
     keras.utils.set_random_seed(params.train.seed)
     return getattr(networks, params.model.kind)(params.model, *described())
 
@@ -66,15 +66,15 @@ def outs() -> tuple[bytes, bytes]:
     return Path("data/model.onnx").read_bytes(), Path("data/history.csv").read_bytes()
 
 
-def test_the_seed_decides_every_byte_of_the_weights_and_of_the_history(
+def test_seed_determines_model_and_history_files(
     normalized: Path, edit: Edit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit("model.mlp.dropout", 0.2)
     keras.utils.clear_session()
     train.main()
     first = outs()
-    said = capsys.readouterr().out
-    keras.utils.clear_session()  # numbers layers from 1 again, as in a process of its own
+    printed = capsys.readouterr().out
+    keras.utils.clear_session()  # number layers from 1 again, as in a new process
     train.main()
     assert outs() == first
     keras.utils.clear_session()
@@ -83,16 +83,18 @@ def test_the_seed_decides_every_byte_of_the_weights_and_of_the_history(
     assert outs()[0] != first[0]
     assert outs()[1] != first[1]
 
-    assert "Total params: 275" in said
+    assert "Total params: 275" in printed
     assert (
         len(
             re.findall(
-                r"^epoch [12]/2  loss [\d.]+  accuracy [\d.]+  val_loss [\d.]+  val_acc", said, re.M
+                r"^epoch [12]/2  loss [\d.]+  accuracy [\d.]+  val_loss [\d.]+  val_acc",
+                printed,
+                re.M,
             )
         )
         == 2
     )
-    assert re.search(r"^fit \d+\.\d s, model file 0.0 MB$", said, re.M)
+    assert re.search(r"^fit \d+\.\d s, model file 0.0 MB$", printed, re.M)
     assert sorted(path.name for path in Path("data").iterdir()) == [
         "history.csv",
         "model.onnx",
@@ -101,9 +103,7 @@ def test_the_seed_decides_every_byte_of_the_weights_and_of_the_history(
     ]
 
 
-def test_history_has_a_row_per_epoch_measured_on_the_validation_split(
-    normalized: Path, edit: Edit
-) -> None:
+def test_history_has_validation_scores_of_each_epoch(normalized: Path, edit: Edit) -> None:
     edit("train.epochs", 3)
     train.main()
     history = pd.read_csv("data/history.csv")
@@ -114,7 +114,7 @@ def test_history_has_a_row_per_epoch_measured_on_the_validation_split(
     )
 
 
-def test_the_model_file_is_the_networks_and_says_what_it_is(normalized: Path) -> None:
+def test_model_file_describes_the_network(normalized: Path) -> None:
     train.main()
     model = read_model(train.MODEL)
     assert (model.dataset, model.title, model.kind) == ("tiny", "Tiny", "mlp")
@@ -124,16 +124,15 @@ def test_the_model_file_is_the_networks_and_says_what_it_is(normalized: Path) ->
     assert model.multiply_adds == 30 * 8 + 8 * 3
 
 
-def test_the_test_split_is_not_looked_at_where_images_are_held_out(normalized: Path) -> None:
+def test_test_split_is_unused_if_images_are_held_out(normalized: Path) -> None:
     for path in Path("data/normalized").glob("test_*"):
         path.unlink()
     train.main()
     assert Path("data/model.onnx").exists()
 
 
-def test_an_epoch_counts_every_training_image_once_whatever_the_batches(
-    normalized: Path, edit: Edit
-) -> None:
+def test_scores_of_an_epoch_weight_images_equally(normalized: Path, edit: Edit) -> None:
+    """The last batch is smaller."""
     edit("train.batch_size", 7)  # 72 images: ten batches and a smaller one
     edit("train.epochs", 1)
     edit(
@@ -144,9 +143,7 @@ def test_an_epoch_counts_every_training_image_once_whatever_the_batches(
     assert (*history[["loss", "accuracy"]].iloc[0],) == pytest.approx(measured("train"), abs=2e-6)
 
 
-def test_the_loss_falls_and_the_tiny_set_is_learned_with_nothing_held_out(
-    project: Path, edit: Edit
-) -> None:
+def test_tiny_dataset_is_learned_without_validation(project: Path, edit: Edit) -> None:
     edit("normalize.validation", 0)
     edit("train.epochs", 10)
     edit("train.learning_rate", 0.03)
@@ -162,9 +159,7 @@ def test_the_loss_falls_and_the_tiny_set_is_learned_with_nothing_held_out(
     )
 
 
-def test_the_linear_model_is_trained_with_its_penalty_in_the_loss(
-    normalized: Path, edit: Edit
-) -> None:
+def test_loss_of_the_linear_model_includes_its_penalty(normalized: Path, edit: Edit) -> None:
     edit("model.kind", "linear")
     edit("model.linear.l2", 0.5)
     edit("train.batch_size", 1_000)  # more than there are images
@@ -178,7 +173,7 @@ def test_the_linear_model_is_trained_with_its_penalty_in_the_loss(
     )
 
 
-def test_a_loss_that_is_no_number_stops_and_leaves_what_stood_there(normalized: Path) -> None:
+def test_nonfinite_loss_keeps_the_previous_history(normalized: Path) -> None:
     Path("data/history.csv").write_text("of the run before")
     images = split("train")[0]
     images[3, 2, 1] = np.nan
@@ -198,10 +193,8 @@ def test_a_loss_that_is_no_number_stops_and_leaves_what_stood_there(normalized: 
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
-def test_a_loss_that_is_no_number_stops_within_the_epoch(
-    normalized: Path, edit: Edit, kind: str
-) -> None:
-    """After at most 64 of its 72 batches."""
+def test_nonfinite_loss_stops_within_the_epoch(normalized: Path, edit: Edit, kind: str) -> None:
+    """Training stops after at most 64 of 72 batches."""
     edit("model.kind", kind)
     edit("train.batch_size", 1)
     params, calls = read_params(), []
@@ -217,7 +210,7 @@ def test_a_loss_that_is_no_number_stops_within_the_epoch(
     assert len(calls) == 1
 
 
-def test_a_validation_loss_that_is_no_number_stops_too(normalized: Path, edit: Edit) -> None:
+def test_nonfinite_validation_loss_stops_training(normalized: Path, edit: Edit) -> None:
     edit("train.epochs", 5)
     params = read_params()
     fed = tensorflow.constant(split("train")[0]), tensorflow.constant(split("train")[1])
@@ -226,7 +219,7 @@ def test_a_validation_loss_that_is_no_number_stops_too(normalized: Path, edit: E
         training.fit(build(params), params.train, fed, broken, Path("history.csv"))
 
 
-def test_rows_are_on_disk_when_their_epoch_ends(normalized: Path) -> None:
+def test_history_is_written_after_each_epoch(normalized: Path) -> None:
     params, sizes = read_params(), []
     fed = tensorflow.constant(split("train")[0]), tensorflow.constant(split("train")[1])
     model = build(params)
@@ -244,8 +237,8 @@ def test_rows_are_on_disk_when_their_epoch_ends(normalized: Path) -> None:
     assert sizes == [2, 3]
 
 
-def orders(seed: int, *, shuffled: bool) -> list[list[int]]:
-    """Ten images in batches of four, two epochs; image and label are both the index."""
+def epoch_orders(seed: int, *, shuffled: bool) -> list[list[int]]:
+    """Return the order of ten images over two epochs, in batches of four."""
     keras.utils.set_random_seed(seed)
     numbers = np.arange(10, dtype=np.uint8)
     images = tensorflow.constant(numbers.reshape(10, 1, 1), "float32")
@@ -258,18 +251,18 @@ def orders(seed: int, *, shuffled: bool) -> list[list[int]]:
     return [np.concatenate([labels for _, labels in epoch]).tolist() for epoch in epochs]
 
 
-def test_each_epoch_feeds_every_image_once_in_an_order_of_its_own_that_the_seed_decides() -> None:
-    first, second = orders(0, shuffled=True)
+def test_each_epoch_is_reshuffled() -> None:
+    """Every image occurs once per epoch, and the seed determines the order."""
+    first, second = epoch_orders(0, shuffled=True)
     assert sorted(first) == sorted(second) == [*range(10)]
     assert first != second
-    assert orders(0, shuffled=True) == [first, second]
-    assert orders(1, shuffled=True) != [first, second]
-    assert orders(0, shuffled=False) == [[*range(10)]] * 2
+    assert epoch_orders(0, shuffled=True) == [first, second]
+    assert epoch_orders(1, shuffled=True) != [first, second]
+    assert epoch_orders(0, shuffled=False) == [[*range(10)]] * 2
 
 
-def test_no_thread_that_tunes_is_waited_for_and_no_graph_is_rewritten_with_the_images_in_it() -> (
-    None
-):
+def test_autotuning_and_graph_rewrites_are_disabled() -> None:
+    """They would wait for a thread and rewrite a graph that contains the images."""
     fed = training.batches(
         tensorflow.zeros((2, 1, 1)), tensorflow.zeros(2, "uint8"), 1, shuffled=True
     )
@@ -303,9 +296,8 @@ def test_training_step_is_traced_once(normalized: Path, edit: Edit, size: int) -
     assert len(traces) == 1
 
 
-def test_a_loop_over_several_batches_gives_what_single_steps_give_to_the_bit(
-    normalized: Path, edit: Edit
-) -> None:
+def test_loop_over_batches_equals_single_steps(normalized: Path, edit: Edit) -> None:
+    """The weights are bit-identical."""
     edit("train.batch_size", 12)  # 72 images: six batches, in one loop
     params = read_params()
     weights = []
@@ -341,7 +333,7 @@ def test_a_loop_over_several_batches_gives_what_single_steps_give_to_the_bit(
 
 
 @pytest.mark.slow
-def test_settings_of_the_user_leave_the_model_bit_identical(
+def test_user_keras_settings_do_not_change_the_model(
     normalized: Path, edit: Edit, tmp_path: Path
 ) -> None:
     """The CNN depends on the layout of images, and every kind on precision and backend."""
@@ -362,7 +354,7 @@ def test_settings_of_the_user_leave_the_model_bit_identical(
 
 
 @pytest.mark.parametrize("kind", ["linear", "cnn"])
-def test_the_seed_decides_every_byte_of_each_kind(normalized: Path, edit: Edit, kind: str) -> None:
+def test_seed_determines_models_of_other_kinds(normalized: Path, edit: Edit, kind: str) -> None:
     edit("model.kind", kind)
     edit("model.cnn.filters", [4])
     edit("model.cnn.dropout", 0.25)
@@ -376,9 +368,7 @@ def test_the_seed_decides_every_byte_of_each_kind(normalized: Path, edit: Edit, 
     assert results[0][0] != results[2][0]
 
 
-def test_the_convolutional_network_is_trained_and_restored_with_its_running_means(
-    normalized: Path, edit: Edit
-) -> None:
+def test_cnn_is_exported_with_its_running_means(normalized: Path, edit: Edit) -> None:
     edit("model.kind", "cnn")
     edit("model.cnn.filters", [4])
     edit("train.epochs", 20)
@@ -408,11 +398,12 @@ def trained() -> bytes:
     return outs()[0]
 
 
-def test_a_constant_learning_rate_is_one_number() -> None:
+def test_constant_learning_rate_is_a_number() -> None:
     assert training.learning_rate(with_schedule("constant"), 100) == 0.006
 
 
-def test_one_cycle_climbs_over_three_tenths_of_the_steps_and_falls_to_zero() -> None:
+def test_one_cycle_rises_for_30_percent_of_the_steps() -> None:
+    """It then falls to zero."""
     cycle = rates(100)
     assert cycle[0] == 0
     assert cycle.argmax() == 30
@@ -424,13 +415,12 @@ def test_one_cycle_climbs_over_three_tenths_of_the_steps_and_falls_to_zero() -> 
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_one_cycle_is_finite_where_there_is_hardly_a_step(steps: int) -> None:
+def test_one_cycle_is_finite_for_one_or_two_steps(steps: int) -> None:
     assert np.isfinite(rates(steps)).all()
 
 
-def test_the_same_seed_gives_the_same_bytes_with_one_cycle_and_others_than_without(
-    project: Path, edit: Callable[[str, object], None]
-) -> None:
+def test_one_cycle_is_reproducible(project: Path, edit: Callable[[str, object], None]) -> None:
+    """The model differs from that of a constant learning rate."""
     fetch.main()
     normalize.main()
     weights = []
@@ -441,7 +431,7 @@ def test_the_same_seed_gives_the_same_bytes_with_one_cycle_and_others_than_witho
     assert weights[0] != weights[2]
 
 
-def test_refuses_a_schedule_that_it_does_not_know(project: Path, edit: Edit) -> None:
+def test_unknown_schedule_is_rejected(project: Path, edit: Edit) -> None:
     edit("train.schedule", "cosine")
     with pytest.raises(
         StageError, match=r"train.schedule: expected 'constant' or 'one_cycle', found 'cosine'"
@@ -449,7 +439,7 @@ def test_refuses_a_schedule_that_it_does_not_know(project: Path, edit: Edit) -> 
         read_params()
 
 
-def test_training_from_mapped_files_gives_what_loaded_arrays_give(
+def test_mapped_files_and_loaded_arrays_train_equally(
     normalized: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mapped = trained()
@@ -458,7 +448,7 @@ def test_training_from_mapped_files_gives_what_loaded_arrays_give(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_tensor_is_the_file_itself_not_a_copy(tmp_path: Path) -> None:
+def test_tensor_shares_memory_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "images.npy"
     np.save(path, np.arange(12, dtype=np.float32).reshape(3, 2, 2))
     np.testing.assert_array_equal(training.tensor(path).numpy(), read_array(path))
@@ -475,7 +465,7 @@ def test_a_tensor_is_the_file_itself_not_a_copy(tmp_path: Path) -> None:
     )
 
 
-def test_an_empty_split_is_an_empty_tensor(tmp_path: Path) -> None:
+def test_empty_split_is_an_empty_tensor(tmp_path: Path) -> None:
     path = tmp_path / "images.npy"
     np.save(path, np.empty((0, 6, 5), np.float32))
     assert training.tensor(path).shape == (0, 6, 5)
@@ -484,7 +474,7 @@ def test_an_empty_split_is_an_empty_tensor(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["train_images", "train_labels", "validation_images", "validation_labels"]
 )
-def test_arrays_that_normalize_did_not_write_are_refused(normalized: Path, name: str) -> None:
+def test_modified_arrays_are_rejected(normalized: Path, name: str) -> None:
     path = Path(f"data/normalized/{name}.npy")
     np.save(path, 1 - np.load(path))
     with pytest.raises(

@@ -34,7 +34,7 @@ def whole(first_runs: dict[str, tuple[Clone, list[str]]]) -> Clone:
 
 @pytest.fixture
 def clone(whole: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
-    """A copy of it, which is the working directory."""
+    """A copy of that clone as the working directory."""
     shutil.copytree(whole.path, tmp_path / "clone")
     monkeypatch.chdir(tmp_path / "clone")
     for name in ("DVC_SITE_CACHE_DIR", "DVC_GLOBAL_CONFIG_DIR", "DVC_SYSTEM_CONFIG_DIR"):
@@ -49,7 +49,7 @@ def cached(path: Path) -> Path:
 
 
 def flip(path: Path) -> None:
-    """Changes a byte as a bad disk does: size, time and mode stay the same."""
+    """Change a byte like a faulty disk, which keeps size, time and mode."""
     before = path.stat()
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -119,7 +119,7 @@ LOST = rf"{OBJECT}(\.dir)?: missing from the cache, part of data/\w+(\.csv)?"
             lambda: cached(HISTORY).with_name("half").touch(),
             r"\.dvc/cache/files/md5/\w\w/half: content differs from its name, MD5 d41d\w{28}",
             r"rm -rf \.dvc/cache/files/md5/\w\w/half",
-            id="half-an-object",
+            id="partial-object",
         ),
         pytest.param(
             lambda: flip(WEIGHTS),
@@ -131,7 +131,7 @@ LOST = rf"{OBJECT}(\.dir)?: missing from the cache, part of data/\w+(\.csv)?"
             lambda: (NORMALIZED / "more.npy").touch(),
             rf"{NORMALIZED}: expected MD5 {HEX}\.dir as in dvc\.lock, found {HEX}\.dir",
             f"rm -rf {NORMALIZED}",
-            id="folder-with-more",
+            id="extra-file",
         ),
         pytest.param(
             lambda: shutil.rmtree(NORMALIZED),
@@ -161,13 +161,13 @@ LOST = rf"{OBJECT}(\.dir)?: missing from the cache, part of data/\w+(\.csv)?"
             lambda: verify.RWLOCK.write_text('{"write": 3}'),
             r"\.dvc/tmp/rwlock: expected DVC's JSON, found b'\{\"write\": 3\}'",
             r"rm -rf \.dvc/tmp/rwlock",
-            id="rwlock-of-something-else",
+            id="rwlock-invalid",
         ),
         pytest.param(
             lambda: lock(ended()),
             r"\.dvc/tmp/rwlock: stale locks of processes that have exited: \d+",
             r"rm -rf \.dvc/tmp/rwlock",
-            id="rwlock-left",
+            id="rwlock-stale",
         ),
         *(
             pytest.param(
@@ -198,7 +198,7 @@ LOST = rf"{OBJECT}(\.dir)?: missing from the cache, part of data/\w+(\.csv)?"
         ),
     ],
 )
-def test_each_fault_is_named_with_its_repair(
+def test_each_fault_is_reported_with_its_repair(
     clone: Clone, plant: Callable[[], object], fault: str, commands: str
 ) -> None:
     assert verify.check().faults == []
@@ -210,7 +210,7 @@ def test_each_fault_is_named_with_its_repair(
     assert re.fullmatch(expected, "; ".join(found.commands())), found.commands()
 
 
-def test_running_dvc_is_named(clone: Clone) -> None:
+def test_running_dvc_is_reported(clone: Clone) -> None:
     lock(os.getpid())
     with pytest.raises(
         StageError,
@@ -220,7 +220,7 @@ def test_running_dvc_is_named(clone: Clone) -> None:
 
 
 def repair(clone: Clone) -> list[str]:
-    """Runs the commands that verify prints as they stand; returns the faults that it printed."""
+    """Run the commands that verify prints, verbatim, and return the faults that it printed."""
     report = clone.call("python", "-m", "tools.verify", code=1)
     faults, _, commands = report.partition("To repair it:\n")
     assert faults
@@ -239,7 +239,7 @@ def test_damaged_cache_is_refilled_from_intact_outputs(clone: Clone) -> None:
     assert len(repair(clone)) == 6
 
 
-def test_moved_cache_with_symlinks_is_verified_and_repaired(clone: Clone, tmp_path: Path) -> None:
+def test_moved_cache_with_symlinks_is_repaired(clone: Clone, tmp_path: Path) -> None:
     """`dvc cache dir` moves the cache out of the project, and outputs link into it."""
     Path(".dvc/cache").rename(tmp_path / "cache")
     clone.call("dvc", "cache", "dir", "--local", str(tmp_path / "cache"))
@@ -264,7 +264,7 @@ def test_damaged_outputs_are_restored(clone: Clone) -> None:
     assert len(repair(clone)) == 5
 
 
-def test_flipped_byte_that_dvc_misses_is_found_and_repaired(clone: Clone) -> None:
+def test_flip_missed_by_dvc_is_found_and_repaired(clone: Clone) -> None:
     flip(cached(WEIGHTS))
     before = verify.md5(WEIGHTS)
     WEIGHTS.unlink()

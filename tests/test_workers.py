@@ -1,4 +1,4 @@
-"""What is refused before experiments go to workers, and the clones of tasks; runs: slow/."""
+"""Checks before experiments go to workers, and clones of tasks; runs: slow/."""
 
 import subprocess
 import sys
@@ -33,26 +33,26 @@ def test_missing_folder_is_not_created(one_stage: Clone, tmp_path: Path) -> None
     assert not (tmp_path / "store").exists()
 
 
-def test_address_with_credentials_is_refused(one_stage: Clone) -> None:
+def test_address_with_credentials_is_rejected(one_stage: Clone) -> None:
     call("git", "remote", "set-url", "origin", "https://name:secret@host/project")
     with pytest.raises(StageError, match="has credentials") as caught:
         prepare(head())
     assert "secret" not in str(caught.value)
 
 
-def test_project_without_a_git_remote_is_refused(one_stage: Clone) -> None:
+def test_project_without_a_git_remote_is_rejected(one_stage: Clone) -> None:
     call("git", "remote", "remove", "origin")
     with pytest.raises(StageError, match="git remote add origin ADDRESS"):
         prepare(head())
 
 
-def test_relative_git_remote_is_refused(one_stage: Clone, tmp_path: Path) -> None:
+def test_relative_git_remote_is_rejected(one_stage: Clone, tmp_path: Path) -> None:
     call("git", "remote", "set-url", "origin", "../origin")
     with pytest.raises(StageError, match=f"git remote set-url origin {tmp_path}/origin"):
         prepare(head())
 
 
-def test_commit_that_was_not_pushed_is_refused(one_stage: Clone) -> None:
+def test_unpushed_commit_is_rejected(one_stage: Clone) -> None:
     call("git", "commit", "--quiet", "--allow-empty", "--message", "Later")
     with pytest.raises(StageError, match=f"does not have commit {head()[:7]}; git push origin"):
         prepare(head())
@@ -69,7 +69,7 @@ def test_commit_that_was_not_pushed_is_refused(one_stage: Clone) -> None:
     ],
     ids=["none", "relative"],
 )
-def test_missing_or_relative_dvc_remote_is_refused(
+def test_missing_or_relative_dvc_remote_is_rejected(
     one_stage: Clone, config: str, reason: str
 ) -> None:
     (one_stage.path / ".dvc/config").write_text(config)
@@ -77,7 +77,7 @@ def test_missing_or_relative_dvc_remote_is_refused(
         prepare(head())
 
 
-def test_dvc_remote_that_cannot_be_written_is_refused(one_stage: Clone, tmp_path: Path) -> None:
+def test_unwritable_dvc_remote_is_rejected(one_stage: Clone, tmp_path: Path) -> None:
     (tmp_path / "store/files/md5").rmdir()
     (tmp_path / "store/files").rmdir()
     (tmp_path / "store/files").write_text("a file instead of a folder")
@@ -86,19 +86,19 @@ def test_dvc_remote_that_cannot_be_written_is_refused(one_stage: Clone, tmp_path
         prepare(head())
 
 
-def test_address_without_a_scheduler_is_refused() -> None:
+def test_address_without_a_scheduler_is_rejected() -> None:
     code = "from tools.lib.workers import connect\nwith connect('tcp://127.0.0.1:1'): pass"
     env = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "1s", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert "no Dask scheduler at tcp://127.0.0.1:1" in done.stderr.splitlines()[-1]
 
 
-def test_address_of_another_kind_is_refused() -> None:
+def test_invalid_address_is_rejected() -> None:
     with pytest.raises(StageError, match="no Dask scheduler at nonsense"), connect("nonsense://a"):
         pass
 
 
-def test_tasks_at_once_have_clones_of_their_own(tmp_path: Path) -> None:
+def test_concurrent_tasks_have_separate_clones(tmp_path: Path) -> None:
     first, lock = lock_clone(tmp_path)
     second, other = lock_clone(tmp_path)
     assert first != second
@@ -125,7 +125,7 @@ def test_clone_of_an_interrupted_task_is_repaired(one_stage: Clone, tmp_path: Pa
     assert call("git", "-C", str(folder), "rev-parse", "HEAD").strip() == head()
 
 
-def test_unreachable_remote_is_tried_again(
+def test_unreachable_remote_is_retried(
     one_stage: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "origin").rename(tmp_path / "away")
@@ -134,6 +134,6 @@ def test_unreachable_remote_is_tried_again(
     assert (tmp_path / "0/params.yaml").exists()
 
 
-def test_clone_of_an_unknown_commit_is_refused(one_stage: Clone, tmp_path: Path) -> None:
+def test_clone_of_an_unknown_commit_is_rejected(one_stage: Clone, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="git checkout: "):
         check_out(tmp_path / "0", str(tmp_path / "origin"), "0" * 40)
