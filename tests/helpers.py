@@ -224,7 +224,7 @@ def family(mark: str) -> list[psutil.Process]:
     """The processes in whose environment FAMILY is this mark."""
     found = []
     for process in psutil.process_iter():
-        with suppress(psutil.Error):  # one that ended while it was looked at
+        with suppress(psutil.Error):  # a process that ended meanwhile
             if process.environ().get("FAMILY") == mark and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found

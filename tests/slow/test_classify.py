@@ -1,4 +1,4 @@
-"""Photos and drawings derived from MNIST's test split are classified as well as the originals."""
+"""Classification of photos and drawings derived from MNIST's test split."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_photos_and_drawings_lose_at_most_three_points(trained: Clone, tmp_path:
         assert accuracy >= found["as published"] - 0.03, name
 
 
-def test_exported_test_split_gives_exactly_the_predictions(trained: Clone, tmp_path: Path) -> None:
+def test_exported_test_split_has_equal_predictions(trained: Clone, tmp_path: Path) -> None:
     for number, image in enumerate(np.load(trained.path / "data/raw/test_images.npy")):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
     lines = trained.call("python", "-m", "tools.classify", "--csv", os.fspath(tmp_path))

@@ -1,4 +1,4 @@
-"""Runs of the tiny dataset by real DVC, compared by the tool as a person calls it."""
+"""Runs of the tiny dataset under real DVC, compared by the command-line tool."""
 
 import csv
 from pathlib import Path
@@ -40,13 +40,13 @@ def table(clone: Clone, name: str = "comparison.csv") -> list[dict[str, str]]:
 
 
 def restored(clone: Clone) -> set[str]:
-    """What Git sees changed, after the tool's own files are gone."""
+    """Delete the tool's files, and return the files that are still modified in Git."""
     for path in clone.path.glob("reports/comparison*"):
         path.unlink()
     return clone.changed()
 
 
-def test_runs_are_grouped_and_every_difference_is_listed(clone: Clone) -> None:
+def test_runs_are_grouped_and_differences_listed(clone: Clone) -> None:
     output = clone.call(*COMPARE, "linear-0", "linear-1", "linear-2", "HEAD", "few")
     rows = table(clone)
     assert sorted((row["configuration"], row["differing"], row["runs"]) for row in rows) == [
@@ -71,7 +71,7 @@ def test_runs_are_grouped_and_every_difference_is_listed(clone: Clone) -> None:
     assert restored(clone) == set()
 
 
-def test_another_library_version_is_another_configuration(clone: Clone) -> None:
+def test_library_version_is_part_of_the_configuration(clone: Clone) -> None:
     lock = clone.path / "requirements.lock"
     lock.write_text(lock.read_text() + "# other\n")
     clone.call("git", "commit", "-qam", "Other versions")
@@ -84,7 +84,8 @@ def test_another_library_version_is_another_configuration(clone: Clone) -> None:
     assert restored(clone) == set()
 
 
-def test_two_single_runs_are_compared_image_by_image_listed_and_drawn(clone: Clone) -> None:
+def test_single_runs_are_compared_image_by_image(clone: Clone) -> None:
+    """Images on which they disagree are listed and drawn."""
     output = clone.call(*COMPARE, "linear-0", "few")
     assert "reports/comparison_images.png" in output
     assert (clone.path / "reports/comparison_images.png").read_bytes().startswith(b"\x89PNG")
@@ -103,7 +104,8 @@ def test_two_single_runs_are_compared_image_by_image_listed_and_drawn(clone: Clo
     assert restored(clone) == set()
 
 
-def test_the_pair_that_is_drawn_is_the_one_on_the_same_data_set(clone: Clone) -> None:
+def test_drawn_pair_shares_a_dataset(clone: Clone) -> None:
+    """A third run is on another dataset."""
     clone.call(*COMPARE, "linear-0", "few")
     alone = [
         (clone.path / f"reports/comparison_images.{ending}").read_bytes()
@@ -124,7 +126,8 @@ def test_the_pair_that_is_drawn_is_the_one_on_the_same_data_set(clone: Clone) ->
     assert restored(clone) == set()
 
 
-def test_models_that_predict_the_same_are_no_different_and_nothing_is_drawn(clone: Clone) -> None:
+def test_equal_predictions_show_no_difference(clone: Clone) -> None:
+    """No images are drawn."""
     clone.call("dvc", "exp", "run", "--temp", "-n", "same", "-S", "model.pca_knn.neighbors=1")
     clone.call(*COMPARE, "HEAD", "same")
     (pair,) = table(clone, "comparison_pairs.csv")
@@ -134,9 +137,10 @@ def test_models_that_predict_the_same_are_no_different_and_nothing_is_drawn(clon
     assert restored(clone) == set()
 
 
-def test_the_list_and_the_picture_show_what_only_one_of_two_gets_wrong(
+def test_disagreements_are_errors_of_only_one_run(
     clone: Clone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The figure shows the first images of the table."""
     monkeypatch.chdir(clone.path)
     runs = read_runs(["linear-0", "few"])
     mistaken = []
@@ -169,7 +173,7 @@ def test_the_list_and_the_picture_show_what_only_one_of_two_gets_wrong(
     assert mistaken[0] - mistaken[1]
 
 
-def test_data_sets_stand_side_by_side_and_nothing_is_said_between_them(clone: Clone) -> None:
+def test_runs_on_different_datasets_are_not_compared(clone: Clone) -> None:
     output = clone.call(*COMPARE, "HEAD", "other")
     assert {row["dataset"] for row in table(clone)} == {"tiny", "tiny2"}
     assert "No two configurations on one dataset" in output
@@ -178,13 +182,13 @@ def test_data_sets_stand_side_by_side_and_nothing_is_said_between_them(clone: Cl
     assert restored(clone) == set()
 
 
-def test_without_names_the_experiments_on_head_are_meant(clone: Clone) -> None:
+def test_default_is_the_experiments_on_head(clone: Clone) -> None:
     clone.call(*COMPARE)
     assert sum(int(row["runs"]) for row in table(clone)) == 5
     assert restored(clone) == set()
 
 
-def test_the_results_go_where_they_are_told_to(clone: Clone, tmp_path: Path) -> None:
+def test_results_are_written_to_the_given_folder(clone: Clone, tmp_path: Path) -> None:
     clone.call(*COMPARE, "HEAD", "--out", str(tmp_path / "new"))
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "comparison.csv",
@@ -198,19 +202,19 @@ def test_the_results_go_where_they_are_told_to(clone: Clone, tmp_path: Path) -> 
     ("names", "reason"),
     [
         (
-            ["HEAD", "nobody"],
-            "nobody: not an experiment, branch, tag or commit (",
+            ["HEAD", "missing"],
+            "missing: not an experiment, branch, tag or commit (",
         ),
         (["HEAD", ""], ": not an experiment, branch, tag or commit ("),
         (["empty"], "empty: expected a finished run (dvc.lock, reports), found: "),
     ],
 )
-def test_a_name_without_results_is_refused_in_one_line(
+def test_name_without_results_is_rejected_in_one_line(
     clone: Clone, names: list[str], reason: str
 ) -> None:
-    said = clone.call(*COMPARE, *names, code=1)
-    assert said.startswith(f"compare: {reason}")
-    assert said.count("\n") == 1
+    output = clone.call(*COMPARE, *names, code=1)
+    assert output.startswith(f"compare: {reason}")
+    assert output.count("\n") == 1
     assert restored(clone) == set()
 
 
@@ -225,26 +229,26 @@ def test_missing_predictions_are_reported(clone: Clone) -> None:
     assert restored(clone) == set()
 
 
-def test_reports_of_other_predictions_are_refused(clone: Clone) -> None:
+def test_reports_of_other_predictions_are_rejected(clone: Clone) -> None:
     report = clone.path / "reports/metrics.json"
     report.write_text(report.read_text().replace('"errors": ', '"errors": 1'))
     clone.call("git", "commit", "-qam", "By hand")
     try:
-        said = clone.call(*COMPARE, "HEAD", code=1)
+        output = clone.call(*COMPARE, "HEAD", code=1)
         assert (
             "HEAD: expected a finished run (dvc.lock, reports), found: "
-            "reports of other predictions; dvc repro" in said
+            "reports of other predictions; dvc repro" in output
         )
     finally:
         clone.call("git", "reset", "-q", "--hard", "HEAD~1")
     restored(clone)
 
 
-def test_no_experiments_are_told_in_words(clone: Clone) -> None:
+def test_no_experiments_are_reported_with_advice(clone: Clone) -> None:
     clone.call("git", "commit", "-q", "--allow-empty", "-m", "Later")
     try:
-        said = clone.call(*COMPARE, code=1)
-        assert said.startswith("compare: no experiments on this commit; run `make experiments`")
+        output = clone.call(*COMPARE, code=1)
+        assert output.startswith("compare: no experiments on this commit; run `make experiments`")
         clone.call(*COMPARE, "--all")
         assert sum(int(row["runs"]) for row in table(clone)) == 5
         clone.call("dvc", "exp", "run", "--temp", "-n", "few", "-S", "model.pca_knn.components=2")

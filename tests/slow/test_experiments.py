@@ -74,7 +74,7 @@ def test_finished_experiments_are_not_run_again(clone: Clone) -> None:
 
 
 # Like DVC, it ignores SIGINT while its child does not.
-DEAF = """
+IGNORES_SIGINT = """
 import pathlib, signal, subprocess
 child = subprocess.Popen(["sleep", "60"])
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -84,17 +84,19 @@ child.wait()
 
 
 def test_interrupt_reaches_children_of_a_command(tmp_path: Path) -> None:
-    code = f"from tools.lib.experiment import call\ncall({sys.executable!r}, '-c', {DEAF!r})"
-    env = {**os.environ, "FAMILY": "deaf", "PYTHONPATH": str(ROOT)}
+    code = (
+        f"from tools.lib.experiment import call\ncall({sys.executable!r}, '-c', {IGNORES_SIGINT!r})"
+    )
+    env = {**os.environ, "FAMILY": "ignores", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, env=env, stderr=subprocess.PIPE
     ) as started:
         while not (tmp_path / "ready").exists():
             assert started.poll() is None
         started.send_signal(signal.SIGINT)
-        _, complaint = started.communicate(timeout=30)
-    assert complaint.endswith(b"KeyboardInterrupt\n")
-    assert family("deaf") == []
+        _, errors = started.communicate(timeout=30)
+    assert errors.endswith(b"KeyboardInterrupt\n")
+    assert family("ignores") == []
 
 
 def test_moved_head_ends_the_run(clone: Clone) -> None:
@@ -106,15 +108,15 @@ def test_moved_head_ends_the_run(clone: Clone) -> None:
         while not trains("stays"):  # the first one, far from DVC's own use of Git
             assert started.poll() is None
         clone.call("git", "commit", "-q", "--allow-empty", "-m", "Meanwhile")
-        said, complaint = started.communicate(timeout=120)
+        output, errors = started.communicate(timeout=120)
     assert started.returncode == 1
-    assert complaint.startswith("experiments: HEAD moved from ")
-    assert "failed" not in said
+    assert errors.startswith("experiments: HEAD moved from ")
+    assert "failed" not in output
     assert clone.call("dvc", "exp", "list", "--all-commits", "--name-only").count("pca_knn-2") == 1
 
 
 def test_interrupted_run_resumes(clone: Clone) -> None:
-    clone.call("git", "commit", "-q", "--allow-empty", "-m", "Later")  # no experiment stands on it
+    clone.call("git", "commit", "-q", "--allow-empty", "-m", "Later")  # which has no experiments
     command = [*EXPERIMENTS, "--only=pca_knn-3"]
     env = {**clone.env, "FAMILY": "interrupted"}
     pipe = subprocess.PIPE
@@ -127,9 +129,9 @@ def test_interrupted_run_resumes(clone: Clone) -> None:
         while not trains("interrupted"):
             assert started.poll() is None
         started.send_signal(signal.SIGINT)
-        _, complaint = started.communicate(timeout=60)
-    assert (started.returncode, complaint) == (130, "experiments: interrupted\n")
-    deadline = time.monotonic() + 30  # on a busy machine DVC takes a while to tidy up
+        _, errors = started.communicate(timeout=60)
+    assert (started.returncode, errors) == (130, "experiments: interrupted\n")
+    deadline = time.monotonic() + 30  # on a busy machine DVC takes a while to clean up
     while family("interrupted") and time.monotonic() < deadline:
         time.sleep(0.1)
     assert family("interrupted") == []
@@ -144,12 +146,12 @@ def test_failed_experiment_is_reported_and_others_run(clone: Clone) -> None:
     clone.call("rm", "-rf", ".dvc/cache/runs")
     clone.call("git", "mv", "tiny2", "away")
     clone.call("git", "commit", "-qm", "Later")
-    said = clone.call(*EXPERIMENTS, "--only", "pca_knn-2", code=1)
-    assert "experiments: 1 of 2 experiments failed: fashion_mnist-pca_knn-2" in said
+    output = clone.call(*EXPERIMENTS, "--only", "pca_knn-2", code=1)
+    assert "experiments: 1 of 2 experiments failed: fashion_mnist-pca_knn-2" in output
     assert "mnist-pca_knn-2" in clone.call("dvc", "exp", "list", "--name-only")
 
 
-def test_unknown_name_is_refused(clone: Clone) -> None:
+def test_unknown_name_is_rejected(clone: Clone) -> None:
     assert "--only: expected whole parts of a name" in clone.call(
-        *EXPERIMENTS, "--only", "nobody", code=1
+        *EXPERIMENTS, "--only", "missing", code=1
     )

@@ -35,12 +35,12 @@ from tests.server import STORAGE, Answer, serving
 pytestmark = pytest.mark.slow
 
 TENSORFLOW = ("train",)
-LIGHT, HEAVY = 0.9, 4.5  # seconds within which most of a stage's work falls
+LIGHT, HEAVY = 0.9, 4.5  # seconds, in which a stage does most of its work
 EPOCHS = 40
 AT_WORK = {
     "fetch": "Tiny from web",
     "train": f"epoch  1/{EPOCHS}",
-}  # what a stage says before the part worth interrupting
+}  # text that a stage prints before the part worth interrupting
 
 
 @dataclass(frozen=True)
@@ -48,37 +48,39 @@ class Case:
     """A signal to the stage, DVC or both, some seconds after a text or the stage's start."""
 
     stage: str
-    whom: str
+    target: str
     number: signal.Signals
     after: float
     text: str = ""
 
     def __str__(self) -> str:
         delay = f", {self.after:.3f} s on" if self.text else ""
-        return f"{self.number.name} to {self.whom} in {self.stage}{delay}"
+        return f"{self.number.name} to {self.target} in {self.stage}{delay}"
 
 
 def cases() -> list[Case]:
-    rng = random.Random(4)  # noqa: S311  # moments, the same in every run
-    ways = [
-        (whom, number)
+    rng = random.Random(4)  # noqa: S311  # the same delays in every run
+    signals = [
+        (target, number)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
-        for whom in ("stage", "dvc")
+        for target in ("stage", "dvc")
     ]
     found = [
-        Case(stage, whom, number, rng.uniform(0, HEAVY if stage in TENSORFLOW else LIGHT))
+        Case(stage, target, number, rng.uniform(0, HEAVY if stage in TENSORFLOW else LIGHT))
         for stage in STAGES
-        for whom, number in [*ways, ("both", signal.SIGINT)]
+        for target, number in [*signals, ("both", signal.SIGINT)]
     ]
     for stage, seconds in (("fetch", 3), ("train", 1)):
-        for whom in ("stage", "dvc") * 5:
-            found.append(Case(stage, whom, signal.SIGKILL, rng.uniform(0, seconds), AT_WORK[stage]))
+        for target in ("stage", "dvc") * 5:
+            found.append(
+                Case(stage, target, signal.SIGKILL, rng.uniform(0, seconds), AT_WORK[stage])
+            )
     return found
 
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
-    """A clone after a whole run, with a slow server as source and a training of seconds."""
+    """A clone after a complete run, with a slow server as source; training takes seconds."""
     folder = tmp_path_factory.mktemp("interrupts")
     (folder / "tools").mkdir()
     with serving(folder) as web:
@@ -103,7 +105,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
 
 
 def content(clone: Clone, stage: str = "") -> dict[str, bytes]:
-    """Every file of the outs of a stage, or of all, that stands under its final name."""
+    """Return all files under the final names of the outputs of a stage, or of all stages."""
     entries = read_yaml(clone.path / "dvc.yaml")["stages"]
     names = [out for name, entry in entries.items() if stage in (name, "") for out in outs(entry)]
     paths = [
@@ -117,7 +119,7 @@ def content(clone: Clone, stage: str = "") -> dict[str, bytes]:
 
 
 def before(clean: Clone, path: Path, stage: str) -> Clone:
-    """A copy of the clone in which one stage is to run again, and DVC remembers nothing of it."""
+    """Copy the clone so that one stage has to run again, without entries in the run cache."""
     shutil.copytree(clean.path, path, symlinks=True)
     for runs in (path / ".dvc/cache/runs").glob("*/*"):
         if any(f"run.sh {stage}\n" in run.read_text() for run in runs.iterdir()):
@@ -131,9 +133,9 @@ def before(clean: Clone, path: Path, stage: str) -> Clone:
 
 
 def stage_below(dvc: psutil.Popen, case: Case) -> psutil.Process | None:
-    """The stage's process, once it has started; None where it ended unseen."""
+    """Wait for the process of the stage; return None if DVC ends first."""
     while dvc.poll() is None:
-        with suppress(psutil.Error):  # one that ended while it was looked at
+        with suppress(psutil.Error):  # a process that ended meanwhile
             for process in dvc.children(recursive=True):
                 if f"stages.{case.stage}" in process.cmdline():
                     return process
@@ -142,7 +144,7 @@ def stage_below(dvc: psutil.Popen, case: Case) -> psutil.Process | None:
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether it has not ended, nor ends while it is looked at."""
+    """Return whether a process is running."""
     with suppress(psutil.NoSuchProcess):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False
@@ -150,9 +152,9 @@ def runs(process: psutil.Process) -> bool:
 
 def interrupt(clone: Clone, case: Case) -> tuple[bool, str]:
     """Run DVC and send the signal; return whether the stage was running, and the output."""
-    said = clone.path.with_name(f"{clone.path.name}.txt")
+    log = clone.path.with_name(f"{clone.path.name}.txt")
     env = {**clone.env, "FAMILY": clone.path.name}
-    with said.open("w") as file:
+    with log.open("w") as file:
         dvc = psutil.Popen(
             ["dvc", "repro"],
             cwd=clone.path,
@@ -163,30 +165,30 @@ def interrupt(clone: Clone, case: Case) -> tuple[bool, str]:
         )
         stage = stage_below(dvc, case)
         if stage is None:
-            return False, said.read_text()
-        while case.text not in said.read_text() and runs(stage):
+            return False, log.read_text()
+        while case.text not in log.read_text() and runs(stage):
             time.sleep(0.01)
         time.sleep(case.after)
         hit = runs(stage)
         with suppress(ProcessLookupError):  # it ended by itself
-            if case.whom == "both":
+            if case.target == "both":
                 os.killpg(dvc.pid, case.number)
-            elif hit or case.whom == "dvc":
-                os.kill(dvc.pid if case.whom == "dvc" else stage.pid, case.number)
+            elif hit or case.target == "dvc":
+                os.kill(dvc.pid if case.target == "dvc" else stage.pid, case.number)
         dvc.wait(timeout=300)
-    return hit, said.read_text()
+    return hit, log.read_text()
 
 
-def go_through(clean: Clone, case: Case) -> None:
+def run_case(clean: Clone, case: Case) -> None:
     hit, tries = False, 0
-    while not hit:  # a busy machine may be late: then a little earlier
+    while not hit:  # on a busy machine the signal may be late; then retry with a shorter delay
         path = clean.path.parent / f"{case}, try {tries}"
         clone = before(clean, path, case.stage)
-        hit, said = interrupt(
-            clone, Case(case.stage, case.whom, case.number, case.after / 2**tries, case.text)
+        hit, output = interrupt(
+            clone, Case(case.stage, case.target, case.number, case.after / 2**tries, case.text)
         )
         tries += 1
-        assert tries < 6, said
+        assert tries < 6, output
 
     start = time.monotonic()
     while left := family(path.name):
@@ -195,15 +197,15 @@ def go_through(clean: Clone, case: Case) -> None:
             f"still running: {[process.cmdline() for process in left]}"
         )
         time.sleep(0.1)
-    if case.whom == "dvc" and case.number != signal.SIGINT and time.monotonic() > start + 2:
-        # not by coming to its own end
+    if case.target == "dvc" and case.number != signal.SIGINT and time.monotonic() > start + 2:
+        # the stage did not run to completion
         assert (
             f"{case.stage}: ended by SIGTERM"
             in clone.path.with_name(f"{path.name}.txt").read_text()
         )
     whole = content(clean)
     found = content(clone)
-    assert found == {name: whole[name] for name in found}, "half a file under a final name"
+    assert found == {name: whole[name] for name in found}, "partial file under a final name"
     if case.stage == "evaluate":
         shown = (
             json.loads(clone.call("dvc", "metrics", "show", "--json")).get("", {}).get("data", {})
@@ -218,8 +220,8 @@ def go_through(clean: Clone, case: Case) -> None:
 
 
 @pytest.fixture(scope="module")
-def gone_through(request: pytest.FixtureRequest, clean: Clone) -> Iterator[dict[str, Future[None]]]:
-    """The cases that are to be tested, two at a time."""
+def outcomes(request: pytest.FixtureRequest, clean: Clone) -> Iterator[dict[str, Future[None]]]:
+    """Run the selected cases, two at a time."""
     chosen = [
         cast(Case, item.callspec.params["case"])
         for item in request.session.items
@@ -228,17 +230,18 @@ def gone_through(request: pytest.FixtureRequest, clean: Clone) -> Iterator[dict[
         and "case" in item.fixturenames
     ]
     with ThreadPoolExecutor(2) as pool:
-        yield {str(case): pool.submit(go_through, clean, case) for case in chosen}
+        yield {str(case): pool.submit(run_case, clean, case) for case in chosen}
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)
-def test_after_an_interruption_nothing_runs_on_nothing_is_half_and_the_next_run_is_as_a_first(
-    gone_through: dict[str, Future[None]], case: Case
+def test_interrupted_repro_leaves_no_partial_files(
+    outcomes: dict[str, Future[None]], case: Case
 ) -> None:
-    gone_through[str(case)].result()
+    """No process keeps running, and the next run gives the results of an uninterrupted one."""
+    outcomes[str(case)].result()
 
 
-def lone(
+def run_alone(
     clone: Clone, stage: str, *wrap: str, limit: int = resource.RLIM_INFINITY
 ) -> tuple[int, str]:
     """Run a stage without DVC, with a file size limit; return its exit code and stderr."""
@@ -256,34 +259,32 @@ def lone(
     return ended.returncode, ended.stderr
 
 
-def refuses_and_recovers(
-    clean: Clone, clone: Clone, stage: str, fault: tuple[int, str], words: str
+def assert_fault(
+    clean: Clone, clone: Clone, stage: str, fault: tuple[int, str], reason: str
 ) -> None:
-    code, said = fault
-    assert (code, len(said.splitlines())) == (1, 1), said
-    assert said.startswith(f"{stage}: ")
-    assert words in said
+    code, output = fault
+    assert (code, len(output.splitlines())) == (1, 1), output
+    assert output.startswith(f"{stage}: ")
+    assert reason in output
     whole, found = content(clean), content(clone)
     assert found == {name: whole[name] for name in found}
     assert not [*clone.path.glob("*/.partial-*"), *clone.path.glob("*/.old-*")]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_full_disk_is_one_line_and_forgotten_once_there_is_room(
-    clean: Clone, tmp_path: Path, stage: str
-) -> None:
+def test_stage_recovers_from_a_full_disk(clean: Clone, tmp_path: Path, stage: str) -> None:
+    """The error is one line."""
     clone = before(clean, tmp_path / "clone", stage)
     # TensorFlow writes small temporary files; the history of all epochs is larger.
-    fault = lone(clone, stage, limit=1_800 if stage == "train" else 100)
-    refuses_and_recovers(clean, clone, stage, fault, "File too large: '")
-    assert lone(clone, stage) == (0, "")
+    fault = run_alone(clone, stage, limit=1_800 if stage == "train" else 100)
+    assert_fault(clean, clone, stage, fault, "File too large: '")
+    assert run_alone(clone, stage) == (0, "")
     assert content(clone) == content(clean)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_read_only_folder_is_one_line_and_forgotten_once_it_can_be_written(
-    clean: Clone, tmp_path: Path, stage: str
-) -> None:
+def test_stage_recovers_from_a_read_only_folder(clean: Clone, tmp_path: Path, stage: str) -> None:
+    """The error is one line."""
     clone = before(clean, tmp_path / "clone", stage)
     folder = clone.path / (
         "data" if any(name.startswith("data/") for name in content(clean, stage)) else "reports"
@@ -293,15 +294,15 @@ def test_a_read_only_folder_is_one_line_and_forgotten_once_it_can_be_written(
     modes = {path: path.stat().st_mode for path in (folder, *folder.rglob("*")) if path.is_dir()}
     for path in modes:
         path.chmod(0o555)
-    fault = lone(clone, stage, *wrap)
+    fault = run_alone(clone, stage, *wrap)
     for path, mode in modes.items():
         path.chmod(mode)
-    refuses_and_recovers(clean, clone, stage, fault, "Permission denied: '")
-    assert lone(clone, stage) == (0, "")
+    assert_fault(clean, clone, stage, fault, "Permission denied: '")
+    assert run_alone(clone, stage) == (0, "")
     assert content(clone) == content(clean)
 
 
-def test_a_reader_that_leaves_dvc_early_breaks_nothing(clean: Clone, tmp_path: Path) -> None:
+def test_closing_the_output_pipe_of_dvc_does_no_harm(clean: Clone, tmp_path: Path) -> None:
     clone = before(clean, tmp_path / "clone", "evaluate")
     clone.call("sh", "-c", "dvc repro 2>&1 | head -1")
     clone.call("dvc", "repro")

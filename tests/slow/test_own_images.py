@@ -1,4 +1,4 @@
-"""What the pipeline reaches on imported images: color, polarity and range must not matter."""
+"""Accuracy on imported images, which must not depend on color, polarity or range."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +36,7 @@ def params(project: Path, edit: Edit) -> None:
 
 
 def import_images(images: np.ndarray, labels: np.ndarray = LABELS, *, gray: bool = False) -> None:
-    """Import images with a published test split, and runs the stages before train."""
+    """Import images with a published test split, and run the stages before train."""
     arrays: Any = {"x_train": images[~TEST], "x_test": images[TEST]}
     np.savez("images.npz", **arrays, y_train=labels[~TEST], y_test=labels[TEST])
     dataset.make(Path("images.npz"), Options("own", gray=gray), {})
@@ -61,7 +61,7 @@ def test_every_kind_learns_the_digits(edit: Edit) -> None:
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn", "pca_knn"])
 def test_color_is_learned_and_lost_in_gray(edit: Edit, kind: str) -> None:
-    """The class is the color of the strokes: of equal brightness, red or green."""
+    """The class is the color of the strokes, red or green of equal brightness."""
     edit("model.kind", kind)
     labels = np.random.default_rng(0).integers(0, 2, len(GRAY))
     colors = np.array([[255, 0, 0], [0, 130, 0]])[labels]  # equal luma

@@ -1,4 +1,4 @@
-"""Model files of the real datasets: the classes of Keras, and the same bytes in every process."""
+"""Model files of the real datasets agree with Keras and are reproducible."""
 
 import shutil
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ def normalized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.parametrize("kind", ["mlp", "linear", "cnn"])
-def test_every_test_image_gets_the_class_that_keras_predicts(
+def test_predictions_agree_with_keras(
     normalized: Clone, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_params(normalized.path, {"model.kind": kind})
@@ -81,7 +81,7 @@ def by_keras(
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_two_processes_write_the_same_bytes(normalized: Clone, kind: str, tmp_path: Path) -> None:
-    """Under another path, hash seed and locale."""
+    """They differ in path, hash seed and locale."""
     other = Clone(tmp_path / "zweite Übung", normalized.env)
     shutil.copytree(normalized.path, other.path)
     environments = ((normalized, "1", "C"), (other, "2", "C.UTF-8"))

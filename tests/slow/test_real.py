@@ -27,9 +27,7 @@ def clones(tmp_path_factory: pytest.TempPathFactory) -> list[Clone]:
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
-def test_two_fresh_clones_give_the_same_lock_file_to_the_byte(
-    clones: list[Clone], dataset: str
-) -> None:
+def test_fresh_clones_give_identical_lock_files(clones: list[Clone], dataset: str) -> None:
     for clone in clones:
         set_params(clone.path, {"dataset": dataset, "fetch.source": "packages"})
         clone.call("dvc", "repro")

@@ -29,7 +29,7 @@ pytestmark = [
 ]
 NAME = "large"
 CHANGE = "size=7"
-BRING = ["python", "-m", "tools.lib.experiment", "origin"]
+RUN_AND_PUSH = ["python", "-m", "tools.lib.experiment", "origin"]
 SSHD_CONFIG = """\
 ListenAddress 127.0.0.1:{port}
 HostKey {folder}/host_key
@@ -152,7 +152,7 @@ def remote(
     """The DVC remote of the working directory, with credentials in DVC's global configuration."""
     monkeypatch.setattr(experiment, "RETRY_DELAYS", ())
     settings = {"HOME": str(tmp_path), "PYTHONPATH": f"{one_stage.env['PYTHONPATH']}:{ROOT}"}
-    one_stage.env |= settings  # no keys, agent and configuration of SSH but those of the test
+    one_stage.env |= settings  # SSH uses only the keys and the configuration of the test
     one_stage.env.pop("SSH_AUTH_SOCK", None)
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     for name, value in settings.items():
@@ -197,7 +197,7 @@ def objects(remote: Remote) -> dict[Path, int]:
     return {path: path.stat().st_size for path in files if path.is_file()}
 
 
-def test_pull_gets_what_was_pushed(remote: Remote, one_stage: Clone, tmp_path: Path) -> None:
+def test_pull_restores_pushed_data(remote: Remote, one_stage: Clone, tmp_path: Path) -> None:
     configure(one_stage, remote, {})
     for name, value in remote.credentials.items():
         one_stage.call("dvc", "remote", "modify", "--local", "store", name, value)
@@ -214,7 +214,7 @@ def test_pull_gets_what_was_pushed(remote: Remote, one_stage: Clone, tmp_path: P
     assert (other.path / "out/b").read_text() == "b\n"
 
 
-def test_run_cache_spares_another_run(remote: Remote, one_stage: Clone, tmp_path: Path) -> None:
+def test_run_cache_avoids_another_run(remote: Remote, one_stage: Clone, tmp_path: Path) -> None:
     one_stage.call("dvc", "repro")  # not committed
     one_stage.call("dvc", "push", "--run-cache")
     other = other_clone(one_stage, tmp_path)
@@ -237,7 +237,7 @@ def test_experiment_is_pulled_and_applied(remote: Remote, one_stage: Clone, tmp_
 def test_lost_and_truncated_objects_are_pushed_again(
     remote: Remote, one_stage: Clone, tmp_path: Path
 ) -> None:
-    command = [*BRING, head(one_stage), NAME, CHANGE]
+    command = [*RUN_AND_PUSH, head(one_stage), NAME, CHANGE]
     commit = one_stage.call(*command).split()[0]
     whole = objects(remote)
     assert len(whole) == 3
@@ -255,7 +255,7 @@ def test_lost_and_truncated_objects_are_pushed_again(
 SERVERS = pytest.mark.parametrize("remote", ["ssh", "webdav"], indirect=True)
 
 
-def refused(clone: Clone, *command: str, code: int) -> str:
+def run_failing(clone: Clone, *command: str, code: int) -> str:
     """Run a command that fails, and return its output without a traceback."""
     output = clone.call(*command, code=code)
     assert "Traceback" not in output
@@ -263,17 +263,17 @@ def refused(clone: Clone, *command: str, code: int) -> str:
 
 
 @SERVERS
-def test_refused_login_is_one_line(remote: Remote, one_stage: Clone) -> None:
+def test_rejected_login_is_one_line(remote: Remote, one_stage: Clone) -> None:
     configure(one_stage, remote, remote.wrong_credentials)
     with pytest.raises(StageError, match=r"^DVC remote: .*(Permission denied|401)") as error:
         run_and_push("origin", head(one_stage), NAME, [CHANGE])
     assert "\n" not in str(error.value)
-    line = refused(one_stage, *BRING, head(one_stage), code=1)  # as a worker checks it
+    line = run_failing(one_stage, *RUN_AND_PUSH, head(one_stage), code=1)  # as a worker checks it
     assert line.startswith("experiment: DVC remote: ")
     assert line.count("\n") == 1
     assert references("origin", "refs/exps/*") == {}
     one_stage.call("dvc", "repro")
-    output = refused(one_stage, "dvc", "push", code=255)
+    output = run_failing(one_stage, "dvc", "push", code=255)
     assert "Permission denied" in output or "401" in output
 
 
@@ -286,7 +286,7 @@ def test_unreachable_server_is_one_line(remote: Remote, one_stage: Clone) -> Non
         ) as error:
             run_and_push("origin", head(one_stage), NAME, [CHANGE])
         assert "\n" not in str(error.value)
-        line = refused(one_stage, *BRING, head(one_stage), code=1)
+        line = run_failing(one_stage, *RUN_AND_PUSH, head(one_stage), code=1)
         assert line.startswith("experiment: DVC remote: ")
         assert line.count("\n") == 1
         assert references("origin", "refs/exps/*") == {}
@@ -296,10 +296,10 @@ def test_unreachable_server_is_one_line(remote: Remote, one_stage: Clone) -> Non
 
 @SERVERS
 @pytest.mark.parametrize("connected", [False, True], ids=["new", "lost"])
-def test_server_that_restarts_is_waited_for(
+def test_restarting_server_is_awaited(
     remote: Remote, one_stage: Clone, monkeypatch: pytest.MonkeyPatch, connected: bool
 ) -> None:
-    """Also on a connection that was open before."""
+    """The connection is new, or was open before the restart."""
     if connected:
         assert run_and_push("origin", head(one_stage), "small", ["size=2"])
     remote.stop()
@@ -318,7 +318,7 @@ def test_server_that_restarts_is_waited_for(
 
 @pytest.mark.parametrize("remote", ["ssh"], indirect=True)
 def test_dvc_does_not_verify_host_keys(remote: Ssh, one_stage: Clone, tmp_path: Path) -> None:
-    """A limitation of dvc-ssh that docs/remotes.md warns of."""
+    """This is a limitation of dvc-ssh; see docs/remotes.md."""
     one_stage.call("dvc", "repro")
     one_stage.call("dvc", "push")
     known = tmp_path / ".ssh/known_hosts"

@@ -60,8 +60,8 @@ def interrupt(clone: Clone, *options: str) -> list[str]:
             assert started.poll() is None
             lines.append(started.stdout.readline())
         started.send_signal(signal.SIGINT)
-        rest, complaint = started.communicate(timeout=120)
-    assert (started.returncode, complaint) == (130, "search: interrupted\n")
+        rest, errors = started.communicate(timeout=120)
+    assert (started.returncode, errors) == (130, "search: interrupted\n")
     assert family(str(clone.path)) == []
     return [line.strip() for line in lines] + rest.splitlines()
 

@@ -1,4 +1,4 @@
-"""The service with the real model, and for minutes.
+"""The service with a real model, and under load for minutes.
 
 `SCREENSHOT=docs/images/serve.png pytest -m slow tests/slow/test_serve.py -k drawn` draws the
 figure of the docs; `SOAK=20 ... -k soak` soaks for 20 seconds.
@@ -58,7 +58,7 @@ DIGITS: list[list[Points]] = [
 
 
 def test_drawn_digits_are_recognized(browser: "Browser", trained: Clone) -> None:
-    """Strokes by mouse of all ten digits; two of them may be mistaken."""
+    """Of eleven digits drawn with the mouse, two may be misclassified."""
     with serving(trained.path / "data/model.onnx", trained.path) as server:
         page = open_context(browser, viewport={"width": 960, "height": 620}).new_page()
         page.goto(server.address)
@@ -127,7 +127,7 @@ def reset(server: Server) -> int:
 
 
 def test_soak_with_invalid_requests(tmp_path: Path) -> None:
-    """A tenth is cut off, reset, no image, a bomb, too large, or slow; memory stays flat."""
+    """A tenth of the requests is invalid, cut off or slow; memory does not grow."""
     noise = np.random.default_rng(0).integers(0, 256, (20, 14, 14), np.uint8)
     images = [whole(form(png(image))) for image in noise]
     large, no_image = whole(form(bomb())), whole(form(b"no image" * 100))

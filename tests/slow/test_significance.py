@@ -37,7 +37,7 @@ def by_image(rng: np.random.Generator, runs: int) -> Pair:
 
 
 def by_image_and_run(rng: np.random.Generator, runs: int) -> Pair:
-    """Less extreme, and sampled runs are more or less accurate on all hard images."""
+    """Images differ less, and sampled runs also differ in accuracy on all hard images."""
     hard = rng.binomial(IMAGES, HARD)
     shared, spread = rng.normal(0, 2, hard), 0.25 * (runs >= MIN_RUNS)
     logits = (shared + rng.normal(0, 4, hard) + rng.normal(0, spread, (runs, 1)) for _ in range(2))
@@ -68,20 +68,20 @@ def pigeonhole(
 
 
 @pytest.mark.parametrize("design", [by_image, by_image_and_run])
-def test_interval_covers_equal_accuracies_and_p_rarely_denies_them(design: Design) -> None:
-    """The t-test over runs alone denies them in most simulations, as it is about these images."""
-    denied = []
+def test_equal_accuracies_are_rarely_rejected(design: Design) -> None:
+    """The interval has its nominal coverage, and the p-value its nominal size."""
+    rejected = []
     for runs in range(1, 11):
         rng = np.random.default_rng(runs)
         found = np.array([difference_interval(*design(rng, runs)) for _ in range(SIMULATIONS)])
         low, high, p = found.T
         assert 0.93 <= ((low <= 0) & (high >= 0)).mean() <= 0.97
-        denied.append((p < ALPHA).mean())
-    chance = 2 * np.sqrt(ALPHA * (1 - ALPHA) / SIMULATIONS / len(denied))
-    assert np.mean(denied) <= ALPHA + chance
+        rejected.append((p < ALPHA).mean())
+    chance = 2 * np.sqrt(ALPHA * (1 - ALPHA) / SIMULATIONS / len(rejected))
+    assert np.mean(rejected) <= ALPHA + chance
 
 
-def test_interval_covers_if_one_of_the_two_is_a_single_model() -> None:
+def test_interval_covers_with_one_single_model() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(SIMULATIONS):
@@ -91,15 +91,16 @@ def test_interval_covers_if_one_of_the_two_is_a_single_model() -> None:
     assert 0.93 <= covered / SIMULATIONS <= 0.97
 
 
-def test_images_make_a_t_test_over_runs_deny_equal_accuracies() -> None:
+def test_t_test_over_runs_rejects_equal_accuracies() -> None:
+    """It holds for these images only, on which the accuracies differ."""
     rng = np.random.default_rng(0)
     pairs = (by_image(rng, 10) for _ in range(200))
     p = [ttest_ind(first.mean(axis=1), second.mean(axis=1)).pvalue for first, second in pairs]
     assert np.mean(np.array(p) < ALPHA) > 0.7
 
 
-def test_pigeonhole_bootstrap_covers_too_little_if_few_runs_differ_much() -> None:
-    """Why the intervals are not bootstrapped."""
+def test_pigeonhole_bootstrap_undercovers_for_few_runs() -> None:
+    """This is why the intervals are not bootstrapped."""
     rng = np.random.default_rng(0)
     covered = []
     for _ in range(300):
@@ -112,7 +113,7 @@ def test_pigeonhole_bootstrap_covers_too_little_if_few_runs_differ_much() -> Non
 
 
 @pytest.mark.parametrize("rates", [(0.001, 0.0702), (0.0001, 0.0001), (0.02, 0.02)])
-def test_interval_of_two_models_covers_their_difference(rates: tuple[float, float]) -> None:
+def test_newcombe_interval_covers_the_difference(rates: tuple[float, float]) -> None:
     """The rates are of images on which only the first, or only the second, is correct."""
     rng = np.random.default_rng(0)
     covered = 0
@@ -125,7 +126,7 @@ def test_interval_of_two_models_covers_their_difference(rates: tuple[float, floa
 
 
 @pytest.mark.parametrize("runs", [1, 3, 10])
-def test_interval_of_an_accuracy_covers_it(runs: int) -> None:
+def test_accuracy_interval_covers_the_accuracy(runs: int) -> None:
     rng = np.random.default_rng(runs)
     covered = 0
     for _ in range(SIMULATIONS):

@@ -1,4 +1,4 @@
-"""The steps of docs/template.md, as they stand there, lead to a project without MNIST's results."""
+"""The steps of docs/template.md, verbatim, give a project without MNIST's results."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ def steps() -> list[list[str]]:
     return [[line.removeprefix("$ ") for line in block.splitlines()] for block in blocks]
 
 
-def test_template_is_a_working_project_of_its_own(tmp_path: Path) -> None:
+def test_template_gives_a_working_project(tmp_path: Path) -> None:
     env = clone_env(tmp_path, "template")
     published = copy_files(tmp_path / "published", env)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "Published"]):

@@ -1,6 +1,6 @@
-"""Experiments on Dask workers and what may fail meanwhile, with real processes.
+"""Experiments on Dask workers and their failures, with real processes.
 
-For faults the stages are stand-ins that write their outputs at once; DVC, Git and Dask are real.
+Most tests use stand-ins for stages, which write their outputs at once. DVC, Git and Dask are real.
 """
 
 import signal
@@ -23,7 +23,7 @@ EXPERIMENTS = ["python", "-m", "tools.experiments"]
 STAGES = ["fetch", "normalize", "train", "predict", "evaluate"]
 METRICS = '{"accuracy": 0.5, "errors": 1, "loss": 1, "ece": 0}'
 
-# A process that comes to a gate notes that it did, and waits while the gate is closed.
+# A process that reaches a gate records this, and waits while the gate is closed.
 STAND_IN = """\
 set -e
 stage=$1
@@ -41,7 +41,7 @@ done
 [ $stage != evaluate ] || echo 'METRICS' | tee reports/metrics.json > reports/scores.json
 """
 
-# Python reads this at each start. Pushing the data opens files of the DVC remote, and pushing the
+# Python runs this at each start. Pushing the data opens files of the DVC remote, and pushing the
 # reference runs git push.
 HOOK = """
 import os, pathlib, sys, time
@@ -200,7 +200,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @contextmanager
 def cluster(place: Place) -> Iterator[tuple[str, psutil.Popen]]:
-    """A scheduler and one worker as processes of their own."""
+    """Run a scheduler and one worker as separate processes."""
     note = place.folder / "scheduler.json"
     note.unlink(missing_ok=True)
     options = ["--scheduler-file", note, "--no-dashboard", "--host", "127.0.0.1"]
@@ -226,7 +226,7 @@ def address(place: Place) -> Iterator[str]:
         yield address
 
 
-def test_workers_and_a_serial_run_give_the_same(tmp_path: Path) -> None:
+def test_workers_and_serial_run_give_equal_results(tmp_path: Path) -> None:
     place = new_place(tmp_path)
     place.clone.call("dvc", "repro")  # dvc.lock has results whose data other clones lack
     publish(place)
@@ -261,7 +261,7 @@ def test_push_needs_no_workers_and_runs_once(place: Place) -> None:
 
 
 @pytest.mark.parametrize(("gate", "number"), [("train", 0), ("data", 1), ("reference", 2)], ids=str)
-def test_experiment_of_a_killed_worker_runs_again(
+def test_experiment_of_a_killed_worker_is_rerun(
     place: Place, address: str, gate: str, number: int
 ) -> None:
     name = f"mnist-pca_knn-{number}"
@@ -272,8 +272,8 @@ def test_experiment_of_a_killed_worker_runs_again(
         assert worker
         worker.kill()
         place.open(gate)
-        output, complaint = coordinator.communicate()
-    assert coordinator.returncode == 0, output + complaint
+        output, errors = coordinator.communicate()
+    assert coordinator.returncode == 0, output + errors
     assert output.splitlines()[1].startswith(f"1/1  {name}  accuracy 0.5000  ")
     place.assert_complete(name)
     place.assert_idle()
@@ -285,8 +285,8 @@ def test_interrupted_coordinator_continues(place: Place) -> None:
         assert coordinator.stdout
         place.wait(partial(next, (line for line in coordinator.stdout if line.startswith("1/2"))))
         coordinator.send_signal(signal.SIGINT)
-        _, complaint = coordinator.communicate()
-    assert (coordinator.returncode, complaint) == (130, "experiments: interrupted\n")
+        _, errors = coordinator.communicate()
+    assert (coordinator.returncode, errors) == (130, "experiments: interrupted\n")
     place.assert_idle()
     assert "1 of 2 experiments are finished, 1 to run" in place.clone.call(*command)
     for name in ("mnist-pca_knn-3", "fashion_mnist-pca_knn-3"):
@@ -323,7 +323,7 @@ def test_two_coordinators_give_one_experiment(place: Place) -> None:
     place.assert_idle()
 
 
-def test_store_that_is_away_for_a_while_is_waited_for(place: Place) -> None:
+def test_temporarily_missing_store_is_awaited(place: Place) -> None:
     name = "mnist-pca_knn-5"
     place.close("train")
     with place.started(*EXPERIMENTS, "--workers", "1", "--only", name) as coordinator:
@@ -333,8 +333,8 @@ def test_store_that_is_away_for_a_while_is_waited_for(place: Place) -> None:
         time.sleep(10)
         assert not place.store.exists()
         (place.folder / "away").rename(place.store)
-        output, complaint = coordinator.communicate()
-    assert coordinator.returncode == 0, output + complaint
+        output, errors = coordinator.communicate()
+    assert coordinator.returncode == 0, output + errors
     place.assert_complete(name)
     place.assert_idle()
 
@@ -362,7 +362,7 @@ def unusable(store: Path, *, full: bool) -> Iterator[None]:
     [(True, 8, "No space left on device"), (False, 9, "Read-only file system")],
     ids=["full", "read-only"],
 )
-def test_experiment_outlasts_an_unusable_store(
+def test_experiment_survives_an_unusable_store(
     place: Place, full: bool, number: int, reason: str
 ) -> None:
     name = f"mnist-pca_knn-{number}"
@@ -384,17 +384,17 @@ def test_experiment_outlasts_an_unusable_store(
     place.assert_idle()
 
 
-def test_other_versions_are_refused_before_anything_runs(place: Place, address: str) -> None:
+def test_other_versions_are_rejected_before_any_run(place: Place, address: str) -> None:
     lock = place.clone.path / "requirements.lock"
     before, trained = lock.read_text(), place.trained
     lock.write_text(before.replace("\nnumpy==", "\nnumpy==0."))
     publish(place)
     command = [*EXPERIMENTS, "--workers", address, "--only", "mnist-pca_knn-6"]
-    complaint = place.clone.call(*command, code=1).splitlines()[-1]
+    errors = place.clone.call(*command, code=1).splitlines()[-1]
     lock.write_text(before)
     publish(place)
-    assert complaint.startswith("experiments: worker tcp://127.0.0.1:")
-    assert "experiment: versions differ from requirements.lock: numpy " in complaint
+    assert errors.startswith("experiments: worker tcp://127.0.0.1:")
+    assert "experiment: versions differ from requirements.lock: numpy " in errors
     assert place.trained == trained
 
 
@@ -406,9 +406,9 @@ def test_lost_scheduler_ends_the_coordinator(place: Place) -> None:
         with place.started(*command) as coordinator:
             place.reached("train")
             scheduler.kill()
-            _, complaint = coordinator.communicate()
+            _, errors = coordinator.communicate()
         assert coordinator.returncode == 1
-        assert "lost the Dask scheduler; restart it" in complaint.splitlines()[-1]
+        assert "lost the Dask scheduler; restart it" in errors.splitlines()[-1]
         place.open("train")
     place.assert_idle()
     with cluster(place) as (address, _):
