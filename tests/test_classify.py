@@ -72,7 +72,7 @@ def test_top_classes_are_printed_per_file(
     ranked = [word for i in order for word in (CLASSES[i], f"{expected()[3][i]:.4f}")]
     assert line.split()[: 2 * top + 1] == ["mine/3.png", *ranked]
     assert header.split()[:3] == ["file", "class", "confidence"]
-    assert prepared == "prepared mine/3.png: taken as it is"
+    assert prepared == "prepared mine/3.png: unchanged"
 
 
 @pytest.mark.parametrize("top", [0, 4])
@@ -100,7 +100,7 @@ def test_files_with_equal_steps_share_a_line(
         Image.fromarray(inverted).save(f"mine/{number}.png")
     call("mine")
     lines = capsys.readouterr().out.splitlines()[-2:]
-    assert lines[0] == "prepared mine/0.png, mine/1.png, mine/2.png and 4 more: taken as it is"
+    assert lines[0] == "prepared mine/0.png, mine/1.png, mine/2.png and 4 more: unchanged"
     assert lines[1] == "prepared mine/4.png, mine/5.png, mine/6.png and 2 more: inverted"
 
 
@@ -140,7 +140,7 @@ def test_unusual_images_are_marked(call: Call, capsys: pytest.CaptureFixture[str
     call("noise")
     printed = capsys.readouterr()
     assert sum(line.endswith("  unusual") for line in printed.out.splitlines()) >= 4
-    assert "images are unlike those of Tiny" in printed.err
+    assert "images are unlike the training data (Tiny)" in printed.err
 
 
 def test_missing_training_data_is_reported_in_one_line(
@@ -150,7 +150,7 @@ def test_missing_training_data_is_reported_in_one_line(
     write_model(Path("other.onnx"), name="other")
     call("mine", "--model", "other.onnx")
     printed = capsys.readouterr()
-    assert printed.err == "no warnings about unusual images: data/raw does not hold Tiny\n"
+    assert printed.err == "no warnings about unusual images: data/raw does not contain Tiny\n"
     assert "unusual" not in printed.out
 
 

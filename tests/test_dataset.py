@@ -248,7 +248,7 @@ def test_files_next_to_the_only_folder_are_skipped() -> None:
     write("LICENSE.txt", "MIT")
     make()
     assert classes() == ["0", "1"]
-    assert "skipped, files beside the only folder: 2" in report()
+    assert "skipped, files next to the only folder: 2" in report()
 
 
 def test_folder_without_images_does_not_hide_an_npz() -> None:
@@ -267,7 +267,7 @@ def test_class_may_be_called_train() -> None:
 def test_classes_next_to_splits_are_rejected() -> None:
     folders(below="train/")
     png("bus/a.png")
-    assert "expected only folders of splits beside train, found bus" in fault()
+    assert "expected only folders of splits next to train, found bus" in fault()
 
 
 def test_validation_images_are_not_moved_to_test() -> None:
@@ -612,8 +612,7 @@ def test_report_lists_anomalies() -> None:
     make()
     for line in (
         "3 exact duplicates within train",
-        "2 images are in several splits (leakage: accuracy on test is too high): "
-        "`train 4`, `test 10`",
+        "2 images are in several splits (leakage: test accuracy is too high): `train 4`, `test 10`",
         "2 identical images have different labels: `train 3`, `train 32`",
         "1 constant image: `train 8`",
         "1 image is dark on light, unlike the rest: `train 7`",
@@ -842,7 +841,7 @@ INVALID: list[Any] = [  # one case a line
         lambda: (npz_with(), damaged("d.npz", lambda b: b.replace(b"(30, 6, 5)", b"(9**9, 65)"))),
         "d.npz: expected",
     ),
-    ("npz without labels", lambda: npz_with(y_train=NONE), "train: expected labels beside"),
+    ("npz without labels", lambda: npz_with(y_train=NONE), "train: expected labels for"),
     ("npz without images", lambda: npz_with(x_train=NONE), "expected images and labels of each"),
     ("npz without known names", lambda: npz(a=NOISE, b=TWO), "expected images and labels of each"),
     ("npz more labels", lambda: npz_with(y_train=TWO[:31]), "found 31 labels and 30 images"),
@@ -1007,7 +1006,7 @@ INVALID: list[Any] = [  # one case a line
     (
         "IDX labels missing",
         lambda: write("train-images-idx3-ubyte", idx(NOISE)),
-        "expected labels beside",
+        "expected labels for",
     ),
     (
         "IDX images missing",
@@ -1092,7 +1091,7 @@ def test_zip_bomb_is_rejected() -> None:
         ({"name": "1st"}, "NAME: expected a letter"),
         ({"name": "a/b"}, "NAME: expected a letter"),
         ({"name": "null"}, "NAME: expected a letter"),
-        ({"name": "tiny"}, "tiny is not from this tool"),
+        ({"name": "tiny"}, "tiny was not created by this tool"),
         ({"size": (0, 5)}, "--size: expected pixels"),
         ({"size": (5, 5000)}, "--size: expected pixels"),
         ({"test": 0.0}, "--test: expected a share"),

@@ -476,8 +476,8 @@ def test_score_without_an_interval_is_rejected() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--trials", "0"], "--trials: expected a number from 1 on, found 0"),
-        (["--confirm", "-1"], "--confirm: expected a number from 0 on, found -1"),
+        (["--trials", "0"], "--trials: expected at least 1, found 0"),
+        (["--confirm", "-1"], "--confirm: expected at least 0, found -1"),
         (["--dataset", "tinny"], "found 'tinny'"),
         (["--on", "loss"], "test scores are not for choosing"),
     ],

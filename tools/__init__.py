@@ -1,1 +1,1 @@
-"""What a person runs by hand, and DVC does not."""
+"""Command-line tools, run by hand and not by DVC."""

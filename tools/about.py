@@ -1,4 +1,4 @@
-"""Print the environment: CPU, operating system, devices, versions. No output contains any of it."""
+"""Print the environment: CPU, operating system, devices, versions. No output depends on it."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def cpu() -> dict[str, str]:
-    """The model of the CPU, its cores, and its widest vector instructions."""
+    """Return the CPU model, its cores, and its widest vector instructions."""
     text = CPUINFO.read_text(encoding="utf-8") if CPUINFO.exists() else ""
     model = re.search(r"^model name\s*: (.+)", text, re.M)
     threads = psutil.cpu_count()
@@ -31,9 +31,9 @@ def cpu() -> dict[str, str]:
 
 
 def devices() -> dict[str, str]:
-    """The devices that TensorFlow lists, and the one on which train runs: the first GPU, if any."""
+    """Return TensorFlow's devices, and the one that train uses: the first GPU, if any."""
     try:
-        import_keras()  # quietly
+        import_keras()  # without TensorFlow's messages
         import tensorflow
     except (ImportError, StageError) as error:
         return {"devices": f"unknown, TensorFlow cannot be imported: {error}"}
@@ -47,13 +47,13 @@ def devices() -> dict[str, str]:
 
 
 def packages() -> dict[str, str]:
-    """The installed versions of the dependencies in pyproject.toml."""
+    """Return the installed versions of the dependencies in pyproject.toml."""
     specs = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
     return {name: version(name) for name in (re.split("[<>=[]", spec)[0] for spec in specs)}
 
 
 def about() -> dict[str, str]:
-    """All that is printed, by name."""
+    """Return all values to print, by name."""
     python = f"{platform.python_implementation()} {platform.python_version()}"
     memory = f"{psutil.virtual_memory().total / 2**30:.1f} GiB"
     system = {"memory": memory, "OS": platform.platform(), "Python": python}

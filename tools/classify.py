@@ -20,12 +20,12 @@ from tools.lib.classifier import MODEL, RAW, Classifier, Prepared, read_classifi
 from tools.lib.imports import walk
 
 BATCH = 512  # images in memory at a time
-DRAWN = 20  # images in a figure
+DRAWN = 20  # maximum number of images in a figure
 
 
 @dataclass(frozen=True)
 class Result:
-    """A classified file: what the model saw (uint8) and its probabilities, shape (classes,)."""
+    """A classified file: the model's input (uint8) and its probabilities, shape (classes,)."""
 
     file: Path
     image: np.ndarray
@@ -40,7 +40,7 @@ class Result:
 
 
 def find_files(paths: Sequence[Path], faults: list[str]) -> list[Path]:
-    """Return the given files, and the images in the given folders in natural order."""
+    """Return the given files, and the images in the given folders, in natural order."""
     files: list[Path] = []
     for path in paths:
         if not path.is_dir():
@@ -59,7 +59,7 @@ def report(faults: list[str], path: Path, reason: object) -> None:
 
 
 def classify(classifier: Classifier, files: Sequence[Path], faults: list[str]) -> Iterator[Result]:
-    """Classify files batch by batch; those that cannot be read are reported and left out."""
+    """Classify files batch by batch; report and skip those that cannot be read."""
     for start in range(0, len(files), BATCH):
         prepared: list[tuple[Path, Prepared]] = []
         for file in files[start : start + BATCH]:
@@ -120,14 +120,14 @@ def print_table(
         unusual += result.unusual
     for taken, names in steps.items():
         more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-        done = ", ".join(taken) or "taken as it is"
+        done = ", ".join(taken) or "unchanged"
         print(f"prepared {', '.join(names[:3])}{more}: {done}")
     return unusual
 
 
 def draw(classes: Sequence[str], path: Path, results: Sequence[Result]) -> None:
-    """Draw each file, what the model saw, and the three most probable classes."""
-    from matplotlib.figure import Figure  # slow to import, and seldom needed
+    """Draw each file, the model's input, and the three most probable classes."""
+    from matplotlib.figure import Figure  # slow to import, rarely needed
 
     from stages.lib.files import write_figure
     from stages.lib.results import figures
@@ -175,11 +175,11 @@ def shorten(name: str, columns: int) -> str:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.classify", description=__doc__)
     add = parser.add_argument
-    add("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER", help="images, or folders of them")
+    add("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER", help="image files or folders")
     add("--model", type=Path, default=MODEL, metavar="FILE", help=f"a model file ({MODEL})")
     add("--top", type=int, default=2, metavar="N", help="print the N most probable classes (2)")
     add("--csv", action="store_true", help="print all probabilities as CSV")
-    add("--show", type=Path, metavar="PNG", help=f"draw what the model sees, of {DRAWN} files")
+    add("--show", type=Path, metavar="PNG", help=f"draw the model's input for {DRAWN} files")
     return parser.parse_args()
 
 
@@ -190,7 +190,7 @@ def main() -> None:
     if not 1 <= args.top <= len(classes):
         raise StageError(f"--top: expected 1 to {len(classes)} classes, found {args.top}")
     if classifier.unusual(np.zeros((1, *classifier.model.image), np.uint8)) is None:
-        print(f"no warnings about unusual images: {RAW} does not hold {title}", file=sys.stderr)
+        print(f"no warnings about unusual images: {RAW} does not contain {title}", file=sys.stderr)
     if args.show and (args.show.suffix.lower() != ".png" or args.show.is_dir()):
         raise StageError(f"--show: expected the name of a PNG file, found {args.show}")
     files = find_files(args.paths, faults)
@@ -200,15 +200,15 @@ def main() -> None:
     unusual = printed(classes, chain(first, results))
     if unusual:
         print(
-            f"unusual: {unusual:,} of {len(files):,} images are unlike those of {title}, which the "
-            "model was trained on; their classes and confidences may mean nothing",
+            f"unusual: {unusual:,} of {len(files):,} images are unlike the training data "
+            f"({title}); their classes and confidences may be meaningless",
             file=sys.stderr,
         )
     if first:
         draw(classes, args.show, first)
         print(f"{args.show}: {len(first):,} of {len(files):,} files", file=sys.stderr)
     if faults:
-        raise StageError(f"could not read {len(faults):,} of the paths, named above")
+        raise StageError(f"could not read {len(faults):,} of the paths; see above")
 
 
 if __name__ == "__main__":

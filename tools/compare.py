@@ -1,4 +1,4 @@
-"""Compare finished runs: which configuration is more accurate, and what the runs cannot show."""
+"""Compare the accuracy of finished runs, with confidence intervals and tests."""
 
 import argparse
 from pathlib import Path
@@ -17,12 +17,12 @@ stays below "if calibrated" in 95% of cases. Multiply-adds are per image.
 """
 PAIRS = f"""\
 "Better" means p < .05 for new test images and, if a configuration has at least {MIN_RUNS} runs,
-for new runs, which vary in the seeds listed above. Fewer runs are fixed models: the verdict says
-nothing about other seeds. p is corrected for all pairs of a dataset (Holm), intervals are not.
-"p, these images" is for new runs on these test images only, a weaker statement. The last two
-columns are the runs of each configuration and the test images that would show a true difference of
-{{:g}} with 80% power, each while the other stays as it is. Datasets are not compared with each
-other. docs/experiments.md explains the method.
+for new runs, which vary in the seeds listed above. Fewer runs are treated as fixed models: the
+verdict does not cover other seeds. p is corrected for all pairs of a dataset (Holm), intervals are
+not. "p, these images" is for new runs on these test images only, a weaker statement. The last two
+columns are the number of runs per configuration and the number of test images required to detect a
+true difference of {{:g}} with 80% power, each with the other unchanged. Datasets are not compared
+with each other. docs/experiments.md explains the method.
 """
 OPTIONAL = ("comparison_pairs.csv", "comparison_images.csv", "comparison_images.png")
 
@@ -43,9 +43,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="D",
         help="smallest difference in accuracy of interest (default: %(default)s)",
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("reports"), help="folder of comparison.* (reports)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("reports"), help="output folder (reports)")
     arguments = parser.parse_args()
     if not 0 < arguments.difference < 1:
         raise StageError(
@@ -66,12 +64,12 @@ def main() -> None:
         lines.append(PAIRS.format(arguments.difference))
     else:
         lines += [
-            "No two configurations on one dataset: there is nothing to compare.",
+            "No dataset has two configurations to compare.",
             'COMPARE="--all" adds the experiments of other commits.\n',
         ]
     text = "\n".join(lines)
     print(text)
-    for name in OPTIONAL:  # of an earlier comparison
+    for name in OPTIONAL:  # left by an earlier comparison
         (arguments.out / name).unlink(missing_ok=True)
     files = {"comparison.csv": scores} | ({"comparison_pairs.csv": pairs} if compared else {})
     figures = {"comparison.png": comparison.accuracy_figure(scores)}

@@ -1,7 +1,7 @@
 """Import your own images as a dataset: `python -m tools.dataset NAME PATH`.
 
-PATH is a folder with a folder of images for each class (or train and test folders of such), or npz,
-CSV or IDX files, or a zip of any of these.
+PATH is a folder with one folder of images per class (or train and test folders of these), npz, CSV
+or IDX files, or a zip of any of these.
 """
 
 import argparse
@@ -35,11 +35,11 @@ DATASETS = Path("datasets.yaml")
 OWN = Path("data/own")
 REPORTS = Path("reports/data")
 SPLITS = ("train", "validation", "test")
-RESERVED = ("true", "false", "null", "yes", "no", "on", "off", "nan", "inf")  # no text in YAML
+RESERVED = ("true", "false", "null", "yes", "no", "on", "off", "nan", "inf")  # not strings in YAML
 
 
 def check(options: imports.Options) -> None:
-    """Refuse what no dataset can have."""
+    """Validate the options of the command line."""
     name = options.name
     if not re.fullmatch("[a-z][a-z0-9_-]{0,63}", name, re.I) or name.lower() in RESERVED:
         raise StageError(f"NAME: expected a letter, then letters, digits, _ or -, found {name!r}")
@@ -54,12 +54,12 @@ def check(options: imports.Options) -> None:
 def _write_array(
     archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], chunks: Iterable[np.ndarray]
 ) -> str:
-    """Add a uint8 array to an npz, a chunk at a time; return its SHA-256."""
+    """Add a uint8 array to an npz in chunks, and return its SHA-256."""
     digest = hashlib.sha256()
     header = io.BytesIO()
     described = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, described)
-    # With the default time of a ZipInfo, 1980, and a known size, equal arrays give equal files.
+    # With ZipInfo's default time (1980) and a known size, equal arrays give identical files.
     info = zipfile.ZipInfo(f"{name}.npy")
     info.file_size = header.tell() + math.prod(shape)
     with archive.open(info, "w") as member:
@@ -71,7 +71,7 @@ def _write_array(
 
 
 def write_npz(path: Path, published: imports.Published, classes: list[str]) -> dict[str, str]:
-    """Write images and labels of each split under Keras's names; return SHA-256 by array."""
+    """Write images and labels of each split under Keras's names, and return SHA-256 by array."""
     numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers[name] for name in published.classes], np.uint8)
     splits = np.array(published.splits)
@@ -93,7 +93,7 @@ def write_npz(path: Path, published: imports.Published, classes: list[str]) -> d
 
 
 def _inline(content: Any) -> Any:  # noqa: ANN401  # a list or a mapping
-    """A YAML list or mapping that is written in one line."""
+    """Convert a list or mapping to YAML that is written in one line."""
     node = CommentedSeq(content) if isinstance(content, list) else CommentedMap(content)
     node.fa.set_flow_style()
     return node
@@ -103,7 +103,7 @@ def update_catalog(text: str, name: str, entry: dict[str, Any]) -> str:
     """Add an entry to the text of datasets.yaml, or update it, and keep all comments.
 
     Raises:
-        StageError: There is an entry of this name whose images are not from this tool.
+        StageError: The existing entry of this name was not created by this tool.
     """
     yaml = YAML()
     yaml.width = 4096
@@ -114,7 +114,7 @@ def update_catalog(text: str, name: str, entry: dict[str, Any]) -> str:
         catalog[name] = {"title": name, "license": "not stated", **entry, "sources": own}
         catalog.yaml_set_comment_before_after_key(name, before="\n")
     elif "own" not in catalog[name]["sources"]:
-        raise StageError(f"{DATASETS}: {name} is not from this tool; choose another NAME")
+        raise StageError(f"{DATASETS}: {name} was not created by this tool; choose another NAME")
     else:
         changed = {key: value for key, value in entry.items() if catalog[name].get(key) != value}
         catalog[name].update(changed)
@@ -126,7 +126,7 @@ def update_catalog(text: str, name: str, entry: dict[str, Any]) -> str:
 def make_entry(
     published: imports.Published, classes: list[str], digests: dict[str, str]
 ) -> dict[str, Any]:
-    """What the images decide about their entry of datasets.yaml."""
+    """Create the fields of an entry of datasets.yaml that follow from the images."""
     counts = Counter(published.splits)
     image = np.load(published.pixels, mmap_mode="r").shape[1:]
     return {
@@ -148,7 +148,7 @@ def track(path: Path) -> None:
 
 @contextmanager
 def restoring(npz: Path, scratch: Path) -> Iterator[None]:
-    """Put a file and its .dvc file back if the block fails."""
+    """Restore a file and its .dvc file if the block fails."""
     record, old = npz.with_name(f"{npz.name}.dvc"), scratch / "old.npz"
     text = record.read_bytes() if record.exists() else b""
     try:
@@ -166,7 +166,7 @@ def restoring(npz: Path, scratch: Path) -> Iterator[None]:
 
 
 def print_next(name: str, npz: Path, before: str) -> None:
-    """Print what changed in datasets.yaml, and the commands that follow."""
+    """Print the changes of datasets.yaml, and the next commands."""
     lines = DATASETS.read_text(encoding="utf-8").splitlines()
     changed = [*difflib.unified_diff(before.splitlines(), lines, n=0, lineterm="")][3:]
     print(f"{npz}: {npz.stat().st_size:,} bytes, tracked by DVC")
@@ -186,14 +186,14 @@ def make(
     chosen: dict[str, Any],
     track: Callable[[Path], None] | None = None,
 ) -> str:
-    """Read images, write `data/own/NAME.npz`, the entry, and the report in `reports/data`.
+    """Read images; write `data/own/NAME.npz`, its entry in datasets.yaml, and its report.
 
-    If it fails, nothing is changed.
+    All files stay unchanged if it fails.
 
     Args:
         path: The images.
-        options: How to read them.
-        chosen: Keys of the entry that the images do not decide.
+        options: Options of the command line.
+        chosen: Fields of the entry that do not follow from the images.
         track: Called with the npz once it is in place.
 
     Returns:
@@ -202,7 +202,7 @@ def make(
     check(options)
     name = options.name
     OWN.mkdir(parents=True, exist_ok=True)
-    for stale in OWN.glob(f".partial-{name}.*"):  # of an import that was killed
+    for stale in OWN.glob(f".partial-{name}.*"):  # left by an import that was killed
         shutil.rmtree(stale, ignore_errors=True)
     with TemporaryDirectory(prefix=f".partial-{name}.", dir=OWN) as scratch:
         published = imports.read(path, Path(scratch), options)
@@ -231,14 +231,14 @@ def make(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("name", metavar="NAME", help="of the dataset: an entry of datasets.yaml")
+    add("name", metavar="NAME", help="name of the dataset in datasets.yaml")
     add("path", metavar="PATH", type=Path, help="folder, zip, npz or CSV")
     add("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="default: the median")
     add("--gray", action="store_true", help="convert colors to gray")
-    add("--test", type=float, default=0.2, help="share for testing if PATH has no test split")
-    add("--seed", type=int, default=0, help="of the choice of test images")
-    add("--title", help="name in figures; default: NAME")
-    add("--flip", action="store_true", default=None, help="flipped images show the same class")
+    add("--test", type=float, default=0.2, help="share of test images if PATH has no test split")
+    add("--seed", type=int, default=0, help="seed of the choice of test images")
+    add("--title", help="title in figures; default: NAME")
+    add("--flip", action="store_true", default=None, help="horizontal flips preserve the class")
     add("--transposed", action="store_true", help="rows and columns are swapped, as in EMNIST")
     args = parser.parse_args()
     size = tuple(args.size) if args.size else None

@@ -27,7 +27,7 @@ ONE_CYCLE: dict[str, object] = {
     "train.batch_size": 250,
     "train.epochs": 20,
 }
-# The configurations of the grid: where each differs from params.yaml, and its number of replicates.
+# The configurations of the grid, as changes to params.yaml, and their numbers of replicates.
 CONFIGURATIONS: dict[str, dict[str, object]] = {
     "linear": {"model.kind": "linear"},
     "pca_knn": {"model.kind": "pca_knn"},
@@ -52,10 +52,10 @@ SEEDS = {
 
 
 def grid(datasets: Sequence[str] = DATASETS) -> dict[str, dict[str, object]]:
-    """The changes to params.yaml of each experiment, by its name.
+    """Return the changes to params.yaml of each experiment, by name.
 
-    A replicate has a seed of its own for training and for the choice of the training images, so
-    that results hold for both (docs/experiments.md).
+    Each replicate has its own seed for training and for the choice of the training images, so that
+    results generalize over both (docs/experiments.md).
     """
     return {
         f"{dataset}-{name}-{seed}": {
@@ -70,12 +70,12 @@ def grid(datasets: Sequence[str] = DATASETS) -> dict[str, dict[str, object]]:
 
 
 def matches(name: str, part: str) -> bool:
-    """Whether `part` is one or more whole, adjacent parts of a name that dashes separate."""
+    """Return whether `part` is one or more adjacent, whole parts of a dash-separated name."""
     return f"-{part}-" in f"-{name}-"
 
 
 def describe(outcome: Outcome) -> str:
-    """The test accuracy of a finished experiment."""
+    """Format the test accuracy of a finished experiment."""
     return f"accuracy {read_run(outcome.name, outcome.result()).scores['accuracy']:.4f}"
 
 
@@ -87,7 +87,7 @@ def main() -> None:
         "--push",
         metavar="REMOTE",
         default="",
-        help="push each experiment to this Git remote and to the DVC remote, and skip those there",
+        help="push each experiment to this Git remote and the DVC remote; skip those already there",
     )
     parser.add_argument(
         "--only",
@@ -129,7 +129,7 @@ def main() -> None:
         url = prepare(commit)
         if names := pull_finished(commit, [*todo]):
             todo = {name: values for name, values in todo.items() if name not in names}
-            print(f"{len(names)} are already on the remotes, {len(todo)} to run", flush=True)
+            print(f"{len(names)} already on the remotes, {len(todo)} to run", flush=True)
         outcomes = run_on_workers(todo.items(), commit, url, args.workers, ahead=True)
     else:
         outcomes = run_serially(todo.items(), commit, args.push)

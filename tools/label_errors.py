@@ -34,10 +34,10 @@ def fold_numbers(count: int, folds: int, seed: int) -> np.ndarray:
     Args:
         count: Number of images.
         folds: Number of folds.
-        seed: Seed of the assignment.
+        seed: Random seed.
 
     Returns:
-        Fold of each image, shape (count,), in [0, folds). Sizes differ by one image at most.
+        Fold of each image, shape (count,), in [0, folds). Sizes differ by at most one image.
     """
     return np.random.default_rng(seed).permutation(count) % folds
 
@@ -50,18 +50,18 @@ def predict_fold(
     labels: np.ndarray,
     held: np.ndarray,
 ) -> np.ndarray:
-    """Train on the images that are not held out, and predict those that are.
+    """Train on all images except a fold, and predict the fold.
 
     Args:
-        params: The model and its training.
+        params: Model and training parameters.
         dataset: The content of dataset.json.
         scaling: The content of scaling.json.
         images: Gray levels, shape (n, height, width), uint8.
         labels: Shape (n,), uint8.
-        held: True for the images of the fold, shape (n,), bool.
+        held: Mask of the images of the fold, shape (n,), bool.
 
     Returns:
-        Probabilities of the images of the fold, shape (held, classes), float32.
+        Probabilities for the fold, shape (images of the fold, classes), float32.
     """
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -84,7 +84,7 @@ def out_of_fold(
     labels: np.ndarray,
     folds: int,
 ) -> np.ndarray:
-    """Predict every training image with a model that was not trained on it.
+    """Predict each training image with a model that was not trained on it.
 
     Args:
         params: Model and training parameters; `train.seed` also assigns the folds.
@@ -107,7 +107,7 @@ def out_of_fold(
 
 
 def check_data(params: Params, dataset: dict[str, Any], scaling: dict[str, Any]) -> None:
-    """Refuse data that the stages made with other parameters, or damaged."""
+    """Check that the data is intact and matches the parameters."""
     expected = f"{params.dataset} and {params.normalize.method}"
     found = f"{dataset['name']} and {scaling['method']}"
     if found != expected:

@@ -1,4 +1,4 @@
-"""Write the page of `dvc plots` with Vega in it, so that its charts need no network."""
+"""Write the page of `dvc plots` with Vega embedded, so that it works offline."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from stages.lib.stage import run
 from tools.lib.charts import read_vega
 
 TEMPLATE = Path(".dvc/page.html")
-OFFLINE = Path(".dvc/offline.html")  # next to config.local, which names it: neither is in Git
+OFFLINE = Path(".dvc/offline.html")  # not in Git, like config.local, which contains this name
 
 
 def main() -> None:

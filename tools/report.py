@@ -1,4 +1,4 @@
-"""Write the report of runs as one HTML file, which opens anywhere without a network."""
+"""Write a report of runs as a single HTML file that works offline."""
 
 import argparse
 from pathlib import Path

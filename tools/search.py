@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     for option, least in (("trials", 1), ("confirm", 0)):
         if (found := getattr(arguments, option)) < least:
-            raise StageError(f"--{option}: expected a number from {least} on, found {found}")
+            raise StageError(f"--{option}: expected at least {least}, found {found}")
     check_score(arguments.on)
     arguments.dataset = arguments.dataset or read_params().dataset
     read_dataset(Path("datasets.yaml"), arguments.dataset)
@@ -68,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def pull_experiments(names: Iterable[str], commit: str, workers: str) -> dict[str, str]:
-    """The experiments in this clone, after pulling those with these names if workers run them."""
+    """Return the experiments of this clone; with workers, pull those with these names first."""
     here = finished(commit)
     if workers and pull_finished(commit, [name for name in names if name not in here]):
         here = finished(commit)
@@ -78,7 +78,7 @@ def pull_experiments(names: Iterable[str], commit: str, workers: str) -> dict[st
 def run_each(
     experiments: Iterable[Experiment], commit: str, url: str, workers: str
 ) -> Generator[Outcome, None, None]:
-    """Run each experiment when the one before it, or a worker, has finished."""
+    """Run experiments serially or on workers; take each one when it can start."""
     if workers:
         return run_on_workers(experiments, commit, url, workers, ahead=False)
     return run_serially(experiments, commit)
@@ -89,7 +89,7 @@ def describe_interval(score: str, mean: float, low: float, high: float) -> str:
 
 
 def summarize(search: Search, commit: str) -> str:
-    """The best trial, its score with interval, and what to do with it."""
+    """Describe the best trial, its score with confidence interval, and the next commands."""
     name = search.name(search.best)
     trials = len(search.finished)
     values = [f"    {key}: {value}" for key, value in search.values(search.best).items()]
@@ -107,7 +107,7 @@ def summarize(search: Search, commit: str) -> str:
 
 
 def confirmations(search: Search, commit: str, seeds: int) -> dict[str, Mapping[str, object]]:
-    """Experiments that run the best configuration with new seeds: their changes by name.
+    """Return the experiments that run the best configuration with new seeds: changes by name.
 
     Args:
         search: A search with a finished trial.
@@ -125,7 +125,7 @@ def confirmations(search: Search, commit: str, seeds: int) -> dict[str, Mapping[
 
 
 def confirm(search: Search, commit: str, url: str, workers: str, seeds: int) -> list[str]:
-    """Run the best configuration with new seeds, and print its score; return what failed."""
+    """Run the best configuration with new seeds and print its score; return failed experiments."""
     best = finished(commit)[search.name(search.best)]
     experiments = confirmations(search, best, seeds)
     here = pull_experiments(experiments, commit, workers)

@@ -1,4 +1,4 @@
-"""Serve the model: a page to draw on, and an HTTP service that classifies image files."""
+"""Serve the model: a page for drawing, and an HTTP API that classifies image files."""
 
 import argparse
 import asyncio
@@ -14,15 +14,15 @@ from stages.lib.stage import StageError, run
 from tools.lib import service
 from tools.lib.classifier import MODEL
 
-IDLE_SECONDS = 10  # for a client to send the head of a request, and to take its response
+IDLE_SECONDS = 10  # timeout for receiving the head of a request and for sending its response
 CONNECTIONS = 256
 
 
 class Protocol(H11Protocol):
-    """HTTP with limits that uvicorn lacks: of connections, and of the time without a request."""
+    """HTTP with limits that uvicorn lacks, on the number of connections and on idle time."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock, or refuse the connection."""
+        """Start the timeout, or refuse the connection."""
         super().connection_made(transport)
         self.timeout_keep_alive_task = self.loop.call_later(
             IDLE_SECONDS, self.timeout_keep_alive_handler
@@ -31,12 +31,12 @@ class Protocol(H11Protocol):
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Leave the clock running until a head is complete, which a client may send by bytes."""
+        """Keep the timeout running until the head of a request is complete."""
         self.conn.receive_data(data)
         self.handle_events()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Do not wait for a client that does not take its response."""
+        """Abort the connection, even if the client has not received its response."""
         self.transport.abort()
 
 
@@ -44,7 +44,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Listen on an address.
 
     Raises:
-        StageError: The address is in use, or is none of this machine.
+        StageError: The address is in use, or does not belong to this machine.
     """
     if not 0 <= port < 2**16:
         raise StageError(f"--port: expected 0 to 65535, found {port}")
@@ -54,7 +54,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0].lower()
         raise StageError(f"{host}, port {port}: {reason}; see --host and --port") from error
-    # Connections inherit it; without, a response waits 40 ms for an acknowledgment of its head.
+    # Inherited by connections; without it, responses wait 40 ms for the ACK of their head.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
@@ -62,10 +62,10 @@ def listen(host: str, port: int) -> socket.socket:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.serve", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="0 for any free one (8000)")
+    parser.add_argument("--port", type=int, default=8000, help="port, 0 for any free one (8000)")
     parser.add_argument("--model", type=Path, default=MODEL, help=f"model file ({MODEL})")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.ERROR)  # not what clients do wrong
+    logging.basicConfig(level=logging.ERROR)  # no warnings about invalid requests
     listener = listen(args.host, args.port)
     address, port = listener.getsockname()[:2]
     name = f"[{address}]" if ":" in address else address
@@ -83,7 +83,7 @@ def main() -> None:
         server_header=False,
         headers=[*service.HEADERS.items()],
     )
-    print(f"http://{name}:{port} (Ctrl+C ends it)")
+    print(f"http://{name}:{port} (Ctrl+C to stop)")
     uvicorn.Server(config).run([listener])
 
 

@@ -1,4 +1,4 @@
-"""Verify checksums of the DVC cache and of all outputs; print commands that repair what differs."""
+"""Verify checksums of the DVC cache and all outputs, and print repair commands."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ RWLOCK = Path(".dvc/tmp/rwlock")
 
 
 def md5(path: Path) -> str:
-    """DVC's MD5 of a file or folder, computed from its content; `nothing` if it does not exist."""
+    """Compute DVC's MD5 of a file or folder; return "nothing" if it does not exist."""
     if path.is_dir():
         files = sorted(
             (file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file()
@@ -34,17 +34,17 @@ def md5(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where DVC's configuration puts the objects of the cache; relative if inside the project."""
+    """Return the folder of the cache's objects, as a relative path if inside the project."""
     with Repo() as repo:
         folder = Path(repo.cache.local.path)
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 class Findings:
-    """Faults and how to repair them.
+    """Faults and their repairs.
 
     Attributes:
-        faults: One line each.
+        faults: Descriptions, one line each.
         remove: Files and folders with wrong content.
         commit: Stages whose outputs are intact but missing from the cache.
         restore: Whether dvc.lock must be restored from Git.
@@ -57,7 +57,7 @@ class Findings:
         self.restore = False
 
     def commands(self) -> list[str]:
-        """The repair commands, in order; each is safe to run again."""
+        """Return the repair commands, in order; each is safe to repeat."""
         restore = [f"git restore {LOCK}"] if self.restore else []
         remove = [shlex.join(["rm", "-rf", *map(str, self.remove)])] if self.remove else []
         # dvc repro restores outputs from the run cache, so the cache must be repaired first.
@@ -65,7 +65,7 @@ class Findings:
 
 
 def check_rwlock(found: Findings) -> None:
-    """Check for a running DVC process and for locks that a killed one left behind."""
+    """Check for a running DVC process, and for stale locks of a killed one."""
     if not RWLOCK.exists():
         return
     try:
@@ -88,9 +88,9 @@ def check_rwlock(found: Findings) -> None:
 
 
 def check_cache(found: Findings, cache: Path) -> None:
-    """Hash every object of the cache, those of earlier runs included.
+    """Hash all objects in the cache, including those of earlier runs.
 
-    DVC does not hash an object again as long as the file is read-only.
+    DVC itself trusts an object as long as the file is read-only.
     """
     for path in sorted(cache.glob("??/*")):
         if (content := md5(path)) != path.parent.name + path.name.removesuffix(".dir"):
@@ -99,7 +99,7 @@ def check_cache(found: Findings, cache: Path) -> None:
 
 
 def locked_outs() -> dict[str, dict[str, str]]:
-    """The MD5 of each output in dvc.lock, by stage and path.
+    """Return the MD5 of each output in dvc.lock, by stage and path.
 
     Raises:
         StageError: The file is missing, truncated, or lacks an output.
@@ -122,7 +122,7 @@ def locked_outs() -> dict[str, dict[str, str]]:
 
 
 def pipeline_outs() -> dict[str, dict[str, bool]]:
-    """Whether DVC caches each output in dvc.yaml, by stage and path; Git tracks the others."""
+    """Return whether each output in dvc.yaml is cached by DVC, by stage and path."""
     stages: Any = read_yaml(PIPELINE)
     return {
         name: {
@@ -137,11 +137,11 @@ def pipeline_outs() -> dict[str, dict[str, bool]]:
 def check_out(
     found: Findings, cache: Path, stage: str, path: Path, expected: str, cached: bool
 ) -> None:
-    """Compare an output, and its objects in the cache, with its MD5 in dvc.lock."""
+    """Compare an output and its cached objects with its MD5 in dvc.lock."""
     actual = md5(path)
     if actual != expected:
         found.faults.append(f"{path}: expected MD5 {expected} as in {LOCK}, found {actual}")
-        if path.exists() or path.is_symlink():  # a link whose object is missing does not exist
+        if path.exists() or path.is_symlink():  # for a broken link, exists() is False
             found.remove.append(path)
     if not cached:
         return

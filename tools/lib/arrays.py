@@ -1,4 +1,4 @@
-"""Images and labels in npz, CSV and IDX files as people publish them, brought to one form."""
+"""Read images and labels from npz, CSV and IDX files of any common layout."""
 
 import gzip
 import math
@@ -21,25 +21,25 @@ IMAGES = re.compile(r"(?<![a-z])(x|images?|imgs?|data|pixels)(?![a-z])", re.I)
 LABELS = re.compile(r"(?<![a-z])(y|labels?|targets?)(?![a-z])", re.I)
 SPLITS = {"train": "train", "t10k": "test", "test": "test", "val": "validation"}
 LABEL_NAMES = ("label", "class", "target")
-RATIO = 200  # an archive that unpacks to more than this many times its size is refused
+MAX_RATIO = 200  # of unpacked to packed size; archives beyond it are rejected
 
 Arrays = dict[tuple[str, str], np.ndarray]  # by split ("" if not named) and "images" or "labels"
 
 
 def split_of(name: str) -> str:
-    """The split that a name contains, or an empty text."""
+    """Return the split in a file or array name, or an empty string."""
     found = SPLIT.search(name)
     return SPLITS[found[1].lower()] if found else ""
 
 
 def check_archive(path: Path) -> zipfile.ZipFile:
-    """Open a zip or npz whose members unpack to a plausible size."""
+    """Open a zip or npz, unless it is a decompression bomb."""
     try:
         archive = zipfile.ZipFile(path)
     except DAMAGED as error:
         raise StageError(f"{path.name}: expected a whole archive, found: {error}") from error
     size = sum(member.file_size for member in archive.infolist())
-    if size > RATIO * path.stat().st_size + 100_000_000:
+    if size > MAX_RATIO * path.stat().st_size + 100_000_000:
         raise StageError(f"{path.name}: {size:,} bytes unpacked: a decompression bomb")
     return archive
 
@@ -80,8 +80,8 @@ def _is_number(cell: object) -> bool:
     return True
 
 
-def _header(first: Sequence[str]) -> bool:
-    """Whether a CSV's first row names the columns."""
+def _is_header(first: Sequence[str]) -> bool:
+    """Return whether the first row of a CSV contains column names."""
     numbers = [float(cell) for cell in first if _is_number(cell)]
     counts_up = len(numbers) > 3 and set(np.diff(numbers)) == {1}
     named = any(cell.strip().lower() in (*LABEL_NAMES, "") for cell in first)
@@ -89,14 +89,13 @@ def _header(first: Sequence[str]) -> bool:
 
 
 def _label_column(name: str, table: pd.DataFrame) -> Any:  # noqa: ANN401  # a column's name
-    """The column named label, class or target; else the first or last one, by their content."""
+    """Find the column named label, class or target; else choose the first or last by content."""
     named = [c for c in table.columns if str(c).strip().lower() in LABEL_NAMES]
     if len(named) > 1:
         raise StageError(f"{name}: expected one label column, found {', '.join(named)}")
     if named:
         return named[0]
-    # A pixel at the corner is constant, resembles the pixel next to it, or has many values; a label
-    # does not.
+    # Unlike a label, a corner pixel is constant, correlates with its neighbor, or has many values.
     ends = {table.columns[0]: table.columns[1], table.columns[-1]: table.columns[-2]}
     scores = {}
     for column, neighbor in ends.items():
@@ -124,7 +123,7 @@ def _read_csv(path: Path, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
     try:
         first = pd.read_csv(path, nrows=1, dtype=str, keep_default_na=False, **options)
         names = [str(cell) for cell in first.iloc[0]]
-        has_header = _header(names)
+        has_header = _is_header(names)
         table = pd.read_csv(path, skiprows=int(has_header), low_memory=False, **options)
     except (*DAMAGED, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         found = " ".join(str(error).split())
@@ -153,11 +152,11 @@ def _read_csv(path: Path, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def label_names(name: str, labels: np.ndarray) -> list[str]:
-    """Labels of any type, shape (n,) or (n, 1), as text: 3, 3.0 and "3" are the same class."""
+    """Convert labels of any type, shape (n,) or (n, 1), to text: 3, 3.0 and "3" are one class."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
-        raise StageError(f"{name}: expected one label an image, found shape {labels.shape}")
+        raise StageError(f"{name}: expected one label per image, found shape {labels.shape}")
     if labels.dtype.kind == "f":
         if not np.isfinite(labels).all() or (labels % 1).any():
             wrong = labels[~np.isfinite(labels) | (labels % 1 != 0)][0]
@@ -172,8 +171,8 @@ def label_names(name: str, labels: np.ndarray) -> list[str]:
     return [str(label).strip() for label in labels]
 
 
-def _scale(array: np.ndarray, high: float) -> int:
-    """The level of white: 1, 255 or 65,535; 0 if integers up to 1 leave it open."""
+def _white_level(array: np.ndarray, high: float) -> int:
+    """Return the level of white, 1, 255 or 65,535, or 0 if unknown (integers up to 1)."""
     if array.dtype.kind in "bf" and high <= 1:
         return 1
     if high <= 1:
@@ -184,15 +183,15 @@ def _scale(array: np.ndarray, high: float) -> int:
 def gray_levels(
     images: Sequence[np.ndarray], splits: Sequence[str], notes: list[str]
 ) -> list[np.ndarray]:
-    """Bring images of any numeric type to uint8, all splits in the same way.
+    """Convert images of any numeric type to uint8, all splits in the same way.
 
     Args:
-        images: Of each split, shape (n, height, width[, 3]).
-        splits: Their names.
-        notes: Conversions are appended.
+        images: Images of each split, shape (n, height, width[, 3]).
+        splits: Names of the splits.
+        notes: Notes about conversions are appended.
 
     Raises:
-        StageError: Negative or larger levels, or splits with different ranges.
+        StageError: Levels are below 0 or above 65,535, or splits have different ranges.
     """
     kinds = {array.dtype.kind for array in images}
     if not kinds <= {"b", "i", "u", "f"}:
@@ -203,8 +202,8 @@ def gray_levels(
         raise StageError(
             f"images: expected levels from 0 to 255 or to 65,535, found {low} to {high}"
         )
-    scales = {_scale(array, top) for array, (_, top) in zip(images, ranges, strict=True)}
-    if len(scales - {0}) > 1:
+    whites = {_white_level(array, top) for array, (_, top) in zip(images, ranges, strict=True)}
+    if len(whites - {0}) > 1:
         found = (f"{s} from {a:g} to {b:g}" for s, (a, b) in zip(splits, ranges, strict=True))
         raise StageError(f"images: expected one range for all splits, found {' and '.join(found)}")
     if kinds == {"b"} or ("f" in kinds and high <= 1):
@@ -225,7 +224,7 @@ def gray_levels(
 
 
 def shaped(images: np.ndarray, size: tuple[int, int] | None, transposed: bool) -> np.ndarray:
-    """Give flat images their height and width; return shape (n, height, width[, 3])."""
+    """Reshape flat images; return shape (n, height, width[, 3])."""
     if images.ndim == 2:
         for channels in (1, 3):
             side = math.isqrt(images.shape[1] // channels)
@@ -253,7 +252,7 @@ def choose_group(groups: Iterable[str], name: str) -> str:
     chosen = [group for group in groups if name.lower() in re.split("[^a-z0-9]+", group.lower())]
     if len(groups) > 1 and len(chosen) != 1:
         known = ", ".join(group or "(no prefix)" for group in groups)
-        raise StageError(f"expected one dataset, found several: {known}; call yours as one of them")
+        raise StageError(f"expected one dataset, found several: {known}; use one of them as NAME")
     return chosen[0] if len(groups) > 1 else groups[0]
 
 
@@ -261,12 +260,12 @@ def read_arrays(files: Sequence[Path], name: str, notes: list[str]) -> Arrays:
     """Read the files of one dataset.
 
     Args:
-        files: npz, CSV or IDX files, whose names (or the arrays' names) contain split and content.
+        files: npz, CSV or IDX files; file or array names contain the split and images or labels.
         name: The dataset's name, which chooses among several.
-        notes: What was detected and converted is appended.
+        notes: Notes about the detected layout are appended.
 
     Returns:
-        Images and labels of each split, as they were published.
+        Images and labels of each split, as published.
     """
     groups: dict[str, list[Path]] = {}
     for file in files:

@@ -1,4 +1,4 @@
-"""The charts of `dvc plots`, and Vega, which draws them, for pages that open offline."""
+"""The charts of `dvc plots`, and the Vega scripts that draw them offline."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ from stages.lib.stage import StageError
 from tools.lib.records import Record
 
 TEMPLATES = Path(".dvc/plots")
-MAX_ROWS = 10_000  # of a chart: the confusion matrix of more than 100 classes is megabytes
-SEVERAL = "dvc_inferred_y_value"  # the column of a chart of several columns, as DVC names it
+MAX_ROWS = 10_000  # of a chart; confusion matrices of more than 100 classes are megabytes
+COMBINED_COLUMN = "dvc_inferred_y_value"  # DVC's name for the values of several columns
 
 
 def read_vega() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, safe within a script element."""
+    """Return Vega, Vega-Lite and Vega-Embed as one script, safe within a script element."""
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed")
     return script.replace("</script", "<\\/script").replace("<!--", "\\x3C!--")
 
@@ -30,11 +30,11 @@ def fill_charts(records: Sequence[Record], plots: Sequence[Any]) -> list[dict[st
         plots: The section `plots` of dvc.yaml. Figures are skipped.
 
     Returns:
-        Vega-Lite specifications. A chart of more than `MAX_ROWS` rows is left out.
+        Vega-Lite specifications. Charts of more than `MAX_ROWS` rows are omitted.
     """
     definitions = [chart for plot in plots if isinstance(plot, dict) for chart in plot.items()]
     filled = [_fill_chart(records, name, definition) for name, definition in definitions]
-    # Without the version that the templates name, which is older, Vega prints no warning.
+    # Vega warns about the older schema version in the templates.
     return [{**chart, "$schema": None} for chart in filled if chart]
 
 
@@ -44,7 +44,7 @@ def _fill_chart(
     ((file, columns),) = definition["y"].items()
     columns = [columns] if isinstance(columns, str) else columns
     x = definition["x"] if isinstance(definition["x"], str) else definition["x"][file]
-    y = columns[0] if len(columns) == 1 else SEVERAL
+    y = columns[0] if len(columns) == 1 else COMBINED_COLUMN
     rows = [
         row | {"rev": record.name, "field": column, y: row[column]}
         for record in records

@@ -1,6 +1,6 @@
-"""A trained model, and the preparation that turns any image file into its input.
+"""A trained model, and the preprocessing that turns any image file into its input.
 
-Imports neither TensorFlow nor DVC: what classifies is a model file, wherever it comes from.
+This module imports neither TensorFlow nor DVC.
 """
 
 import hashlib
@@ -26,18 +26,18 @@ MODEL = Path("data/model.onnx")
 SCORES = Path("reports/scores.json")
 CATALOG = Path("datasets.yaml")
 RAW = Path("data/raw")
-COMPONENTS, SAMPLE = 100, 1000  # principal components, and the training images they are from
-FLAGGED = 0.05  # share of the dataset's own images that count as unusual
-BORDER = 0.9  # share of the border that has to be nearer to the opposite of the background
+COMPONENTS, SAMPLE = 100, 1000  # principal components; training images that they are fitted to
+FLAGGED = 0.05  # share of training images that count as unusual
+BORDER = 0.9  # share of an inverted image's border pixels that are closer to the inverse background
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image file as the model sees it.
+    """An image file, preprocessed for the model.
 
     Attributes:
-        image: Of the model's shape, uint8.
-        steps: What was done to the image, in order; empty if it was taken as it is.
+        image: Input of the model, in its shape, uint8.
+        steps: Preprocessing steps in order; empty if the image is unchanged.
     """
 
     image: np.ndarray
@@ -46,12 +46,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Subspace:
-    """Principal components of the training images, and the error from which on one is unusual.
+    """Principal components of the training images, and a limit of the reconstruction error.
 
     Attributes:
-        mean: Of the training images, shape (pixels,), float32.
+        mean: Mean training image, shape (pixels,), float32.
         components: Orthonormal rows, shape (components, pixels), float32.
-        limit: The error that a share `FLAGGED` of the dataset's own images exceed.
+        limit: Error that a share `FLAGGED` of the training images exceed.
     """
 
     mean: np.ndarray
@@ -59,10 +59,10 @@ class Subspace:
     limit: float
 
     def errors(self, images: np.ndarray) -> np.ndarray:
-        """Share of each image's deviation from the mean that the components do not explain.
+        """Compute the share of each image's variation that the components do not explain.
 
-        The squared reconstruction error (Jackson and Mudholkar 1979, Technometrics 21:341), here
-        relative to the squared deviation.
+        This is the squared reconstruction error (Jackson and Mudholkar 1979, Technometrics 21:341)
+        relative to the squared deviation from the mean.
 
         Args:
             images: Shape (n, ...), uint8.
@@ -79,13 +79,13 @@ class Subspace:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model with what its predictions on single images need.
+    """A model with its temperature and preprocessing.
 
     Attributes:
         model: The model.
         digest: SHA-256 of its file.
-        temperature: Of the confidences; 1 if the run is not temperature-scaled.
-        centered: Whether the training images show strokes centered by mass, as those of MNIST do.
+        temperature: Temperature of the probabilities; 1 without temperature scaling.
+        centered: Whether training images are strokes centered by center of mass, as in MNIST.
     """
 
     model: Model
@@ -97,11 +97,12 @@ class Classifier:
         """Decode an image file and match it to the training images.
 
         Raises:
-            StageError: The file is not an image, or is damaged; one line without its name.
+            StageError: The file is not an image, or is damaged. The message does not contain the
+                file name.
         """
         try:
             with pictures.strict(), pictures.open_image(file) as (header, opened):
-                if self.centered:  # so a JPEG is reduced while it is decoded
+                if self.centered:  # reduces a JPEG while it is decoded
                     opened.draft(None, (ink.LONGEST, ink.LONGEST))
                 image, steps = self._decode(opened)
         except UnidentifiedImageError as error:
@@ -123,7 +124,7 @@ class Classifier:
         return Prepared(image, steps)
 
     def _decode(self, opened: Image.Image) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Decode; transparent pixels get the model's background, or what shows strokes best."""
+        """Decode; fill transparency with the background, or with black or white for strokes."""
         gray, background = len(self.model.image) == 2, self.model.background
         image = pictures.decode(opened, gray=gray, background=None)
         if image is not None:
@@ -134,19 +135,19 @@ class Classifier:
         return best, ("transparent pixels filled",)
 
     def _is_inverted(self, image: np.ndarray) -> bool:
-        """Whether nearly all of the border is nearer to the opposite of the background.
+        """Return whether nearly all border pixels are closer to the inverse background.
 
-        Single images of a dataset may have a bright border: of all 70,000 images of Fashion-MNIST,
-        whose background is 0, two have more than half of it, and none 80 %.
+        Not all, because training images may have bright borders, too: of the 70,000 images of
+        Fashion-MNIST (background 0), two have more than 50%, and none has 80% bright border pixels.
         """
         border = pictures.border(image[None])[0].astype(int)
         return bool((np.abs(border - self.model.background) > 127).mean() >= BORDER)
 
     def _is_centered(self, image: np.ndarray) -> bool:
-        """Whether an image looks like the published ones: of their size, strokes in the middle.
+        """Return whether an image has the size of the training images and centered strokes.
 
-        All 60,000 training images of MNIST have their center of mass within .52 pixels of (14, 14)
-        and a longer side of 19 or 20 pixels.
+        All 60,000 training images of MNIST have their center of mass within 0.52 pixels of
+        (14, 14), and the longer side of their strokes has 19 or 20 pixels.
         """
         if image.shape != self.model.image:
             return False
@@ -162,13 +163,13 @@ class Classifier:
         return True
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Predict prepared images.
+        """Predict preprocessed images.
 
         Args:
             images: Shape (n, *image), uint8.
 
         Returns:
-            Probabilities, temperature-scaled if the run is, shape (n, classes), float64.
+            Probabilities after temperature scaling, if any, shape (n, classes), float64.
         """
         probabilities = self.model(images)
         if self.temperature == 1:
@@ -176,16 +177,16 @@ class Classifier:
         return scale_temperature(probabilities, self.temperature)
 
     def unusual(self, images: np.ndarray) -> np.ndarray | None:
-        """Which prepared images are unlike the training data.
+        """Detect preprocessed images that are unlike the training data.
 
-        An image is unusual if principal components of the training images explain less of it than
-        of 95 % of other training images; see `Subspace.errors`. So is an image of one color.
+        An image is unusual if it has a single color, or if principal components explain less of it
+        than of 95% of the training images; see `Subspace.errors`.
 
         Args:
             images: Shape (n, *image), uint8.
 
         Returns:
-            Shape (n,), bool; None if `data/raw` does not hold the model's dataset.
+            Shape (n,), bool; None if `data/raw` does not contain the model's dataset.
         """
         subspace = self._subspace
         if subspace is None:
@@ -210,7 +211,7 @@ class Classifier:
         sample = images[rows].reshape(len(rows), -1).astype(np.float32)
         mean = sample[::2].mean(axis=0)
         deviations = sample[::2] - mean
-        # The eigenvectors of the Gram matrix, which is small, give those of the covariance.
+        # The eigenvectors of the small Gram matrix yield those of the covariance matrix.
         squares, vectors = np.linalg.eigh(deviations @ deviations.T)
         kept = slice(-min(COMPONENTS, len(deviations) // 2), None)
         components = vectors.T[kept] @ deviations / np.sqrt(np.maximum(squares[kept, None], 1))
@@ -220,7 +221,7 @@ class Classifier:
 
 
 def read_classifier(path: Path = MODEL) -> Classifier:
-    """Read a model file with the temperature of its run, and the entry of its dataset.
+    """Read a model file, the temperature of its run, and the entry of its dataset.
 
     Raises:
         StageError: The file is not a valid model.
@@ -231,7 +232,7 @@ def read_classifier(path: Path = MODEL) -> Classifier:
 
 
 def _read_temperature(path: Path) -> float:
-    """The temperature of the run that trained a model: 1 for files from elsewhere."""
+    """Return the temperature of the run that trained a model; 1 for files from elsewhere."""
     if path.resolve() != MODEL.resolve() or not SCORES.exists():
         return 1.0
     scaled = read_json(SCORES).get("temperature_scaling", {"temperature": 1.0})
@@ -242,7 +243,7 @@ def _read_temperature(path: Path) -> float:
 
 
 def _is_mass_centered(model: Model) -> bool:
-    """Whether datasets.yaml has an entry of the model's dataset that says so."""
+    """Return whether the model's dataset is marked as mass-centered in datasets.yaml."""
     entries = read_yaml(CATALOG) if CATALOG.exists() else None
     if not isinstance(entries, dict) or model.dataset not in entries or len(model.image) > 2:
         return False

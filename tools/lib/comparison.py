@@ -1,4 +1,4 @@
-"""Comparison of runs: configurations, their table, their differences, and figures."""
+"""Compare runs: configurations, tables of scores and differences, figures."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ REPLICATE = ("train.seed", "normalize.seed")
 
 
 def group_by_configuration(runs: Sequence[Run]) -> list[list[Run]]:
-    """Group runs that differ in their seeds only.
+    """Group runs that differ only in their seeds.
 
-    Runs with identical predictions are one model and count once.
+    Runs with identical predictions count once.
 
     Returns:
-        Groups by dataset, then by mean accuracy, best first; each by seeds.
+        Groups sorted by dataset, then by mean accuracy, best first; runs sorted by seeds.
 
     Raises:
         StageError: Runs of one dataset have different images, or runs of one configuration and
@@ -60,10 +60,10 @@ def _mean(group: Sequence[Run], score: str) -> float:
 
 
 def differences(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """The parameters of each group that differ between groups, as `key=value, ...`.
+    """Return the parameters that differ between groups as `key=value, ...`, for each group.
 
-    Keys are without their section. A parameter that only some kinds of model have counts if it
-    differs among these.
+    Keys are without their section. A parameter that only some kinds of model have is included if
+    it differs among these.
     """
     values: dict[str, set[str]] = {}
     for group in groups:
@@ -83,8 +83,8 @@ def differences(groups: Sequence[Sequence[Run]]) -> list[str]:
 def configuration_names(groups: Sequence[Sequence[Run]]) -> list[str]:
     """Name each group by the common prefix of its runs' names.
 
-    If they have none, or if it names two configurations, a group is named by its kind of model and
-    by the parameters that differ.
+    Without a common prefix, or if two configurations share it, the name consists of the kind of
+    model and the differing parameters.
     """
     prefixes = [_common_prefix(group) for group in groups]
     owners: dict[str, set[str]] = {}
@@ -99,7 +99,7 @@ def configuration_names(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _common_prefix(group: Sequence[Run]) -> str:
-    """What precedes the final number in the names of all runs, without the dataset; or nothing."""
+    """Return the runs' names without dataset and final number, or "" if these differ."""
     names = [each.name.removeprefix(f"{each.dataset}-") for each in group]
     if len(names) == 1:
         return names[0]
@@ -110,14 +110,14 @@ def _common_prefix(group: Sequence[Run]) -> str:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Runs that differ in their seeds only, with their predictions of the test split.
+    """Runs that differ only in their seeds, and their results on the test split.
 
     Attributes:
-        name: As in tables and figures.
-        runs: Sorted by seeds.
+        name: Name in tables and figures.
+        runs: The runs, sorted by seeds.
         differing: Parameters that differ from other configurations.
         correct: Whether each run classifies each test image correctly, shape (runs, n), bool.
-        sizes: parameters, multiply_adds.
+        sizes: parameters and multiply_adds.
     """
 
     name: str
@@ -128,7 +128,7 @@ class Configuration:
 
     @property
     def sampled(self) -> bool:
-        """Whether results hold for new runs: otherwise the runs are taken as fixed models."""
+        """Whether the runs count as a sample; fewer are treated as fixed models."""
         return len(self.runs) >= MIN_RUNS
 
 
@@ -136,7 +136,7 @@ def configurations(runs: Sequence[Run]) -> list[Configuration]:
     """Group runs and read their predictions.
 
     Raises:
-        StageError: Runs contradict each other, or predictions cannot be read.
+        StageError: Runs are inconsistent, or predictions cannot be read.
     """
     groups = group_by_configuration(runs)
     found = []
@@ -153,7 +153,7 @@ def configurations(runs: Sequence[Run]) -> list[Configuration]:
 
 
 def score_table(found: Sequence[Configuration]) -> pd.DataFrame:
-    """A row of numbers per configuration."""
+    """Tabulate the scores, a row per configuration."""
     rows = []
     for each in found:
         low, high = accuracy_interval(each.correct)
@@ -178,7 +178,7 @@ def score_table(found: Sequence[Configuration]) -> pd.DataFrame:
 
 
 def score_lines(table: pd.DataFrame) -> list[str]:
-    """The scores as a Markdown table; `table` is from `score_table`."""
+    """Format the scores as a Markdown table; `table` is from `score_table`."""
     header = ["dataset", "configuration", "runs", "accuracy", "95% interval", "errors", "loss"]
     header += ["ECE", "if calibrated", "parameters", "multiply-adds"]
     rows = []
@@ -219,7 +219,7 @@ def run_lines(found: Sequence[Configuration]) -> list[str]:
 
 
 def _listed(values: Sequence[int]) -> str:
-    """Integers as text: `0`, `0 to 4`, or `1, 5, 8`."""
+    """Format integers as `0`, `0 to 4`, or `1, 5, 8`."""
     found = sorted({*values})
     if len(found) > 2 and found == [*range(found[0], found[-1] + 1)]:
         return f"{found[0]} to {found[-1]}"
@@ -230,10 +230,10 @@ Pair = tuple[Configuration, Configuration]
 
 
 def compare_pairs(found: Sequence[Configuration], interest: float) -> list[tuple[Pair, Verdict]]:
-    """Compare every two configurations on the same dataset, the more accurate one first.
+    """Compare all pairs of configurations on the same dataset, the more accurate one first.
 
     Args:
-        found: As from `configurations`.
+        found: As returned by `configurations`.
         interest: The smallest difference in accuracy of interest.
     """
     compared = []
@@ -245,7 +245,7 @@ def compare_pairs(found: Sequence[Configuration], interest: float) -> list[tuple
 
 
 def pair_table(compared: Sequence[tuple[Pair, Verdict]]) -> pd.DataFrame:
-    """A row of numbers per pair of configurations; `compared` is from `compare_pairs`."""
+    """Tabulate the differences, a row per pair; `compared` is from `compare_pairs`."""
     rows = []
     for (first, second), verdict in compared:
         sampled = [each.name for each in (first, second) if each.sampled]
@@ -264,7 +264,7 @@ def pair_table(compared: Sequence[tuple[Pair, Verdict]]) -> pd.DataFrame:
 
 
 def pair_lines(table: pd.DataFrame, interest: float) -> list[str]:
-    """The differences as a Markdown table; `table` is from `pair_table`."""
+    """Format the differences as a Markdown table; `table` is from `pair_table`."""
     header = ["dataset", "first", "second", "verdict on the first", "for new", "difference"]
     header += ["95% interval", "p", "p, these images", f"runs for {interest:g}"]
     header += [f"images for {interest:g}"]
@@ -286,14 +286,14 @@ def pair_lines(table: pd.DataFrame, interest: float) -> list[str]:
 
 
 def p_text(p: float) -> str:
-    """Format p: below .001 it would rest on the normality of a few numbers."""
+    """Format p; values below .001 would rely on the normality of a few numbers."""
     if np.isnan(p):
         return "-"
     return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0")
 
 
 def size_text(needed: float | None) -> str:
-    """A sample size rounded to two digits, upwards."""
+    """Format a sample size, rounded up to two digits."""
     if needed is None or np.isnan(needed):
         return "no number"
     step = 10 ** max(0, len(str(int(needed))) - 2)
@@ -301,7 +301,7 @@ def size_text(needed: float | None) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table with aligned columns."""
+    """Format a Markdown table with aligned columns."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * width for width in widths]
     lines = []
@@ -312,7 +312,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def accuracy_figure(table: pd.DataFrame) -> Figure:
-    """Accuracies with their intervals, a panel per dataset; `table` is from `score_table`."""
+    """Draw accuracies with intervals, a panel per dataset; `table` is from `score_table`."""
     datasets = [*dict.fromkeys(table["dataset"])]
     counts = [int((table["dataset"] == dataset).sum()) for dataset in datasets]
     figure = Figure((8, sum(1.1 + 0.4 * count for count in counts)), layout="constrained")
@@ -343,11 +343,11 @@ def accuracy_figure(table: pd.DataFrame) -> Figure:
 
 
 def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
-    """Test images that only one of two models misclassifies.
+    """Find and draw the test images that only one of two models misclassifies.
 
     Args:
         first: A run.
-        second: Another one on the same images.
+        second: Another run on the same images.
 
     Returns:
         A row per image: index in the test split, label, and both predictions; and a figure of the
@@ -356,7 +356,7 @@ def disagreements(first: Run, second: Run) -> tuple[pd.DataFrame, Figure]:
     images = first.read("data/raw/test_images.npy")
     dataset = first.read("data/raw/dataset.json")
     names = np.array(dataset["classes"])
-    older = {"levels": (0, 255), "background": 0}  # runs that did not record them
+    older = {"levels": (0, 255), "background": 0}  # older runs do not record them
     style = {name: dataset.get(name, value) for name, value in older.items()}
     drawn = dict(zip(names, drawable(dataset["classes"]), strict=True))
     runs = first, second

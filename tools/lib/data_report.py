@@ -1,4 +1,4 @@
-"""What is worth knowing about a dataset before training on it, as Markdown and a figure."""
+"""Report on a dataset before training, as Markdown and a figure."""
 
 from collections import Counter
 
@@ -10,14 +10,14 @@ from stages.lib.results import figures  # the style of all figures
 from stages.lib.sources.pictures import border
 from tools.lib.imports import Published
 
-FEW = 20  # test images of a class, below which its recall is hardly known
-SHOWN = 5  # examples that a finding names
-COLUMNS, ROWS = 12, 40  # samples of a class and classes in the figure
+MIN_TEST_IMAGES = 20  # per class; with fewer, the recall is very uncertain
+MAX_EXAMPLES = 5  # images or classes named in a finding
+COLUMNS, ROWS = 12, 40  # samples per class and classes in the figure
 
 
 def _named(names: list[str], rows: np.ndarray) -> str:
-    more = f" and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
-    return ", ".join(f"`{names[row]}`" for row in rows[:SHOWN]) + more
+    more = f" and {len(rows) - MAX_EXAMPLES:,} more" if len(rows) > MAX_EXAMPLES else ""
+    return ", ".join(f"`{names[row]}`" for row in rows[:MAX_EXAMPLES]) + more
 
 
 def _counted(count: int, noun: str, plural: str = "") -> str:
@@ -42,7 +42,7 @@ def _duplicates(published: Published, prints: np.ndarray) -> list[str]:
         f"{_counted(count, 'exact duplicate')} within {split}" for split, count in within.items()
     ]
     for rows, finding in (
-        (across, "images are in several splits (leakage: accuracy on test is too high)"),
+        (across, "images are in several splits (leakage: test accuracy is too high)"),
         (conflicts, "identical images have different labels"),
     ):
         if rows:
@@ -61,7 +61,7 @@ def _pixels(published: Published) -> list[str]:
     findings = []
     if (rows := np.flatnonzero(np.concatenate(constant))).size:
         findings.append(f"{_counted(len(rows), 'constant image')}: {_named(published.names, rows)}")
-    # Where nearly all images have a darker border than center, the few others may be inverted.
+    # If nearly all images have a darker border than center, the few others may be inverted.
     contrast = np.concatenate(bright)
     clear = np.abs(contrast) > 16
     rest = np.sign(np.median(contrast[clear])) if clear.any() else 0
@@ -83,24 +83,25 @@ def _rare(published: Published, classes: list[str]) -> list[str]:
         for name in classes
         if not counts["test", name]
     ]
-    if few := [name for name in classes if 0 < counts["test", name] < FEW]:
+    if few := [name for name in classes if 0 < counts["test", name] < MIN_TEST_IMAGES]:
         least = min(counts["test", name] for name in few)
-        shown = ", ".join(few[:SHOWN]) + (", ..." if len(few) > SHOWN else "")
+        shown = ", ".join(few[:MAX_EXAMPLES]) + (", ..." if len(few) > MAX_EXAMPLES else "")
+        having = _counted(len(few), "class has", "classes have")
         findings.append(
-            f"{_counted(len(few), 'class has', 'classes have')} fewer than {FEW} test images "
-            f"({shown}): the recall of the rarest is known to about ±{100 / least**0.5:.0f} points"
+            f"{having} fewer than {MIN_TEST_IMAGES} test images ({shown}): "
+            f"the recall of the rarest is known to about ±{100 / least**0.5:.0f} points"
         )
     sizes = {name: counts["train", name] for name in classes}
     rarest, commonest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
     if sizes[commonest] >= 3 * sizes[rarest]:
         findings.append(
             f"{rarest} has {sizes[rarest]:,} training images and {commonest} {sizes[commonest]:,}: "
-            "accuracy mostly tells of the common classes; look at recall by class"
+            "accuracy mostly reflects the common classes; check the recall of each class"
         )
     if sizes[rarest] < 10:
         findings.append(
-            f"{rarest} has {_counted(sizes[rarest], 'training image')}: a validation split of a "
-            "tenth holds out one or none of them"
+            f"{rarest} has {_counted(sizes[rarest], 'training image')}: a 10% validation split "
+            "contains at most one of them"
         )
     return findings
 
@@ -109,10 +110,10 @@ def report(name: str, published: Published, classes: list[str], prints: np.ndarr
     """Describe a dataset in Markdown.
 
     Args:
-        name: The dataset's name, which is also its figure's.
+        name: The name of the dataset and its figure.
         published: The images, their classes and splits.
-        classes: In the order of their numbers.
-        prints: Equal for identical images, shape (n,).
+        classes: Class names in the order of their numbers.
+        prints: Hashes of the images, shape (n,).
     """
     counts = Counter(zip(published.splits, published.classes, strict=True))
     splits = [s for s in ("train", "validation", "test") if s in published.splits]
@@ -141,12 +142,12 @@ def report(name: str, published: Published, classes: list[str], prints: np.ndarr
 
 
 def samples(name: str, published: Published, classes: list[str]) -> Figure:
-    """Draw the first training images of each class, a row per class."""
+    """Draw the first training images of each class, one row per class."""
     pixels = np.load(published.pixels, mmap_mode="r")
     labels, splits = np.array(published.classes), np.array(published.splits)
     shown = classes[:ROWS]
     height, width = pixels.shape[1:3]
-    # The gaps are NaN, or white in color, so that gray levels fill the range from black to white.
+    # Gaps are NaN in gray and white in color, so gray levels fill the range from black to white.
     gap = 1.0 if pixels.ndim == 4 else np.nan
     size = len(shown) * (height + 1), COLUMNS * (width + 1), *pixels.shape[3:]
     mosaic = np.full(size, gap)

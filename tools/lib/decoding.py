@@ -1,4 +1,4 @@
-"""Decoding of many image files into one array on disk, in parallel."""
+"""Decode many image files into one array on disk, in parallel."""
 
 import math
 import multiprocessing
@@ -24,15 +24,15 @@ from stages.lib.sources import pictures
 from stages.lib.sources.packages import end_with_parent
 from stages.lib.stage import StageError
 
-BATCH = 32  # files that a process decodes before it can be interrupted
-WINDOW = 512  # batches handed out at once
+BATCH = 32  # files that a process decodes without interruption
+WINDOW = 512  # batches submitted at once
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def _start_worker() -> None:
-    """Leave signals to the process that decodes images, and end with it."""
+    """Leave signals to the parent process, and end with it."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -46,7 +46,7 @@ def _in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> I
     if len(window) < 8:
         yield from map(function, window)
         return
-    # A forked process starts at once; a new one would first import all of this again.
+    # Forked processes start at once; spawned ones would import all modules again.
     context = multiprocessing.get_context("fork")
     workers = min(os.cpu_count() or 1, 16)
     try:
@@ -65,9 +65,9 @@ def _in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> I
 
 @dataclass(frozen=True)
 class Batch:
-    """Files to decode into rows of an array on disk, which begin at byte `offset`.
+    """Files to decode into rows of an array on disk that starts at byte `offset`.
 
-    Unless `resize`, images of another size or with colors beyond the array's are left out.
+    Unless `resize` is true, images of another size, or in color for a gray array, are skipped.
     """
 
     folder: Path
@@ -83,7 +83,7 @@ class Batch:
 
 @dataclass
 class Decoded:
-    """What became of files: how many have each header, rows left out, and faults by row."""
+    """Result of decoding: number of files by header, skipped rows, and errors by row."""
 
     headers: Counter[pictures.Header] = field(default_factory=Counter)
     left: list[int] = field(default_factory=list)
@@ -121,7 +121,7 @@ def _decode(batch: Batch) -> Decoded:
 
 
 def _background(pixels: Path, left_out: Sequence[int]) -> int:
-    """The median of the outermost pixels of all images but some; white if there are no others."""
+    """Return the median of the border pixels of all images except some; white if none is left."""
     counts = np.zeros(256, np.int64)
     start = 0
     for chunk in read_chunks(pixels, 256):
@@ -132,7 +132,7 @@ def _background(pixels: Path, left_out: Sequence[int]) -> int:
 
 
 def _decode_rows(rows: Sequence[int], files: Sequence[str], batch: Batch) -> Decoded:
-    """Decode the files of some rows in parallel; `batch` says how."""
+    """Decode the files of the given rows in parallel, with the options of `batch`."""
     parts = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
     batches = (replace(batch, files=[files[row] for row in part], rows=part) for part in parts)
     done = Decoded()
@@ -146,7 +146,7 @@ def _decode_rows(rows: Sequence[int], files: Sequence[str], batch: Batch) -> Dec
 def _first_shape(
     folder: Path, files: Sequence[str], size: tuple[int, int] | None, always_gray: bool
 ) -> tuple[int, ...]:
-    """The shape that the first readable image asks for."""
+    """Return the array shape for the first readable image."""
     for file in files:
         with suppress(*pictures.UNREADABLE), pictures.open_image(folder / file) as (header, _):
             size = size or (header.height, header.width)
@@ -161,21 +161,24 @@ def decode_files(
     size: tuple[int, int] | None,
     always_gray: bool,
 ) -> Counter[str]:
-    """Decode image files into one array on disk, in parallel and some images at a time.
+    """Decode image files into one array on disk, in parallel and with bounded memory.
 
     Args:
-        folder: Where the files are.
-        files: Their names, in the order of the array's rows.
+        folder: Folder of the files.
+        files: File names in the order of the array's rows.
         target: The .npy to write.
-        size: Height and width; if not given, the medians.
+        size: Height and width; the medians by default.
         always_gray: Whether to convert colors to gray; if not, the array is gray if all files are.
 
     Returns:
-        How many files have each format, mode and size.
+        Number of files by format, mode and size.
+
+    Raises:
+        StageError: The disk is too small, or files were rejected; each one is printed.
     """
 
     def start(shape: tuple[int, ...]) -> Batch:
-        needed = 2 * len(files) * math.prod(shape)  # this array, and the npz that is made of it
+        needed = 2 * len(files) * math.prod(shape)  # this array and the npz of the dataset
         if needed > (free := shutil.disk_usage(target.parent).free):
             raise StageError(
                 f"images of {shape[0]} x {shape[1]} need {needed / 1e9:.1f} GB of disk, and "
@@ -187,7 +190,7 @@ def decode_files(
         resize = shape[:2] == size
         return Batch(folder, [], [], target, offset, shape, always_gray, resize)
 
-    # Mostly all images are like the first one; if not, those that differ come in a second pass.
+    # Usually all images are like the first one. Those that differ are decoded in a second pass.
     shape = _first_shape(folder, files, size, always_gray)
     batch = start(shape)
     done = _decode_rows(range(len(files)), files, batch)
@@ -204,8 +207,8 @@ def decode_files(
             again = _decode_rows(done.left, files, batch)
             done.left, done.faults = again.left, done.faults | again.faults
             if again.left:
-                # One level for all channels, as in the model's metadata, so that predicted images
-                # are filled as training images are.
+                # One level for all channels, as in the model's metadata, so that images are filled
+                # the same way in training and prediction.
                 background = _background(target, [*again.left, *done.faults])
                 batch = replace(batch, background=(background,))
     faults = [f"{folder / files[row]}: {text}" for row, text in sorted(done.faults.items())]

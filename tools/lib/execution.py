@@ -1,4 +1,4 @@
-"""Run experiments on HEAD one after another in this clone, or on Dask workers."""
+"""Run experiments on HEAD, serially in this clone or on Dask workers."""
 
 import argparse
 import os
@@ -15,18 +15,18 @@ from tools.lib.experiment import call, head, overrides, reference, run_and_push,
 if TYPE_CHECKING:
     from distributed import Future
 
-Experiment = tuple[str, Mapping[str, object]]  # its name, and its changes to params.yaml
+Experiment = tuple[str, Mapping[str, object]]  # name and changes to params.yaml
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an experiment ended.
+    """Result of an experiment.
 
     Attributes:
         name: Name of the experiment.
         commit: Commit of the experiment; empty if it failed.
         seconds: Duration; empty if unknown.
-        error: Message of the failure; empty if it succeeded.
+        error: Error message; empty if it succeeded.
     """
 
     name: str
@@ -35,10 +35,10 @@ class Outcome:
     error: str = ""
 
     def result(self) -> str:
-        """The experiment's commit.
+        """Return the experiment's commit.
 
         Raises:
-            StageError: It failed.
+            StageError: The experiment failed.
         """
         if self.error:
             raise StageError(self.error)
@@ -57,7 +57,7 @@ def add_workers_option(parser: argparse._ActionsContainer) -> None:
 
 
 def clean_head() -> str:
-    """The commit of HEAD, of which the working tree must be a clean checkout.
+    """Return the commit of HEAD; the working tree must be clean.
 
     Finished experiments are identified by name and commit alone.
 
@@ -76,7 +76,7 @@ def clean_head() -> str:
 
 
 def finished(commit: str) -> dict[str, str]:
-    """The experiments of a commit in this clone: their commits by name."""
+    """Return the experiments of a commit in this clone: their commits by name."""
     below = reference(commit, "")
     listed = call("git", "for-each-ref", "--format=%(refname) %(objectname)", below).splitlines()
     return {ref.removeprefix(below): found for ref, found in (line.split() for line in listed)}
@@ -88,9 +88,9 @@ def run_serially(
     """Run experiments on HEAD one by one in temporary folders.
 
     Args:
-        experiments: Each is taken when the one before it has ended.
-        commit: Commit at which HEAD must stay.
-        remote: The Git remote to push each to; empty for none.
+        experiments: Each is taken after the previous one has ended.
+        commit: The commit of HEAD, which must not move.
+        remote: The Git remote to push each experiment to; empty for none.
     """
     for name, changes in experiments:
         if (found := head()) != commit:
@@ -114,17 +114,17 @@ def run_serially(
 def run_on_workers(
     experiments: Iterable[Experiment], commit: str, url: str, workers: str, *, ahead: bool
 ) -> Generator[Outcome, None, None]:
-    """Run experiments on Dask workers that push them to the remotes, in the order they end.
+    """Run experiments on Dask workers that push them to the remotes; yield them as they end.
 
     Args:
         experiments: Experiments to run.
         commit: Commit of the project that is on the Git remote.
         url: Address of the Git remote, from `prepare`.
         workers: Number of workers on this machine, or the address of a Dask scheduler.
-        ahead: Whether all experiments are submitted at once. If not, each is taken from
-            `experiments` when a worker is free for it.
+        ahead: Whether to submit all experiments at once. If not, each is taken from `experiments`
+            when a worker is free.
     """
-    from distributed import as_completed  # not needed, and slow to import, without workers
+    from distributed import as_completed  # slow to import, needed with workers only
 
     from tools.lib.workers import open_tasks
 
@@ -162,8 +162,8 @@ def report(
     Args:
         outcomes: From `run_serially` or `run_on_workers`.
         describe: Describes the result of an experiment; raises StageError if it failed.
-        total: Number of experiments, for the lines.
-        first: Number of the first of them.
+        total: Number of experiments to print.
+        first: Number of the first experiment.
     """
     failed = []
     with closing(outcomes):

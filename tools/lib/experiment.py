@@ -1,9 +1,9 @@
-"""One experiment of a commit: run in this clone and pushed to the Git and the DVC remote.
+"""Run an experiment of a commit in this clone, and push it to the Git and DVC remotes.
 
     python -m tools.lib.experiment REMOTE COMMIT NAME [KEY=VALUE ...]
 
-runs one experiment and prints its commit and the seconds that it took; without a name it only
-checks the environment.
+runs one experiment and prints its commit and duration in seconds; without a name it only checks the
+environment.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from stages.lib.stage import StageError, run
 from tools.lib.runs import LOCK
 
 RETRY_DELAYS = (5, 10, 20, 40, 60)  # seconds between attempts to reach a remote: over two minutes
-# Errors of DVC's file systems that are not OSErrors, and the optional modules that define them.
+# Errors of DVC's file systems that are not OSErrors, by the optional module that defines them.
 REMOTE_ERRORS = {
     "asyncssh": "Error",
     "httpx": "HTTPError",
@@ -43,15 +43,16 @@ REMOTE_ERRORS = {
 def call(*command: str) -> str:
     """Run a command and return its stdout.
 
-    SIGINT is passed on to the command's process group, and the command is waited for: killing DVC
-    while it runs an experiment would leave a stage running.
+    SIGINT is forwarded to the command's process group, and the function waits for the command to
+    exit: killing DVC while it runs an experiment would leave a stage running.
 
     Raises:
         StageError: The command failed.
     """
-    # Scripts start background processes with SIGINT ignored, and commands inherit this.
+    # Background processes of shell scripts ignore SIGINT, and so do their children.
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:  # a child may outlive a pipe
+    # Files, because children may outlive a pipe.
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
         with subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True) as process:
             try:
                 process.wait()
@@ -75,12 +76,12 @@ def dvc(*arguments: str) -> None:
 
 
 def head() -> str:
-    """The commit of HEAD."""
+    """Return the commit of HEAD."""
     return call("git", "rev-parse", "HEAD").strip()
 
 
 def overrides(values: Mapping[str, object]) -> list[str]:
-    """Values of params.yaml in the form of DVC's option -S."""
+    """Format values of params.yaml for DVC's option -S."""
     return [f"{key}={value}" for key, value in values.items()]
 
 
@@ -90,36 +91,36 @@ def run_experiment(name: str, changes: Sequence[str], *options: str) -> None:
     Args:
         name: Name of the experiment.
         changes: Overrides of params.yaml, `KEY=VALUE`.
-        options: More options of `dvc exp run`.
+        options: Additional options of `dvc exp run`.
     """
     words = [word for change in changes for word in ("-S", change)]
     dvc("exp", "run", *options, "--temp", "--name", name, *words)
 
 
 def reference(commit: str, name: str) -> str:
-    """The Git reference in which DVC keeps an experiment of a commit."""
+    """Return the Git reference of an experiment of a commit, as named by DVC."""
     return f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"
 
 
 def references(remote: str, pattern: str) -> dict[str, str]:
-    """References on a Git remote and their commits.
+    """Return references on a Git remote and their commits.
 
     Args:
         remote: Name or address of the Git remote.
-        pattern: A reference, or all below a folder: `refs/exps/*`.
+        pattern: A reference, or a pattern such as `refs/exps/*`.
     """
     lines = call("git", "ls-remote", remote, pattern).splitlines()
     return {ref: commit for commit, ref in (line.split("\t") for line in lines)}
 
 
 def version_faults(lock: Path = Path(LOCK)) -> list[str]:
-    """Differences between the installed packages and the locked ones."""
+    """List differences between installed and locked packages."""
     locked: dict[str, set[str]] = defaultdict(set)
     optional = set()
     text = lock.read_text(encoding="utf-8")
     for name, number, marker in re.findall(r"^([\w.-]+)==(\S+)( ; .+)? \\$", text, re.M):
         locked[name].add(number)
-        if marker:  # for some systems or versions of Python
+        if marker:  # only for some systems or versions of Python
             optional.add(name)
     faults = []
     for name, numbers in locked.items():
@@ -135,7 +136,7 @@ def version_faults(lock: Path = Path(LOCK)) -> list[str]:
 
 
 def store_address(repo: Repo) -> str:
-    """The address of the DVC remote.
+    """Return the address of the DVC remote.
 
     Raises:
         StageError: No DVC remote is configured, or its path is relative.
@@ -156,14 +157,14 @@ def store_address(repo: Repo) -> str:
 
 
 def remote_errors() -> tuple[type[Exception], ...]:
-    """The errors of the file systems that are loaded."""
+    """Return the error classes of the file systems that are loaded."""
     modules = [name for name in REMOTE_ERRORS if name in sys.modules]
     return (OSError, *(getattr(sys.modules[name], REMOTE_ERRORS[name]) for name in modules))
 
 
 @contextmanager
 def remote_faults() -> Iterator[None]:
-    """Turn an error of the DVC remote into a StageError of one line."""
+    """Convert errors of the DVC remote to a StageError of one line."""
     try:
         yield
     except remote_errors() as error:
@@ -172,16 +173,16 @@ def remote_faults() -> Iterator[None]:
 
 
 def open_store(repo: Repo) -> HashFileDB:
-    """The objects of the DVC remote.
+    """Open the object store of the DVC remote.
 
     Raises:
-        StageError: It cannot be reached, or is a folder that is not there. DVC would create the
-            folder, even in the mount point of a folder that is not mounted.
+        StageError: The remote is unreachable, or is a folder that does not exist. DVC would create
+            the folder, even below an unmounted mount point.
     """
     with remote_faults():
         store = repo.cloud.get_remote_odb()
         try:
-            store.fs.info(store.path)  # some file systems answer exists() with False on any error
+            store.fs.info(store.path)  # in some file systems, exists() is False on any error
         except FileNotFoundError as error:
             if isinstance(store.fs, LocalFileSystem):
                 raise StageError(
@@ -192,21 +193,21 @@ def open_store(repo: Repo) -> HashFileDB:
 
 
 class Data:
-    """The data of an experiment on the DVC remote, object by object, past DVC's indexes.
+    """The data of an experiment on the DVC remote, checked object by object.
 
-    DVC presumes that the remote still has what it once pushed.
+    DVC's own index assumes that objects pushed once are still on the remote.
     """
 
     def __init__(self, repo: Repo, commit: str) -> None:
         with repo.switch(commit):
             outs = [out for out in repo.index.outs if out.use_cache and out.can_push]
-        # The digest of each output in dvc.lock, and the size of its file or of all its files.
+        # The digest of each output in dvc.lock, and its total size in bytes.
         self.outputs: list[tuple[str, int]] = [(out.hash_info.value, out.meta.size) for out in outs]
         self.cache: HashFileDB = repo.cache.local
         self.remote = open_store(repo)
 
     def missing(self) -> list[str]:
-        """Digests of objects that the remote lacks or has damaged: files, then folder listings."""
+        """List digests of missing or damaged objects on the remote: files, then folder listings."""
         with remote_faults():
             damaged, files = [], {}
             for digest, _ in self.outputs:
@@ -217,14 +218,14 @@ class Data:
                         damaged.append(digest)
                     files[digest] = listed or read_listing(self.cache, digest) or []
             sizes = self._remote_sizes({file for each in files.values() for file in each})
-        missing = {file for file, size in sizes.items() if size != self._own_size(file, size)}
+        missing = {file for file, size in sizes.items() if size != self._cached_size(file, size)}
         for digest, size in self.outputs:
             if sum(sizes[file] for file in files[digest]) != size:
                 missing |= {*files[digest]} & missing or {*files[digest]}
         return sorted(missing) + damaged
 
     def _remote_sizes(self, digests: Iterable[str]) -> dict[str, int]:
-        """Bytes of each object on the remote; -1 if it is not there."""
+        """Return the size of each object on the remote in bytes, -1 if it is missing."""
         digests = sorted(digests)
         paths = [self.remote.oid_to_path(digest) for digest in digests]
         sizes = {}
@@ -235,13 +236,13 @@ class Data:
             sizes[digest] = -1 if isinstance(entry, FileNotFoundError) else entry["size"]
         return sizes
 
-    def _own_size(self, digest: str, default: int) -> int:
-        """Bytes of an object in the cache of this clone."""
+    def _cached_size(self, digest: str, default: int) -> int:
+        """Return the size of an object in the cache of this clone in bytes."""
         path = Path(self.cache.oid_to_path(digest))
         return path.stat().st_size if path.exists() else max(default, 0)
 
     def push(self) -> None:
-        """Push what the remote lacks: files first, then the listings of folders."""
+        """Push missing or damaged objects: files first, then folder listings."""
         missing = self.missing()
         for folders in (False, True):
             digests = [digest for digest in missing if digest.endswith(".dir") == folders]
@@ -254,7 +255,7 @@ class Data:
 
 
 def read_listing(store: HashFileDB, digest: str) -> list[str] | None:
-    """Digests of the files in a folder, of which a store has the listing; None if not intact."""
+    """Read the digests of a folder's files from its listing; None if missing or damaged."""
     try:
         with store.fs.open(store.oid_to_path(digest), "rb") as file:
             content = file.read()
@@ -266,7 +267,7 @@ def read_listing(store: HashFileDB, digest: str) -> list[str] | None:
 
 
 def fetch(remote: str, commit: str, name: str) -> str:
-    """Fetch the commit of an experiment from a Git remote; empty if the remote has none."""
+    """Fetch an experiment from a Git remote; return its commit, or "" if it is not there."""
     ref = reference(commit, name)
     found = references(remote, ref).get(ref, "")
     if found:
@@ -275,16 +276,16 @@ def fetch(remote: str, commit: str, name: str) -> str:
 
 
 def find(remote: str, commit: str, name: str) -> str:
-    """The commit of an experiment that is complete on both remotes; else empty.
+    """Return the commit of an experiment that is complete on both remotes, or "".
 
-    A reference does not prove that the data is there: DVC pushes it first, and exits with 0 even if
-    a push failed.
+    A reference does not imply that the data is complete: DVC pushes the reference first, and exits
+    with 0 even if a push fails.
     """
     found = fetch(remote, commit, name)
     with Repo() as repo:
         if found:
             return "" if Data(repo, found).missing() else found
-        open_store(repo)  # without a DVC remote, running the experiment would be in vain
+        open_store(repo)  # fail before the run if the data could not be pushed
     return ""
 
 
@@ -292,7 +293,7 @@ def push(remote: str, commit: str, name: str) -> str:
     """Push an experiment of this clone: its data, then its reference.
 
     Returns:
-        The experiment's commit on the remote: another one if another clone was faster.
+        The experiment's commit on the remote, which differs if another clone pushed first.
     """
     ref = reference(commit, name)
     found = fetch(remote, commit, name)
@@ -301,7 +302,7 @@ def push(remote: str, commit: str, name: str) -> str:
         if found and not Data(repo, found).missing():
             return found
         Data(repo, own).push()
-    # The lease: nothing has been pushed there since, and a reference without data is replaced.
+    # Replace a reference without data, unless another clone has pushed in the meantime.
     call("git", "push", "--quiet", f"--force-with-lease={ref}:{found}", remote, f"{own}:{ref}")
     if (pushed := find(remote, commit, name)) != own:
         raise StageError(f"{name}: pushed {own[:7]}, but {remote} has {pushed[:7] or 'nothing'}")
@@ -309,7 +310,7 @@ def push(remote: str, commit: str, name: str) -> str:
 
 
 def with_retries(attempt: Callable[[str, str, str], str], *words: str) -> str:
-    """Retry for two minutes, because remotes may be unreachable for a while."""
+    """Retry for two minutes if a remote is temporarily unreachable."""
     for wait in RETRY_DELAYS:
         try:
             return attempt(*words)
@@ -324,7 +325,7 @@ def with_retries(attempt: Callable[[str, str, str], str], *words: str) -> str:
 
 
 def check(commit: str) -> None:
-    """Refuse an environment in which an experiment would fail or give another result.
+    """Check that experiments can run and are reproducible in this environment.
 
     Raises:
         StageError: Versions differ, HEAD is another commit, the clone is shallow, or it has
@@ -341,16 +342,16 @@ def check(commit: str) -> None:
 
 
 def check_remotes(remote: str, commit: str) -> None:
-    """Refuse remotes that cannot be read, at once: a wrong name would be retried for minutes."""
+    """Check once, without retries, that both remotes can be read."""
     references(remote, reference(commit, "*"))
     with Repo() as repo:
         open_store(repo)
 
 
 def run_and_push(remote: str, commit: str, name: str, changes: Sequence[str]) -> str:
-    """Run an experiment and push it, unless the remotes have it; safe to repeat.
+    """Run and push an experiment, unless it is on the remotes; safe to repeat.
 
-    Of two clones that run the same experiment at once, the one that pushes first counts.
+    If two clones run the same experiment, the first push wins.
 
     Args:
         remote: Name or address of the Git remote; the DVC remote is the configured one.

@@ -1,4 +1,4 @@
-"""Images of any supported layout as one uint8 array on disk, with class names and splits."""
+"""Read images of any supported layout into one uint8 array, with class names and splits."""
 
 import os
 import re
@@ -25,7 +25,7 @@ FOLDERS |= dict.fromkeys(("val", "valid", "validation"), "validation")
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for."""
+    """Options of the command line."""
 
     name: str
     size: tuple[int, int] | None = None
@@ -37,10 +37,10 @@ class Options:
 
 @dataclass
 class Published:
-    """Images as published: one array on disk, and for each image its class, split and origin.
+    """Images as published: one array on disk, and the class, split and name of each image.
 
     `pixels` is a .npy of shape (n, height, width) or (n, height, width, 3), uint8. A split is
-    train, validation, test, or empty: to be divided into train and test.
+    train, validation, test, or empty if the images are yet to be split.
     """
 
     pixels: Path
@@ -52,13 +52,13 @@ class Published:
 
 
 def natural(text: str) -> list[tuple[int, str]]:
-    """A sort key under which 2 comes before 10."""
+    """Return a key for natural sort order, in which 2 comes before 10."""
     parts = re.split(r"(\d+)", text)
     return [(int(p), "") if p.isdecimal() else (-1, p.casefold()) for p in parts] + [(-1, text)]
 
 
 def walk(folder: Path, skipped: Counter[str], prefix: str = "") -> Iterator[str]:
-    """Yield the files below a folder in natural order, relative to it; count those it skips."""
+    """Yield relative paths of files below a folder in natural order; count skipped ones."""
     entries = sorted(os.scandir(folder / prefix), key=lambda entry: natural(entry.name))
     if not entries:
         skipped["empty folders"] += 1
@@ -82,7 +82,7 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 def unzip(path: Path, folder: Path) -> None:
-    """Extract a zip; no member is written outside `folder`, and links become plain files."""
+    """Extract a zip; members stay inside `folder`, and links become plain files."""
     try:
         with arrays.check_archive(path) as archive:
             archive.extractall(folder)
@@ -93,12 +93,12 @@ def unzip(path: Path, folder: Path) -> None:
 
 
 def _has_classes(file: str) -> bool:
-    """Whether a file is in a subfolder of the train folder."""
+    """Return whether a file is in a subfolder of the train folder."""
     return FOLDERS.get(file.partition("/")[0].lower()) == "train" and file.count("/") > 1
 
 
 def _read_folder(root: Path, files: list[str], scratch: Path, options: Options) -> Published:
-    """Read FOLDER/CLASS/files, or FOLDER/train/CLASS/files and the same for other splits."""
+    """Read FOLDER/CLASS/files, or FOLDER/SPLIT/CLASS/files."""
     tops = {file.partition("/")[0] for file in files if "/" in file}
     depth = 0
     if any(FOLDERS.get(top.lower()) == "train" for top in tops):
@@ -106,7 +106,7 @@ def _read_folder(root: Path, files: list[str], scratch: Path, options: Options) 
         depth = int(not others)
         if others and any(_has_classes(file) for file in files):
             raise StageError(
-                f"{root}: expected only folders of splits beside train, found {', '.join(others)}"
+                f"{root}: expected only folders of splits next to train, found {', '.join(others)}"
             )
     kept, classes, splits = [], [], []
     for file in files:
@@ -145,7 +145,7 @@ def _read_arrays(files: list[Path], scratch: Path, options: Options) -> Publishe
     for split in splits:
         where = split or "the file"
         if (split, "labels") not in found:
-            raise StageError(f"{where}: expected labels beside the images, found none")
+            raise StageError(f"{where}: expected labels for the images, found none")
         own = arrays.label_names(f"{where}: labels", found[split, "labels"])
         if len(own) != len(found[split, "images"]) or not own:
             raise StageError(
@@ -171,7 +171,7 @@ def _read_arrays(files: list[Path], scratch: Path, options: Options) -> Publishe
 
 
 def _to_gray(published: Published, scratch: Path, always: bool) -> None:
-    """Convert color images to luma if asked to, or if red, green and blue are equal everywhere."""
+    """Convert color images to luma, if always or if red, green and blue are equal everywhere."""
     shape = np.load(published.pixels, mmap_mode="r").shape
     if len(shape) == 3:
         return
@@ -179,17 +179,17 @@ def _to_gray(published: Published, scratch: Path, always: bool) -> None:
     if not always and not all((chunk == chunk[..., :1]).all() for chunk in chunks):
         return
     published.notes.append("converted to gray" if always else "gray images stored in color")
-    luma = np.array([19595, 38470, 7471], np.uint32)  # as Pillow: ITU-R BT.601 in 16 bits
+    luma = np.array([19595, 38470, 7471], np.uint32)  # ITU-R BT.601 in 16 bits, as in Pillow
     chunks = ((c @ luma + 32768 >> 16).astype(np.uint8) for c in read_chunks(published.pixels, 256))
     target = scratch / "gray.npy"
     write_chunks(target, shape[:3], np.uint8, chunks)
     published.pixels = target
 
 
-def _below_wrappers(root: Path, files: list[str], skipped: Counter[str]) -> tuple[Path, list[str]]:
-    """Descend while all folders lie in one, as in most zips, which is no class folder.
+def _skip_wrappers(root: Path, files: list[str], skipped: Counter[str]) -> tuple[Path, list[str]]:
+    """Descend into folders that wrap all class folders, as in most zips.
 
-    Files next to that folder are skipped.
+    Files next to such a folder are skipped.
     """
     while below := [file for file in files if "/" in file]:
         top = below[0].partition("/")[0]
@@ -198,7 +198,7 @@ def _below_wrappers(root: Path, files: list[str], skipped: Counter[str]) -> tupl
         tables = any("/" not in file and arrays.SUFFIXES.search(file) for file in files)
         if tables and not any(file.lower().endswith(pictures.SUFFIXES) for file in below):
             break
-        skipped["files beside the only folder"] += len(files) - len(below)
+        skipped["files next to the only folder"] += len(files) - len(below)
         root, files = root / top, [file.removeprefix(f"{top}/") for file in below]
     return root, files
 
@@ -207,12 +207,12 @@ def read(path: Path, scratch: Path, options: Options) -> Published:
     """Read images of any supported layout.
 
     Args:
-        path: A folder of class folders, of npz, CSV or IDX files, a zip of one, or such a file.
-        scratch: A folder for what is unpacked and decoded.
-        options: How.
+        path: A folder of class folders or of npz, CSV or IDX files, a zip of it, or such a file.
+        scratch: Folder for temporary files.
+        options: Options of the command line.
 
     Raises:
-        StageError: What is wrong, after each rejected image was printed.
+        StageError: The layout is not supported, or images were rejected; each one is printed.
     """
     if not path.exists():
         raise StageError(f"{path}: expected a folder or file, found none")
@@ -222,7 +222,7 @@ def read(path: Path, scratch: Path, options: Options) -> Published:
         root = scratch / "unzipped"
         unzip(path, root)
     if root.is_dir():
-        root, files = _below_wrappers(root, list(walk(root, skipped)), skipped)
+        root, files = _skip_wrappers(root, list(walk(root, skipped)), skipped)
     else:
         root, files = root.parent, [root.name]
     images = [file for file in files if file.lower().endswith(pictures.SUFFIXES)]
@@ -246,9 +246,9 @@ def read(path: Path, scratch: Path, options: Options) -> Published:
 
 
 def fingerprints(pixels: Path, seed: int) -> np.ndarray:
-    """A number for each image, shape (n,), uint64, equal for identical images only, save by chance.
+    """Hash each image with the seed as key; return shape (n,), uint64.
 
-    Sorted by it, images are in an order that depends on the seed and their pixels alone.
+    Sorting by hash gives a random order that depends only on the seed and the pixels.
     """
     key = seed.to_bytes(8)
     digests = (
@@ -262,8 +262,8 @@ def fingerprints(pixels: Path, seed: int) -> np.ndarray:
 def split(published: Published, prints: np.ndarray, share: float) -> None:
     """Move a share of each class's training images to the test split, if none is published.
 
-    The choice depends on the seed and the pixels alone, not on names or order, and identical images
-    stay together. Images that are in a published validation split stay in training.
+    The choice depends only on the seed and the pixels, not on names or order, and identical images
+    stay together. Duplicates of published validation images stay in training.
     """
     splits = np.array([name or "train" for name in published.splits])
     published.splits = splits.tolist()
@@ -291,7 +291,8 @@ def check_classes(published: Published) -> list[str]:
     """Return the classes in natural order.
 
     Raises:
-        StageError: Fewer than two or more than 256, one without training images, or no test image.
+        StageError: There are fewer than 2 or more than 256 classes, a class has no training images
+            or an unprintable name, or there are no test images.
     """
     classes = sorted(set(published.classes), key=natural)
     train = {c for c, s in zip(published.classes, published.splits, strict=True) if s == "train"}

@@ -1,4 +1,4 @@
-"""Strokes of a pen or chalk, found in a photo or drawing of any size and redrawn as in MNIST."""
+"""Find strokes of a pen or chalk in a photo or drawing, and redraw them as in MNIST."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,34 +7,34 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-LONGEST = 640  # pixels: larger images are reduced before strokes are searched
-WINDOWS = 0.1, 0.6  # share of the image: wider than strokes of small, and of large characters
-FAINTEST = 0.08  # share of the light that ink absorbs at least
-DARKEST = 64  # gray level of paper, below which noise counts as much as light
-SHORTEST = 0.02  # length of strokes, as a share of the image
-MOST = 6  # connected components that are rated, the longest ones
-NEAR, LIGHT = 0.25, 0.03  # distance and weight of further strokes, relative to the main ones
+LONGEST = 640  # pixels; larger images are reduced before the search for strokes
+WINDOWS = 0.1, 0.6  # for small and large characters, wider than their strokes; shares of the image
+MIN_ABSORPTION = 0.08  # share of the light that ink absorbs
+DARKEST_PAPER = 64  # gray level; in darker paper, noise is as strong as ink
+MIN_LENGTH = 0.02  # of strokes, as a share of the image
+MAX_COMPONENTS = 6  # connected components to score, the longest ones
+MAX_GAP, MIN_WEIGHT = 0.25, 0.03  # of additional strokes, relative to the main ones
 BOX = 20 / 28  # side of the box around all strokes, as a share of the image
-# Least correlation of strokes with the part of the image around them: of photos, which also show
-# lines and shadows, and of images that have the model's size already.
+# Minimum correlation of strokes with the image around them, for photos, which also show lines and
+# shadows, and for images that already have the model's size.
 AGREEMENT, AGREEMENT_OF_SAME_SIZE = 0.45, 0.8
-DETAIL = 6  # strokes are redrawn so much larger than they are in the end
-WIDTHS = 0.11, 0.2  # of strokes, as a share of the longer side of their box
-EIGHT = np.ones((3, 3))  # neighbors of a pixel that belong to its component
+SUPERSAMPLING = 6  # factor by which strokes are redrawn larger than in the result
+WIDTHS = 0.11, 0.2  # minimum and maximum of strokes, as a share of the longer side of their box
+EIGHT_CONNECTED = np.ones((3, 3))
 
 Box = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
 class Strokes:
-    """A connected component of pixels that may be what a pen has drawn.
+    """A connected component of pixels that may be pen strokes.
 
     Attributes:
-        score: How much it looks like that; 0 if not at all.
-        light: Whether it is lighter than what surrounds it.
+        score: Similarity to pen strokes; 0 if there is none.
+        light: Whether it is lighter than its surroundings.
         width: Largest width of a stroke, in pixels.
-        box: Its rows and columns.
-        mask: Its pixels, of the image's shape, bool.
+        box: Rows and columns of its bounding box.
+        mask: Mask of its pixels, in the shape of the image, bool.
     """
 
     score: float
@@ -47,19 +47,21 @@ class Strokes:
 def redraw(
     image: np.ndarray, shape: tuple[int, ...], *, light: bool
 ) -> tuple[np.ndarray, tuple[str, ...]] | None:
-    """Find strokes and draw them as LeCun et al. made MNIST ("Gradient-based learning applied to
-    document recognition", 1998, section III.A): fitted into 20 x 20 pixels with their aspect ratio,
-    antialiased, with their center of mass in the center of 28 x 28 pixels.
+    """Find strokes and redraw them as in MNIST.
+
+    Strokes are fitted into 20 x 20 pixels with their aspect ratio, antialiased, and centered by
+    center of mass in 28 x 28 pixels (LeCun et al. 1998, "Gradient-based learning applied to
+    document recognition", section III.A).
 
     Args:
         image: Gray levels, shape (h, w), uint8.
-        shape: Height and width of the result; 20/28 of the shorter side replaces 20 pixels.
+        shape: Height and width of the result; the box of 20 pixels scales with the shorter side.
         light: Whether the result is light on dark.
 
     Returns:
-        The result, shape `shape`, uint8, with levels from 0 to 255, and the steps taken. It is of
-        one level if there is nothing in the image, and None if there is much besides strokes.
-    """  # noqa: D205
+        The result, shape `shape`, uint8, with levels from 0 to 255, and the preprocessing steps.
+        The result is blank if the image shows no strokes. None if it shows much besides strokes.
+    """
     gray = _reduce(image)
     found = _find(gray)
     if found is None:
@@ -67,7 +69,7 @@ def redraw(
     if found.light:
         gray = 255 - gray
     ink = _absorption(gray, min(4 * found.width + 2, WINDOWS[1] * min(gray.shape)))
-    threshold = max(float(np.percentile(ink[found.mask], 75)), FAINTEST) / 2
+    threshold = max(float(np.percentile(ink[found.mask], 75)), MIN_ABSORPTION) / 2
     ink = np.maximum(ink, threshold * found.mask)
     mask = _select(ink, ink >= threshold, found.mask)
     least = AGREEMENT_OF_SAME_SIZE if image.shape == shape else AGREEMENT
@@ -97,11 +99,10 @@ def _reduce(image: np.ndarray) -> np.ndarray:
 
 
 def _absorption(gray: np.ndarray, window: float) -> np.ndarray:
-    """Share of the light absorbed by all that is darker than the paper and narrower than a window.
+    """Estimate the share of light absorbed by dark structures narrower than a window.
 
-    The paper is the morphological closing, which follows shadows that are wider than the window.
-    Beyond the border the image goes on as at the border, so a table that is visible next to the
-    paper is wide, and no ink.
+    The morphological closing estimates the paper, including shadows wider than the window. The
+    image is padded with its border pixels, so a table next to the paper is wide, and not ink.
     """
     factor = max(1, int(window) // 48)  # wide windows need no detail
     small = np.asarray(Image.fromarray(gray).reduce(factor))
@@ -110,13 +111,13 @@ def _absorption(gray: np.ndarray, window: float) -> np.ndarray:
     if factor > 1:
         wide = Image.fromarray(closed).resize(gray.shape[::-1], Image.Resampling.BILINEAR)
         closed = np.asarray(wide)
-    ink = (closed - gray) / np.maximum(closed, DARKEST)
+    ink = (closed - gray) / np.maximum(closed, DARKEST_PAPER)
     above: np.ndarray = ink - np.median(ink[::4, ::4])  # noise raises the closing everywhere
     return above
 
 
 def _otsu(values: np.ndarray) -> float:
-    """Threshold with the largest variance between both sides (Otsu 1979)."""
+    """Find the threshold that maximizes the between-class variance (Otsu 1979)."""
     counts, edges = np.histogram(values, 256)
     levels = (edges[1:] + edges[:-1]) / 2
     below, sums = counts.cumsum()[:-1], (counts * levels).cumsum()
@@ -126,9 +127,9 @@ def _otsu(values: np.ndarray) -> float:
 
 
 def _thresholds(ink: np.ndarray) -> tuple[float, ...]:
-    """Two thresholds for ink: one for faint strokes, one that lines on the paper do not reach."""
-    noise = 1.4826 * np.median(np.abs(ink[::4, ::4]))  # as standard deviation
-    values = ink[ink > max(4 * noise, FAINTEST)]
+    """Return two thresholds for ink, one that includes faint strokes and one above ruled lines."""
+    noise = 1.4826 * np.median(np.abs(ink[::4, ::4]))  # robust estimate of the standard deviation
+    values = ink[ink > max(4 * noise, MIN_ABSORPTION)]
     if len(values) < 4:
         return ()
     high = _otsu(values) if np.ptp(values) > 0.01 else float(values.min())
@@ -144,12 +145,12 @@ def _touches(box: Box, shape: tuple[int, ...]) -> bool:
 
 
 def _components(mask: np.ndarray) -> tuple[np.ndarray, list[Box]]:
-    labels, _ = ndimage.label(mask, EIGHT)
+    labels, _ = ndimage.label(mask, EIGHT_CONNECTED)
     return labels, ndimage.find_objects(labels)
 
 
 def _find(gray: np.ndarray) -> Strokes | None:
-    """Find the component with the highest score, or the one of opposite polarity around it.
+    """Find the component with the highest score, or one of opposite polarity around it.
 
     The hole of a thick 0 may look like a stroke.
     """
@@ -178,8 +179,8 @@ def _candidates(gray: np.ndarray) -> Iterator[Strokes]:
             for threshold in _thresholds(ink):
                 labels, boxes = _components(ink >= threshold)
                 lengths = np.array([_length(box) for box in boxes])
-                for i in np.argsort(-lengths, kind="stable")[:MOST].tolist():
-                    if lengths[i] >= SHORTEST * max(gray.shape):
+                for i in np.argsort(-lengths, kind="stable")[:MAX_COMPONENTS].tolist():
+                    if lengths[i] >= MIN_LENGTH * max(gray.shape):
                         score, width = _rate(levels, labels[boxes[i]] == i + 1, boxes[i])
                         yield Strokes(score, light, width, boxes[i], labels == i + 1)
 
@@ -187,22 +188,22 @@ def _candidates(gray: np.ndarray) -> Iterator[Strokes]:
 def _rate(gray: np.ndarray, inside: np.ndarray, box: Box) -> tuple[float, float]:
     """Score a component, and measure its width.
 
-    Strokes are long, slender, and darker than what surrounds all of them; the hole of a 0 is not.
-    What touches the border of the image is mostly something else.
+    Strokes are long, thin, and darker than their surroundings, unlike the hole of a 0. Components
+    that touch the border of the image are rarely strokes.
     """
     margin = _length(box) // 4 + 1
     around = gray[tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)]
     rim = np.median(np.concatenate([around[0], around[-1], around[:, 0], around[:, -1]]))
-    contrast = (rim - np.median(gray[box][inside])) / max(rim, DARKEST)
+    contrast = (rim - np.median(gray[box][inside])) / max(rim, DARKEST_PAPER)
     width = 2 * ndimage.distance_transform_cdt(np.pad(inside, 1)).max() - 1
-    if contrast < FAINTEST:
+    if contrast < MIN_ABSORPTION:
         return 0, float(width)
     score = contrast**3 * min(_length(box) / width, 8) * _length(box) ** 0.75
     return float(score) * (0.01 if _touches(box, gray.shape) else 1), float(width)
 
 
 def _select(ink: np.ndarray, mask: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Select the component that the found one is part of, and others of some weight close to it."""
+    """Select the component that contains the found one, and heavy components close to it."""
     labels, boxes = _components(mask)
     numbers = range(1, len(boxes) + 1)
     weights = ndimage.sum(ink, labels, numbers)
@@ -212,13 +213,14 @@ def _select(ink: np.ndarray, mask: np.ndarray, found: np.ndarray) -> np.ndarray:
         sides = zip(box, boxes[main], strict=True)
         gap = max(max(a.start - b.stop, b.start - a.stop) for a, b in sides)
         inner = _touches(boxes[main], mask.shape) or not _touches(box, mask.shape)
-        if inner and gap < NEAR * _length(boxes[main]) and weight > LIGHT * weights[main]:
+        near = gap < MAX_GAP * _length(boxes[main])
+        if inner and near and weight > MIN_WEIGHT * weights[main]:
             selected.append(number)
     return np.isin(labels, selected)
 
 
 def _agreement(gray: np.ndarray, mask: np.ndarray) -> float:
-    """Correlation of darkness and strokes in and around their box: 1 if there is nothing else."""
+    """Correlate darkness with strokes in and around their box; 1 if only strokes are visible."""
     (box,) = ndimage.find_objects(mask.astype(np.int8))
     margin = _length(box) // 4 + 1
     around = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
@@ -228,27 +230,28 @@ def _agreement(gray: np.ndarray, mask: np.ndarray) -> float:
 def _trace(
     ink: np.ndarray, mask: np.ndarray, threshold: float, side: int
 ) -> tuple[np.ndarray, float] | None:
-    """Draw strokes `DETAIL` times as large as they will be, with a width as in training.
+    """Draw strokes enlarged by `SUPERSAMPLING`, with widths as in the training images.
 
     Returns:
-        Light on dark, float in [0, 1], and by how many pixels of the result strokes were widened.
-        None if they are too faint and thin to remain when the image is reduced.
+        Light on dark, float in [0, 1], and the change of stroke width in pixels of the result.
+        None if the strokes are too faint and thin to survive scaling.
     """
     (box,) = ndimage.find_objects(mask.astype(np.int8))
-    factor = DETAIL * side / _length(box)
-    soft = np.where(ndimage.binary_dilation(mask, EIGHT), ink, 0).clip(0, 2 * threshold)
+    factor = SUPERSAMPLING * side / _length(box)
+    near = ndimage.binary_dilation(mask, EIGHT_CONNECTED)
+    soft = np.where(near, ink, 0).clip(0, 2 * threshold)
     soft = np.pad(soft, 2)[tuple(slice(part.start, part.stop + 4) for part in box)]
     size = [max(1, round(n * factor)) for n in soft.shape[::-1]]
     large = Image.fromarray(soft).resize(size, Image.Resampling.BICUBIC)
-    inside = np.pad(np.asarray(large) >= threshold, 2 * DETAIL)
+    inside = np.pad(np.asarray(large) >= threshold, 2 * SUPERSAMPLING)
     if not inside.any():
         return None
     depth = ndimage.distance_transform_edt(inside)
     width = 4 * depth[inside].mean()  # the mean depth of a bar is a quarter of its width
-    least, most = (share * DETAIL * side for share in WIDTHS)
+    least, most = (share * SUPERSAMPLING * side for share in WIDTHS)
     wanted = min(max(width, least), most)
     edge = depth - ndimage.distance_transform_edt(~inside) + (wanted - width) / 2
-    return (edge + 0.5).clip(0, 1), float(wanted - width) / DETAIL
+    return (edge + 0.5).clip(0, 1), float(wanted - width) / SUPERSAMPLING
 
 
 def _center(drawn: np.ndarray, shape: tuple[int, ...], side: int) -> np.ndarray:

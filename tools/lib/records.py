@@ -1,4 +1,4 @@
-"""What Git and dvc.lock record of a run, read without DVC."""
+"""Read runs from Git and dvc.lock, without DVC."""
 
 import csv
 import hashlib
@@ -21,17 +21,17 @@ from stages.lib.results.calibration import bins_of_equal_width
 from stages.lib.stage import StageError
 
 WORKSPACE = "workspace"
-SOURCES = ("stages", "dvc.yaml", "datasets.yaml", "requirements.lock")  # what else determines a run
+SOURCES = ("stages", "dvc.yaml", "datasets.yaml", "requirements.lock")  # besides params.yaml
 EXPERIMENT = re.compile("refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)")
 
 
 def md5(content: bytes) -> str:
-    """By which DVC knows a file."""
+    """Compute the MD5 by which DVC identifies a file."""
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def flat(content: Mapping[str, object], *prefix: str) -> dict[str, object]:
-    """A nested mapping by dotted keys."""
+    """Flatten a nested mapping to dotted keys."""
     found: dict[str, object] = {}
     for key, value in content.items():
         found |= (
@@ -43,7 +43,7 @@ def flat(content: Mapping[str, object], *prefix: str) -> dict[str, object]:
 
 
 def git(*arguments: str) -> str:
-    """The output of a Git command in the working directory."""
+    """Run a Git command in the working directory, and return its output."""
     return subprocess.run(
         ["git", *arguments], check=True, capture_output=True, text=True
     ).stdout.strip()
@@ -55,8 +55,8 @@ class Record:
 
     Attributes:
         name: `WORKSPACE`, or an experiment, a branch, a tag or a commit.
-        base: The commit that its parameters were changed from, a hash; empty if there is none.
-        restore: A command that brings its files into the workspace; empty if it is no experiment.
+        base: Hash of the commit that its parameters are relative to; empty if there is none.
+        restore: Command that restores its files to the workspace; empty if not an experiment.
         content: Reads a file by its path in the project.
     """
 
@@ -76,7 +76,7 @@ class Record:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """DVC's digest of each output."""
+        """The MD5 of each output."""
         try:
             outs = (out for stage in self.stages.values() for out in stage["outs"])
             return {out["path"]: out["md5"] for out in outs}
@@ -93,7 +93,7 @@ class Record:
 
     @cached_property
     def code(self) -> str:
-        """A digest of the stages' source, by which runs with the same code are found."""
+        """A digest of the stages' source code."""
         deps = (dep for stage in self.stages.values() for dep in stage["deps"])
         files = {(dep["path"], dep["md5"]) for dep in deps if dep["path"].startswith("stages/")}
         return hashlib.sha256(repr(sorted(files)).encode()).hexdigest()[:7]
@@ -107,15 +107,15 @@ class Record:
             return "missing"
 
     def read(self, path: str) -> bytes:
-        """Read a file, which must be as the pipeline wrote it.
+        """Read an output of the pipeline.
 
         Raises:
-            StageError: It was changed since, or is no output.
+            StageError: The file differs from dvc.lock, or is not an output.
         """
         content = self.content(path)
         folder = path.rpartition("/")[0]
         if folder not in self.digests and self.digests.get(path) != md5(content):
-            raise self._unfinished(f"another {path} than dvc.lock records")
+            raise self._unfinished(f"a {path} that differs from dvc.lock")
         return content
 
     def read_json(self, path: str) -> Any:  # noqa: ANN401  # an object of the pipeline
@@ -137,22 +137,22 @@ class Record:
     @cached_property
     def dataset(self) -> dict[str, Any]:
         """The content of dataset.json."""
-        older = {"levels": [0, 255], "background": 0}  # runs that did not record them
+        older = {"levels": [0, 255], "background": 0}  # older runs do not record them
         return older | dict(self.read_json("data/raw/dataset.json"))
 
     @cached_property
     def probabilities(self) -> np.ndarray:
-        """Of the test split, shape (n, classes), float32."""
+        """Probabilities of the test split, shape (n, classes), float32."""
         return np.asarray(self.read_arrays("data/predictions.npz")["test_probabilities"])
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Of the test split, shape (n,), uint8."""
+        """Labels of the test split, shape (n,), uint8."""
         return self.read_raw("test_labels")
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """Predicted classes, shape (n,)."""
+        """Predicted classes of the test split, shape (n,)."""
         return np.asarray(self.probabilities.argmax(axis=1))
 
     @cached_property
@@ -162,24 +162,24 @@ class Record:
 
     @cached_property
     def bins(self) -> np.ndarray:
-        """The bin of the reliability diagram of each test image, shape (n,)."""
+        """The bin of each test image in the reliability diagram, shape (n,)."""
         return bins_of_equal_width(self.probabilities.max(axis=1).astype(np.float64))
 
     @property
     def images(self) -> str:
-        """Digests of the test split: runs that share them are compared image by image."""
+        """Digests of the test split; runs with equal digests are compared image by image."""
         arrays = self.dataset["arrays"]
         return " ".join(arrays[name]["sha256"] for name in ("test_images", "test_labels"))
 
     def read_raw(self, name: str) -> np.ndarray:
-        """Read an array of data/raw, whose digest must be that in dataset.json."""
+        """Read an array of data/raw, and verify its digest against dataset.json."""
         array = np.asarray(self.read_arrays(f"data/raw/{name}.npy"))
         if hashlib.sha256(array.tobytes()).hexdigest() != self.dataset["arrays"][name]["sha256"]:
-            raise self._unfinished(f"another data/raw/{name}.npy than dataset.json records")
+            raise self._unfinished(f"a data/raw/{name}.npy that differs from dataset.json")
         return array
 
     def reproduce(self) -> list[str]:
-        """Commands that run it again."""
+        """Return the commands that reproduce the run."""
         if not self.base:
             return ["dvc repro"]
         text = git("show", f"{self.base}:./params.yaml")
@@ -197,14 +197,14 @@ def read_records(names: Sequence[str]) -> list[Record]:
     """Read finished runs.
 
     Args:
-        names: `WORKSPACE`, or revisions, which DVC resolves.
+        names: `WORKSPACE`, or revisions that DVC resolves.
 
     Raises:
-        StageError: A name is unknown, or there is no finished run.
+        StageError: A name is unknown, or has no finished run.
     """
     found = {}
     if revisions := [name for name in names if name != WORKSPACE]:
-        from tools.lib.runs import read_runs  # imports DVC, a report of the workspace does not
+        from tools.lib.runs import read_runs  # imports DVC, not needed for the workspace
 
         for each in read_runs(revisions):
             base, restore = _origin(each.commit)
@@ -213,14 +213,14 @@ def read_records(names: Sequence[str]) -> list[Record]:
         try:
             base = git("rev-parse", "HEAD")
             git("show", f"{base}:./params.yaml")
-        except (subprocess.CalledProcessError, FileNotFoundError):  # nothing is committed
+        except (subprocess.CalledProcessError, FileNotFoundError):  # no commit yet
             base = ""
         found[WORKSPACE] = Record(WORKSPACE, base, "", lambda path: Path(path).read_bytes())
     return [found[name] for name in dict.fromkeys(names) if name in found]
 
 
 def _origin(commit: str) -> tuple[str, str]:
-    """The base of a commit, and the command that restores its files if it is an experiment."""
+    """Return the base of a commit, and the command that restores it if it is an experiment."""
     refs = git("for-each-ref", "--points-at", commit, "--format=%(refname)", "refs/exps")
     for match in map(EXPERIMENT.fullmatch, refs.splitlines()):
         if match:
@@ -229,5 +229,5 @@ def _origin(commit: str) -> tuple[str, str]:
 
 
 def uncommitted_sources() -> list[str]:
-    """Files of the pipeline that differ from HEAD, which a checkout would not bring."""
+    """List files of the pipeline that differ from HEAD."""
     return git("diff", "--name-only", "--relative", "HEAD", "--", *SOURCES).splitlines()

@@ -1,4 +1,4 @@
-"""The report of runs as one HTML page, with the images that the error browser shows."""
+"""Render the report of runs as a single HTML page, including the images of the error browser."""
 
 import base64
 import hashlib
@@ -21,22 +21,22 @@ from tools.lib import charts, sections
 from tools.lib.records import Record
 
 PAGE = Path(__file__).parent / "page/report"
-PIXELS = 2_400_000  # bytes of images in a page, before compression
-CORRECT = 1_000  # correctly classified images in a page at most
-SIDE = 64  # pixels, of an image at most
+PIXELS = 2_400_000  # maximum bytes of all images in a page, before compression
+CORRECT = 1_000  # maximum number of correctly classified images in a page
+SIDE = 64  # maximum height and width of an image in pixels
 ATLAS_WIDTH = 2_048  # pixels
 
 
 def spread(index: np.ndarray, groups: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """Sample images at random with a fixed seed, evenly over groups as far as they reach.
+    """Sample images with a fixed seed, as evenly over groups as possible.
 
     Args:
-        index: The images to choose from, shape (n,).
+        index: Indices of the images to choose from, shape (n,).
         groups: For each grouping, the group of each image of the split.
-        count: Number of images at most.
+        count: Maximum number of images.
 
     Returns:
-        Sorted, shape (up to count,).
+        Sorted indices, shape (up to count,).
     """
     index = np.random.default_rng(0).permutation(index)
     ranks = [pd.Series(group[index]).groupby(group[index]).cumcount() for group in groups]
@@ -45,11 +45,11 @@ def spread(index: np.ndarray, groups: Sequence[np.ndarray], count: int) -> np.nd
 
 
 def choose_images(records: Sequence[Record], count: int) -> np.ndarray:
-    """Choose images of one test split: all errors of all runs, then a sample of the others.
+    """Choose images of one test split: errors of any run first, then a sample of the others.
 
     Args:
         records: Runs on the same images.
-        count: Number of images at most. Errors take four fifths of it at most, as a sample.
+        count: Maximum number of images. If there are too many errors, a sample takes 80% of it.
 
     Returns:
         Sorted indices into the test split.
@@ -62,14 +62,14 @@ def choose_images(records: Sequence[Record], count: int) -> np.ndarray:
 
 
 def drawable(images: np.ndarray, dataset: dict[str, Any]) -> np.ndarray:
-    """Stretch levels to 0..255, and draw light on dark as dark on light, as figures do.
+    """Stretch levels to 0..255, and invert light-on-dark gray images, as in figures.
 
     Args:
         images: Shape (n, height, width) or (n, height, width, 3), uint8.
         dataset: The content of dataset.json.
 
     Returns:
-        Of the same shape, uint8; at most `SIDE` pixels high and wide.
+        Images, uint8, reduced to at most `SIDE` pixels in height and width.
     """
     low, high = dataset["levels"]
     stretched = np.interp(np.arange(256), [low, max(high, low + 1)], [0, 255]).round()
@@ -83,12 +83,12 @@ def drawable(images: np.ndarray, dataset: dict[str, Any]) -> np.ndarray:
 
 
 def data_url(png: bytes) -> str:
-    """A PNG file as an address."""
+    """Encode a PNG file as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def draw_atlas(images: np.ndarray) -> tuple[str, int]:
-    """Draw images of shape (n, height, width[, 3]), uint8, in rows; its address and columns."""
+    """Tile images, shape (n, height, width[, 3]), uint8; return data URL and number of columns."""
     height, width, *color = images.shape[1:]
     columns = min(len(images), ATLAS_WIDTH // width)
     rows = -(-len(images) // columns)
@@ -102,12 +102,12 @@ def draw_atlas(images: np.ndarray) -> tuple[str, int]:
 
 
 def rounded(values: np.ndarray) -> list[float]:
-    """Six decimals, as in reports/errors.csv."""
+    """Round to six decimals, as in reports/errors.csv."""
     return [round(float(value), 6) for value in values]
 
 
 def browser_data(records: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
-    """What the error browser shows: the test images of each dataset, and each run's predictions."""
+    """Collect the error browser's data: test images of each dataset, predictions of each run."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.images, []).append(record)
@@ -147,27 +147,27 @@ def browser_data(records: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
 
 
 def embed_json(content: object) -> str:
-    """JSON that cannot end the script element around it."""
+    """Serialize to JSON that cannot close the enclosing script element."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 
 
 def source_hash(text: str) -> str:
-    """What the page's Content-Security-Policy allows: this text alone."""
+    """Return the Content-Security-Policy source that allows only this script or style."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def read_figures(records: Sequence[Record], plots: Sequence[Any]) -> list[tuple[str, list[str]]]:
-    """The figures among the plots of dvc.yaml: paths, and their addresses in each run."""
+    """Read the figures among the plots of dvc.yaml: path, and data URL in each run."""
     paths = [plot for plot in plots if isinstance(plot, str)]
     return [(path, [data_url(each.read(path)) for each in records]) for path in paths]
 
 
 def render(records: Sequence[Record]) -> str:
-    """Render the report of finished runs, which depends on nothing else.
+    """Render the report of finished runs; it is deterministic.
 
     Raises:
-        StageError: Outputs of a run are missing, or are not those that dvc.lock records.
+        StageError: Outputs of a run are missing, or differ from dvc.lock.
     """
     definition: Any = parse_yaml(records[0].content("dvc.yaml").decode(), "dvc.yaml")
     plots = definition["plots"]

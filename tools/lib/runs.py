@@ -1,4 +1,4 @@
-"""Finished runs of the pipeline, read from Git and from DVC's cache without a checkout."""
+"""Read finished runs of the pipeline from Git and the DVC cache, without a checkout."""
 
 import hashlib
 import io
@@ -36,18 +36,18 @@ MAKERS = ("normalize", "train", "predict")  # the stages that determine the pred
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the pipeline, as recorded in dvc.lock and the reports of its commit.
+    """A run of the pipeline, as recorded in dvc.lock and the reports of its commit.
 
     Attributes:
         name: An experiment, a branch, a tag or a commit.
-        dataset: Its key in datasets.yaml.
+        dataset: Key of the dataset in datasets.yaml.
         images: DVC's digest of data/raw.
         replicate: `train.seed` and `normalize.seed`, which selects the training images.
         params: Everything else that determines the predictions, by dotted key: parameters, `code`
             (digest of the stages' source) and `lock` (digest of requirements.lock).
         scores: `SCORES` of the test split, and `ECE_QUANTILE` if the run reports it.
         predictions: DVC's digest of data/predictions.npz.
-        files: The project's files at its commit, as `open_commit` returns them.
+        files: The project's files at its commit, from `open_commit`.
     """
 
     name: str
@@ -61,19 +61,19 @@ class Run:
 
     @property
     def configuration(self) -> str:
-        """What determined the predictions, except the dataset and the replicate."""
+        """Everything that determines the predictions, except the dataset and the replicate."""
         return repr(sorted(self.params.items()))
 
     @property
     def commit(self) -> str:
-        """Its hash."""
+        """The hash of its commit."""
         return str(self.files.fs.repo.get_rev())
 
     def read_bytes(self, path: str) -> bytes:
         """Read a file of the run.
 
         Raises:
-            StageError: DVC's cache does not have it.
+            StageError: The file is not in Git, the DVC cache or the DVC remote.
         """
         try:
             return bytes(self.files.read_bytes(path))
@@ -84,7 +84,7 @@ class Run:
         """Read an npy, npz or JSON file of the run.
 
         Raises:
-            StageError: DVC's cache does not have it, or not whole.
+            StageError: The file is missing or damaged.
         """
         content = self.read_bytes(path)
         try:
@@ -105,11 +105,10 @@ class Run:
 
 
 def open_commit(commit: str) -> DirFileSystem:
-    """The files of the project at a commit, by their paths in the project.
+    """Open the project's files at a commit, by their paths in the project.
 
-    Content comes from Git, the DVC cache or else the DVC remote that is configured now, which may
-    not be that of the commit. The project may be a subfolder of its Git repository, which DVC then
-    treats as a subrepo.
+    Content comes from Git, the DVC cache, or the DVC remote that is configured now, not that of the
+    commit. The project may be a subfolder of its Git repository, which DVC treats as a subrepo.
     """
     with Repo() as repo:
         folder = os.path.relpath(repo.root_dir, repo.scm.root_dir)
@@ -124,11 +123,11 @@ def read_run(name: str, commit: str) -> Run:
     """Read one run.
 
     Args:
-        name: What to call it.
-        commit: Where it is, a hash.
+        name: Name of the run.
+        commit: Hash of its commit.
 
     Raises:
-        StageError: There is no finished run of this pipeline.
+        StageError: The commit has no finished run of this pipeline.
     """
     files = open_commit(commit)
     try:
@@ -181,9 +180,10 @@ def read_run(name: str, commit: str) -> Run:
 
 
 def restore_commands(runs: Sequence[Run]) -> list[str]:
-    """Commands that bring predictions back which neither the DVC cache nor the remote has.
+    """Return commands that restore predictions missing from the DVC cache and remote.
 
-    They use the cache of the main Git worktree if that has them, and else run again.
+    They use the cache of the main Git worktree if it has the predictions, and otherwise repeat the
+    runs.
     """
     with Repo() as repo:
         experiments = {
@@ -209,19 +209,19 @@ def restore_commands(runs: Sequence[Run]) -> list[str]:
 
 
 def read_params_of(commit: str) -> dict[str, object]:
-    """The values of a commit's params.yaml by their dotted keys."""
+    """Read the values of a commit's params.yaml by dotted key."""
     text = open_commit(commit).read_text("params.yaml", encoding="utf-8")
     content: Any = parse_yaml(text, "params.yaml")
     return flat(content)
 
 
 def rerun_command(name: str, commit: str, base: str) -> str:
-    """A command that runs an experiment again with the parameters that it changed.
+    """Return a command that repeats an experiment with the parameters that it changed.
 
     Args:
-        name: The experiment.
-        commit: Its commit, a hash.
-        base: The commit that it is based on, a hash.
+        name: Name of the experiment.
+        commit: Hash of its commit.
+        base: Hash of the commit that it is based on.
     """
     old, new = (read_params_of(rev) for rev in (base, commit))
     changes = [f"{key}={value}" for key, value in new.items() if old.get(key) != value]
@@ -233,9 +233,9 @@ def rerun_command(name: str, commit: str, base: str) -> str:
 
 
 def list_experiments(repo: Repo, *, every: bool) -> dict[str, str]:
-    """The experiments on HEAD, or on every commit: their names by commit.
+    """List the experiments on HEAD, or on every commit: their names by commit.
 
-    A name that several commits have experiments of is followed by the commit of each.
+    Ambiguous names are followed by the commit that the experiment is based on.
     """
     found = repo.experiments.ls(all_commits=every).items()
     listed = [(name, commit, base) for base, named in found for name, commit in sorted(named)]
@@ -247,7 +247,7 @@ def list_experiments(repo: Repo, *, every: bool) -> dict[str, str]:
 
 
 def has_predictions(each: Run) -> bool:
-    """Whether the predictions of a run can be read from the DVC cache or the remote."""
+    """Return whether the predictions of a run are in the DVC cache or the remote."""
     try:
         each.files.read_bytes(PREDICTIONS)
     except (OSError, DvcException):
@@ -258,24 +258,24 @@ def has_predictions(each: Run) -> bool:
 def read_runs(names: Sequence[str], *, every: bool = False) -> list[Run]:
     """Read runs by name.
 
-    An experiment that was not named is skipped, with a message, if it is unfinished or if its
-    predictions are neither in the DVC cache nor in the remote.
+    Experiments that are not named explicitly are skipped, with a message, if they are unfinished or
+    if their predictions are neither in the DVC cache nor in the remote.
 
     Args:
         names: Experiments, branches, tags, commits; if empty, all experiments on HEAD.
         every: Whether to read all experiments on all commits.
 
     Returns:
-        The runs in the order given, each commit once.
+        The runs in the given order, each commit once.
 
     Raises:
-        StageError: A name is unknown or has no finished run, or there is no run to compare.
+        StageError: A name is unknown or has no finished run, or there are no runs.
     """
     with Repo() as repo:
         commits: dict[str, str] = {}
         for name in names:
             try:
-                if not name:  # which Git resolves to HEAD
+                if not name:  # Git would resolve it to HEAD
                     raise RevError("empty name")
                 commits.setdefault(resolve_rev(repo.scm, name), name)
             except (RevError, DvcException) as error:

@@ -1,7 +1,7 @@
-"""A hyperparameter search whose trials are DVC experiments; Optuna proposes configurations.
+"""Hyperparameter search with Optuna, in which trials are DVC experiments.
 
-The experiments are the only record. Their names have the dataset, the digest of the search space
-and the number of the trial, so any clone that has them can rebuild the search.
+The experiments are the only record. Their names contain the dataset, the digest of the search space
+and the number of the trial, so any clone that has them can resume the search.
 """
 
 import json
@@ -26,7 +26,7 @@ from tools.lib.runs import METRICS, MORE_SCORES, PREDICTIONS, Run
 from tools.lib.significance import ALPHA, accuracy_interval, mean_interval
 from tools.lib.space import Space
 
-# What may be optimized: means over the validation images, and so with an interval.
+# Scores to optimize. They are means over the validation images, so they have an interval.
 DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
     "validation.loss": "minimize",
     "validation.accuracy": "maximize",
@@ -35,10 +35,10 @@ DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
 
 
 def check_score(name: str) -> None:
-    """Refuse a score that must not, or cannot, be optimized.
+    """Check that a score can be optimized.
 
     Raises:
-        StageError: It is a score of the test split, or has no interval.
+        StageError: It is a score of the test split, or not in `DIRECTIONS`.
     """
     if name in DIRECTIONS:
         return
@@ -47,10 +47,10 @@ def check_score(name: str) -> None:
 
 
 def read_trial(name: str, commit: str, score: str) -> tuple[dict[str, object], float]:
-    """The parameters of an experiment by dotted key, and a validation score.
+    """Read the parameters of an experiment by dotted key, and a validation score.
 
     Raises:
-        StageError: It has no such score, or the score is not a number.
+        StageError: The score is missing or not a number.
     """
 
     def show(path: str) -> str:
@@ -72,12 +72,12 @@ def read_trial(name: str, commit: str, score: str) -> tuple[dict[str, object], f
 
 @dataclass
 class Search:
-    """The trials of a search, and what Optuna proposes next.
+    """The trials of a search, with which Optuna proposes the next one.
 
     Attributes:
-        dataset: Its key in datasets.yaml.
-        space: What varies.
-        score: A key of `DIRECTIONS`.
+        dataset: Key of the dataset in datasets.yaml.
+        space: The search space.
+        score: The score to optimize, a key of `DIRECTIONS`.
         trials: Trials by number.
     """
 
@@ -87,24 +87,24 @@ class Search:
     trials: dict[int, FrozenTrial] = field(default_factory=dict)
 
     def name(self, number: int) -> str:
-        """The name of a trial's experiment."""
+        """Return the name of a trial's experiment."""
         return f"{self.dataset}-search-{self.space.digest}-{number}"
 
     def number(self, name: str) -> int:
-        """The number of the trial with this name; -1 if it is not of this search."""
+        """Return the number of the trial with this name, or -1 if it belongs to another search."""
         found = re.fullmatch(rf"{re.escape(self.name(0)[:-1])}(0|[1-9]\d*)", name)
         return int(found[1]) if found else -1
 
     def changes(self, values: Mapping[str, object]) -> dict[str, object]:
-        """The changes to params.yaml of a trial with these values of the varied keys."""
+        """Return the changes to params.yaml of a trial with these values of the varied keys."""
         return {"dataset": self.dataset, **self.space.fixed, **values}
 
     def ask(self, number: int) -> dict[str, object]:
-        """The next values of the varied keys, for the trial with this number.
+        """Propose values of the varied keys for the trial with this number.
 
-        They depend on the trials and the number only: Optuna is asked in a study with all of them,
-        seeded by the number. So a search that was interrupted continues as if it had not been. The
-        sampler avoids the neighborhood of trials that are still running.
+        They depend only on the trials so far and the number, which seeds a new Optuna study with
+        these trials. An interrupted search thus continues as if it had not been interrupted. The
+        sampler avoids the neighborhood of running trials.
         """
         optuna.logging.set_verbosity(optuna.logging.CRITICAL)
         sampler = optuna.samplers.TPESampler(seed=number, constant_liar=True)
@@ -115,7 +115,7 @@ class Search:
         return values
 
     def experiments(self, numbers: Iterable[int]) -> Iterator[Experiment]:
-        """Ask for each trial when it is taken."""
+        """Yield the trials with these numbers; propose each one when it is taken."""
         for number in numbers:
             yield self.name(number), self.changes(self.ask(number))
 
@@ -123,7 +123,7 @@ class Search:
         """Record a finished trial, and return its score.
 
         Raises:
-            StageError: Its parameters are outside the space, or it has no such score.
+            StageError: Its parameters are outside the search space, or the score is missing.
         """
         params, value = read_trial(name, commit, self.score)
         try:
@@ -134,10 +134,10 @@ class Search:
         return value
 
     def tell(self, outcome: Outcome) -> str:
-        """Record how a trial ended, and describe it.
+        """Record the outcome of a trial, and describe it.
 
         Raises:
-            StageError: It failed.
+            StageError: The trial failed.
         """
         number = self.number(outcome.name)
         self.record(number, self.values(number), state=TrialState.FAIL)
@@ -145,7 +145,7 @@ class Search:
         return f"{self.score} {value:.4f}"
 
     def record(self, number: int, params: Mapping[str, Any], **outcome: Any) -> None:  # noqa: ANN401
-        """Record a trial with these parameters, and a value or a state."""
+        """Record a trial with its parameters and its value or state."""
         self.trials[number] = create_trial(
             params=self.space.encode(params), distributions=self.space.distributions, **outcome
         )
@@ -162,19 +162,19 @@ class Search:
         return min(self.finished, key=lambda number: (sign * self.finished[number], number))
 
     def values(self, number: int) -> dict[str, object]:
-        """The values of the varied keys of a trial."""
+        """Return the values of the varied keys of a trial."""
         return self.space.decode(self.trials[number].params)
 
 
 def scores_per_image(run: Run, score: str) -> np.ndarray:
-    """The validation score of each validation image of a run, of which the score is the mean.
+    """Compute the score of each validation image, whose mean is the validation score.
 
     Args:
         run: A finished run.
         score: A key of `DIRECTIONS`.
 
     Returns:
-        Shape (n,), bool if the score is the accuracy, else float64.
+        Shape (n,), bool for the accuracy, else float64.
     """
     predictions = run.read(PREDICTIONS)
     labels, probabilities = (
@@ -189,11 +189,15 @@ def scores_per_image(run: Run, score: str) -> np.ndarray:
 
 
 def interval(runs: Sequence[Run], score: str) -> tuple[float, float, float]:
-    """Mean validation score of runs that differ in their seeds, with its 95% confidence interval.
+    """Compute the mean validation score of runs that differ in seeds, and its 95% interval.
 
-    It is for new images and, of several runs, new seeds. The validation images of runs with
-    different `normalize.seed` are different, unless the dataset publishes them: the variance
-    between the runs then is also that over images, and the interval is Student's.
+    The confidence interval is for new images and, with several runs, for new seeds. Unless the
+    dataset publishes a validation split, runs with different `normalize.seed` have different
+    validation images: the variance between runs then includes that between images, and the
+    interval is Student's t interval.
+
+    Returns:
+        Mean, lower end, upper end.
     """
     scores = [scores_per_image(run, score) for run in runs]
     means = np.array([each.mean() for each in scores])

@@ -1,4 +1,4 @@
-"""The sections of the report as HTML, escaped by the serializer of the standard library."""
+"""Sections of the report as HTML, escaped by the serializer of the standard library."""
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,10 +12,10 @@ from stages.lib.results import metrics
 from tools.lib.records import WORKSPACE, Record, flat, uncommitted_sources
 from tools.lib.significance import verdicts
 
-MAX_CLASSES = 20  # of a confusion matrix; of more classes, those with the most errors
+MAX_CLASSES = 20  # in a confusion matrix; with more, those with the most errors are shown
 SPACE = "\N{NO-BREAK SPACE}"
-SHADES = 6  # of the cells of a confusion matrix, as in report.css
-INTEREST = 0.005  # as in tools.compare; it does not change a verdict
+SHADES = 6  # of cells in a confusion matrix, as in report.css
+INTEREST = 0.005  # as in tools.compare; does not affect verdicts
 NONE = "-"
 SCORES = {  # key in metrics.json or scores.json, and format
     "accuracy": ("accuracy", ".2%"),
@@ -39,7 +39,7 @@ Content = Any  # an element, text, or an iterable of contents
 
 
 def tag(name: str, *content: Content, **attributes: object) -> Element:
-    """An element; `data_run=1, class_="run"` are the attributes data-run and class."""
+    """Create an element; `data_run=1, class_="run"` are the attributes data-run and class."""
     words = {key.rstrip("_").replace("_", "-"): str(value) for key, value in attributes.items()}
     element = Element(name, words)
     for item in content:
@@ -66,7 +66,7 @@ def html(*content: Content) -> str:
 
 
 def table(header: Sequence[Content], rows: Iterable[Sequence[Content]], caption: str) -> Element:
-    """A table whose first column has the headings of the rows; it scrolls in a narrow window."""
+    """Create a table with row headings in the first column, scrollable in narrow windows."""
     head = tag("tr", (tag("th", cell, scope="col") for cell in header))
     body = (
         tag("tr", tag("th", first, scope="row"), (tag("td", cell) for cell in others))
@@ -77,34 +77,34 @@ def table(header: Sequence[Content], rows: Iterable[Sequence[Content]], caption:
 
 
 def name(text: str) -> Element:
-    """A name of a class or a run, in any script and direction."""
+    """Isolate the name of a class or run, in any script and direction."""
     return tag("bdi", text)
 
 
 def select(words: Content, title: str, total: int, **which: object) -> Element:
-    """A button that shows images in the error browser: `which` is read by report.js."""
+    """Create a button that shows images in the error browser; report.js interprets `which`."""
     return tag("button", words, type="button", data_title=title, data_total=total, **which)
 
 
 def percent(share: object) -> str:
-    """A share with two decimals; a dash if there is none, which CSV has as an empty cell."""
+    """Format a share as a percentage with two decimals; a dash for an empty CSV cell or None."""
     return NONE if share in ("", None) else f"{float(str(share)):.2%}".replace("%", f"{SPACE}%")
 
 
 def interval(low: object, high: object) -> str:
-    """A confidence interval of shares."""
+    """Format a confidence interval of shares."""
     return NONE if low in ("", None) else f"{100 * float(str(low)):.2f} to {percent(high)}"
 
 
 def bar(share: str, tick: str) -> Element:
-    """A bar from 0 to 1 with a tick, both shares."""
+    """Draw a bar from 0 to `share`, and a tick, on a scale from 0 to 1."""
     width, x = (f"{100 * float(value):.2f}" for value in (share, tick))
     whole = tag("rect", class_="whole", width=100, height=10)
     return _drawing(whole, tag("rect", width=width, height=10), tag("line", x1=x, x2=x, y2=10))
 
 
 def whisker(low: str, share: str, high: str, start: float) -> Element:
-    """A share with its interval, drawn from `start` to 1; empty if there is none."""
+    """Draw a share with its interval on a scale from `start` to 1; empty without a share."""
     if not share:
         return _drawing()
     ends = (100 * (float(value) - start) / (1 - start) for value in (low, share, high))
@@ -121,7 +121,7 @@ def _drawing(*shapes: Element) -> Element:
 
 
 def summary(records: Sequence[Record]) -> str:
-    """Headline per run, all scores, and the differences of runs on the same test images."""
+    """Render a card per run, all scores, and differences of runs on the same test images."""
     cards, columns = [], []
     for record in records:
         scores = flat(record.read_json("reports/scores.json"))
@@ -147,14 +147,14 @@ def summary(records: Sequence[Record]) -> str:
 
 
 def _score(scores: Mapping[str, Any], key: str, form: str) -> str:
-    """A score as text; older runs lack some."""
+    """Format a score; older runs lack some."""
     if key not in scores:
         return NONE
     return format(scores[key], form).replace("%", f"{SPACE}%")
 
 
 def findings(record: Record, scores: Mapping[str, Any]) -> Iterator[Sequence[Content]]:
-    """What a person should see first: confused classes, the worst class, calibration."""
+    """Yield the main findings: most confused classes, lowest recall, calibration."""
     rows = [row for row in record.read_rows("reports/confusion.csv") if row["count"] != "0"]
     errors = [row for row in rows if row["label"] != row["predicted"]]
     errors.sort(key=lambda row: -int(row["count"]))
@@ -178,7 +178,7 @@ def findings(record: Record, scores: Mapping[str, Any]) -> Iterator[Sequence[Con
 
 
 def compared(records: Sequence[Record]) -> Content:
-    """The differences of accuracy between runs on the same test images; empty without any."""
+    """Tabulate differences in accuracy between runs on the same test images, if any."""
     rows = []
     for images in dict.fromkeys(record.images for record in records):
         same = [record for record in records if record.images == images]
@@ -199,7 +199,7 @@ def compared(records: Sequence[Record]) -> Content:
 
 
 def configuration(records: Sequence[Record]) -> str:
-    """The parameters of the runs: those that differ, and the others folded."""
+    """Render the parameters of the runs: differing ones, then equal ones, collapsed."""
     columns = [
         record.params | {"source code": record.code, "packages": record.packages}
         for record in records
@@ -234,7 +234,7 @@ def _value(column: Mapping[str, object], key: str) -> str:
 
 
 def matrix(record: Record) -> Element:
-    """The confusion matrix; if there are too many classes, of those with the most errors."""
+    """Render the confusion matrix, of the classes with the most errors if there are too many."""
     names = record.dataset["classes"]
     counts = metrics.confusion(record.labels, record.predicted, len(names))
     errors = counts - np.diag(np.diag(counts))
@@ -271,7 +271,7 @@ def matrix(record: Record) -> Element:
 
 
 def class_table(record: Record) -> Element:
-    """Recall, precision and F1 of each class; the numbers show the errors behind them."""
+    """Tabulate recall, precision and F1 score by class, with buttons that show the errors."""
     rows = []
     errors = record.labels[~record.correct], record.predicted[~record.correct]
     table_rows = record.read_rows("reports/classes.csv")
@@ -304,7 +304,7 @@ def class_table(record: Record) -> Element:
 
 
 def calibration_table(record: Record) -> Element:
-    """The reliability diagram as rows, which show the images of each bin."""
+    """Tabulate the reliability diagram, with buttons that show the images of each bin."""
     numbers = np.unique(record.bins)
     rows = []
     for number, row in zip(numbers, record.read_rows("reports/calibration.csv"), strict=True):
@@ -324,7 +324,7 @@ def calibration_table(record: Record) -> Element:
 
 
 def presets(records: Sequence[Record], number: int, kept: int) -> Element:
-    """Buttons for the images that a person looks at first; `kept` of them are in the page."""
+    """Render buttons for common selections of images; the page contains `kept` images."""
     record = records[number]
     wrong, count = ~record.correct, len(record.labels)
     errors = int(wrong.sum())
@@ -350,7 +350,7 @@ def presets(records: Sequence[Record], number: int, kept: int) -> Element:
 
 
 def browser(records: Sequence[Record], data: Mapping[str, Any]) -> str:
-    """The tables of each run that select images."""
+    """Render the tables of each run that select images."""
     shown = []
     for number, (record, run) in enumerate(zip(records, data["runs"], strict=True)):
         heading = tag("h3", name(record.name), " ", tag("small", record.dataset["title"]))
@@ -362,7 +362,7 @@ def browser(records: Sequence[Record], data: Mapping[str, Any]) -> str:
 
 
 def figures(paths: Sequence[tuple[str, Sequence[str]]], records: Sequence[Record]) -> str:
-    """The figures of the runs, side by side."""
+    """Render the figures of the runs side by side."""
     shown = []
     for path, urls in paths:
         title = path.rpartition("/")[2].removesuffix(".png").replace("_", " ")
@@ -374,7 +374,7 @@ def figures(paths: Sequence[tuple[str, Sequence[str]]], records: Sequence[Record
 
 
 def commands(records: Sequence[Record]) -> str:
-    """Commands that reproduce each run, in a clone of the repository."""
+    """Render the commands that reproduce each run in a clone of the repository."""
     shown: list[Content] = []
     for record in records:
         lines = record.reproduce()
@@ -384,5 +384,7 @@ def commands(records: Sequence[Record]) -> str:
         changed = uncommitted_sources() if record.name == WORKSPACE and record.base else []
         if changed:
             words = f"The workspace has uncommitted changes in {shlex.join(changed)}"
-            shown.append(tag("p", f"{words}, which these commands do not bring.", class_="warning"))
+            shown.append(
+                tag("p", f"{words}, which these commands do not include.", class_="warning")
+            )
     return html(shown)

@@ -1,7 +1,7 @@
-"""A service that classifies uploaded images: its endpoints, their limits, and the page.
+"""HTTP service that classifies uploaded images: endpoints, limits, and the page.
 
-Requests are not trusted. Inference has one thread: Pillow's protection against decompression bombs
-is not thread-safe, and only one large image at a time is in memory.
+Requests are not trusted. Inference uses one thread, because Pillow's protection against
+decompression bombs is not thread-safe, and so that only one large image at a time is in memory.
 """
 
 import asyncio
@@ -32,10 +32,10 @@ from tools.lib.classifier import CATALOG, SCORES, Classifier, read_classifier
 PAGE = Path(__file__).parent / "page/serve"
 REQUEST_BYTES = 32 * 2**20
 REQUEST_FILES = 64
-PIXELS = 50_000_000  # of one image
-UPLOAD_SECONDS = 30  # for a client to send its request
-QUEUE_SECONDS = 30  # for the worker to classify the files of a request
-REQUESTS = 32  # uploading or waiting at the same time
+PIXELS = 50_000_000  # maximum per image
+UPLOAD_SECONDS = 30  # timeout for receiving a request
+QUEUE_SECONDS = 30  # timeout for classifying the files of a request
+REQUESTS = 32  # maximum number of requests uploading or waiting
 NAME_LENGTH = 100
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -80,7 +80,7 @@ class Classification(BaseModel):
 
 
 class Rejection(BaseModel):
-    """Why a file was not classified."""
+    """The error for a file that was not classified."""
 
     name: str
     error: str
@@ -110,7 +110,7 @@ class ModelFacts(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the model file on disk is the one that is served."""
+    """State of the model file on disk."""
 
     status: str = Field(description="ok, or stale if the model file is missing or invalid")
     digest: str
@@ -118,7 +118,7 @@ class Health(BaseModel):
 
 
 def read_warm(path: Path) -> Classifier:
-    """Read a model file, and what the first classification would read."""
+    """Read a model file, and all data that the first classification would load."""
     classifier = read_classifier(path)
     classifier.unusual(np.zeros((1, *classifier.model.image), np.uint8))  # the training images
     return classifier
@@ -128,8 +128,9 @@ class Served:
     """The last valid content of a model file.
 
     Attributes:
-        classifier: From the file, or from an earlier one while the file is missing or invalid.
-        problem: Why the file that is there now is not served; empty if it is.
+        classifier: The classifier in the file, or the previous one if the file is missing or
+            invalid.
+        problem: The reason why the current file is not served; empty if it is.
     """
 
     def __init__(self, path: Path) -> None:
@@ -140,7 +141,7 @@ class Served:
         self.classifier = read_warm(path)
 
     def _stat(self) -> list[tuple[int, int, int] | None]:
-        """Identify the content of the files that a classifier is read from."""
+        """Return inode, size and time of the files that a classifier is read from."""
         found: list[tuple[int, int, int] | None] = []
         for path in (self.path, SCORES, CATALOG):
             try:
@@ -151,7 +152,7 @@ class Served:
         return found
 
     def current(self) -> Classifier:
-        """Return the classifier, read again if its file has changed; while it is read, the old."""
+        """Return the classifier, reloaded if its file has changed; during a reload, the old one."""
         if self._lock.acquire(blocking=False):
             try:
                 self._refresh()
@@ -165,7 +166,7 @@ class Served:
             return
         try:
             classifier = read_warm(self.path)
-            if self._stat() != version:  # replaced while it was read: the next request reads it
+            if self._stat() != version:  # replaced during the reload; the next request reloads it
                 return
             self.classifier, self.problem = classifier, ""
             line = f"{self.path.name}: loaded {classifier.digest[:12]}"
@@ -180,19 +181,19 @@ class Served:
 
 
 def without_paths(error: Exception, path: Path) -> str:
-    """The message of an error in one line, without folders and without Python's objects."""
+    """Format an error in one line, without folders and representations of Python objects."""
     text = " ".join(str(error).split()).replace(str(path), path.name)
     return re.sub(r" <[^>]*>", "", text)
 
 
 def printable_name(name: str | None) -> str:
-    """A file name from a request without folders, shortened, and without control characters."""
+    """Sanitize a file name from a request: no folders or control characters, limited length."""
     last = re.split(r"[/\\]", name or "")[-1][:NAME_LENGTH]
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in last)
 
 
 def png_url(image: np.ndarray) -> str:
-    """An image as a data URL; shape (height, width) or (height, width, 3), uint8."""
+    """Encode an image, shape (height, width[, 3]), uint8, as a data URL."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
@@ -201,7 +202,7 @@ def png_url(image: np.ndarray) -> str:
 def classify_file(
     classifier: Classifier, upload: UploadFile, seen: bool
 ) -> Classification | Rejection:
-    """Classify an uploaded file, or say why not."""
+    """Classify an uploaded file."""
     name = printable_name(upload.filename)
     try:
         prepared = classifier.prepare(upload.file)
@@ -225,7 +226,7 @@ def classify_file(
 
 
 def check_head(request: Request) -> None:
-    """Refuse a request of another site or with too many bytes before its body is received."""
+    """Reject cross-origin and oversized requests before their body is received."""
     origin = request.headers.get("origin")
     if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
         raise HTTPException(403, "requests from pages of other sites are refused")
@@ -236,7 +237,7 @@ def check_head(request: Request) -> None:
 def limited(
     receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
 ) -> Callable[[], Awaitable[MutableMapping[str, Any]]]:
-    """Count the bytes of a request's body, whatever its head says."""
+    """Limit the bytes of a request's body, regardless of its Content-Length."""
     total = 0
 
     async def count() -> MutableMapping[str, Any]:
@@ -254,7 +255,7 @@ def limited(
 
 @asynccontextmanager
 async def receive_form(request: Request) -> AsyncIterator[FormData]:
-    """Receive the files of a request; large ones are on disk until the end."""
+    """Receive the files of a request; large ones are kept in temporary files."""
     try:
         async with asyncio.timeout(UPLOAD_SECONDS):
             counted = Request(request.scope, limited(request.receive))
@@ -272,8 +273,8 @@ def create_app(path: Path, hosts: Sequence[str]) -> FastAPI:
 
     Args:
         path: The model file.
-        hosts: Names in the Host header that are accepted; others are refused, since a site can let
-            its name resolve to this machine (DNS rebinding).
+        hosts: Accepted values of the Host header. Others are rejected, because a site may resolve
+            its name to this machine (DNS rebinding).
 
     Raises:
         StageError: The file is not a valid model.

@@ -1,4 +1,4 @@
-"""Intervals and tests of accuracies on a shared test set; docs/experiments.md explains the method.
+"""Intervals and tests for accuracies on a shared test set; docs/experiments.md has the method.
 
 A configuration is a bool array of shape (runs, n): whether each run classifies each of the n test
 images correctly.
@@ -20,20 +20,20 @@ from statsmodels.stats.proportion import proportion_confint
 
 ALPHA = 0.05
 POWER = 0.8
-BOUND = 0.8  # confidence of the upper bounds of variances with which sample sizes are planned
-MIN_RUNS = 3  # of a sample: with fewer, the variance between runs is not estimated
+BOUND = 0.8  # confidence level of the upper bounds of variances in power analysis
+MIN_RUNS = 3  # with fewer, the variance between runs is not estimated
 MIN_DISCORDANT = 10  # images with different mean accuracies; with fewer, the interval is widened
-MAX_RUNS, MAX_IMAGES = 1_000, 10_000_000  # beyond these a sample size is not reported
+MAX_RUNS, MAX_IMAGES = 1_000, 10_000_000  # larger sample sizes are not reported
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Variance components of a configuration whose runs count as a sample.
+    """Variance components of a configuration with at least `MIN_RUNS` runs.
 
     Attributes:
-        count: Number of runs, at least `MIN_RUNS`.
+        count: Number of runs.
         accuracy: Variance of the runs' accuracies on these test images.
-        interaction: Variance of the interaction of run and image.
+        interaction: Variance of the interaction between run and image.
     """
 
     count: int
@@ -43,14 +43,15 @@ class Runs:
 
 @dataclass(frozen=True)
 class Estimate:
-    """An accuracy, or the difference of two, under crossed random effects of runs and images.
+    """An accuracy, or a difference of accuracies, with crossed random effects of runs and images.
 
     Attributes:
         mean: The accuracy, or that of the first configuration minus that of the second.
         images: Number of test images.
-        per_image: Variance over the images of the mean over the runs.
-        per_image_bound: Its upper confidence bound, at level `BOUND`.
-        runs: Components of the configurations with enough runs; the others are fixed models.
+        per_image: Variance over images of the mean over runs.
+        per_image_bound: Upper confidence bound of `per_image` at level `BOUND`.
+        runs: Variance components of the configurations with enough runs; the others are treated as
+            fixed models.
     """
 
     mean: float
@@ -60,24 +61,28 @@ class Estimate:
     runs: tuple[Runs, ...]
 
     def over_runs(self) -> tuple[float, float]:
-        """Variance of the mean over new runs on the same images, with Welch's degrees of freedom.
+        """Estimate the variance of the mean over new runs on the same images.
 
-        Welch 1947, Biometrika 34:28.
+        Returns:
+            Variance and degrees of freedom (Welch 1947, Biometrika 34:28).
         """
         parts = [(each.accuracy / each.count, each.count - 1) for each in self.runs]
         variance = sum(part for part, _ in parts)
         return variance, _degrees_of_freedom(variance, parts)
 
     def over_both(self) -> tuple[float, float]:
-        """Variance of the mean over new runs and images, with Satterthwaite's degrees of freedom.
+        """Estimate the variance of the mean over new runs and new images.
 
         Both mean squares contain the interaction, which is subtracted once; the variance of runs
         is at least 0 (Searle, Casella and McCulloch 1992, "Variance components", chapter 4).
+
+        Returns:
+            Variance and Satterthwaite's degrees of freedom.
         """
         over_runs, _ = self.over_runs()
         over_images = self.per_image / self.images
-        twice = sum(each.interaction / each.count / self.images for each in self.runs)
-        variance = over_images + max(0.0, over_runs - twice)
+        interaction = sum(each.interaction / each.count / self.images for each in self.runs)
+        variance = over_images + max(0.0, over_runs - interaction)
         parts = [(each.accuracy / each.count, each.count - 1) for each in self.runs]
         parts.append((over_images, self.images - 1))
         return variance, _degrees_of_freedom(variance, parts)
@@ -85,15 +90,15 @@ class Estimate:
     def can_show(
         self, difference: float, alpha: float, runs: int | None = None, images: int | None = None
     ) -> bool:
-        """Whether a test at level `alpha` would find a true difference with probability `POWER`.
+        """Return whether a test would detect a true difference with power `POWER`.
 
         Variances are taken at their upper bounds.
 
         Args:
-            difference: Of two accuracies.
-            alpha: Level of the two-sided test.
-            runs: Of each configuration that has enough now; as many as now if not given.
-            images: Test images; as many as now if not given.
+            difference: Difference in accuracy.
+            alpha: Significance level of the two-sided test.
+            runs: Number of runs of each sampled configuration; the present number by default.
+            images: Number of test images; the present number by default.
         """
         images = images or self.images
         own = sum(each.interaction / each.count for each in self.runs)
@@ -105,24 +110,28 @@ class Estimate:
             parts.append(((of_runs + each.interaction / images) / count, count - 1))
         variance = sum(part for part, _ in parts)
         df = _degrees_of_freedom(variance, parts)
-        quantiles = stdtrit(df, 1 - alpha / 2) + stdtrit(df, POWER)  # of Student's t, fast
+        quantiles = stdtrit(df, 1 - alpha / 2) + stdtrit(df, POWER)  # of Student's t
         return bool(quantiles**2 * variance <= difference**2)
 
 
 def _degrees_of_freedom(variance: float, parts: Sequence[tuple[float, int]]) -> float:
-    """Those of a sum of mean squares, from each one's size and its own degrees of freedom.
+    """Compute the degrees of freedom of a sum of mean squares (Satterthwaite 1946).
 
     Satterthwaite 1946, Biometrics Bulletin 2:110.
+
+    Args:
+        variance: The sum.
+        parts: Each mean square and its degrees of freedom.
     """
     squares = sum(part**2 / max(df, 1) for part, df in parts)
     return max(variance**2 / squares, 1.0) if squares else float("inf")
 
 
 def estimate(first: np.ndarray, second: np.ndarray | None = None) -> Estimate:
-    """Estimate an accuracy, or the difference of two on the same images.
+    """Estimate an accuracy, or the difference of two accuracies on the same images.
 
-    Runs of the two configurations count as independent. If they share seeds or training images,
-    the interval is wider than necessary, not narrower.
+    Runs of the two configurations are treated as independent. If they share seeds or training
+    images, the interval is conservative.
     """
     configurations = [first] if second is None else [first, second]
     means = [correct.mean(axis=0) for correct in configurations]
@@ -138,17 +147,17 @@ def estimate(first: np.ndarray, second: np.ndarray | None = None) -> Estimate:
             runs.append(Runs(len(correct), float(by_run.var(ddof=1)), interaction))
     variance = float(squares.sum() / max(n - 1, 1))
     error = float(squares.std(ddof=1)) / sqrt(n) if n > 1 else 0.0
-    rare = 1 - (1 - BOUND) ** (1 / n)  # bound of the share of images that differ if none does
+    rare = 1 - (1 - BOUND) ** (1 / n)  # bound of the share of discordant images if none is found
     bound = max(variance + NormalDist().inv_cdf(BOUND) * error, rare)
     return Estimate(float(per_image.mean()), n, variance, bound, tuple(runs))
 
 
 def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
-    """95% confidence interval of a configuration's accuracy, for new images and, if sampled, runs.
+    """Compute the 95% confidence interval of an accuracy for new images and, if sampled, new runs.
 
-    Wilson's interval at n divided by the design effect, with Student's quantile (Kish 1965,
-    "Survey sampling"; Kott and Carr 1997, Journal of Official Statistics 13:367). That of a single
-    model is Wilson's.
+    This is Wilson's interval with n divided by the design effect, and Student's quantile (Kish
+    1965, "Survey sampling"; Kott and Carr 1997, Journal of Official Statistics 13:367). For a
+    single model it is Wilson's interval.
     """
     found = estimate(correct)
     mean, n = found.mean, found.images
@@ -162,10 +171,12 @@ def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
 
 
 def mean_interval(scores: np.ndarray) -> tuple[float, float]:
-    """95% confidence interval of the mean of any score per image, as `accuracy_interval` has it.
+    """Compute the 95% confidence interval of a mean score per image.
+
+    The interval is for new images and, if sampled, new runs.
 
     Args:
-        scores: Of each run on each of the same images, shape (runs, n).
+        scores: Score of each run on each image, shape (runs, n).
     """
     found = estimate(scores)
     variance, df = found.over_both()
@@ -174,13 +185,13 @@ def mean_interval(scores: np.ndarray) -> tuple[float, float]:
 
 
 def newcombe(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """95% confidence interval of the difference in accuracy of two models, for new images.
+    """Compute the 95% confidence interval of the difference in accuracy of two models.
 
-    Newcombe 1998, Statistics in Medicine 17:2635, method 10.
+    The interval is for new images (Newcombe 1998, Statistics in Medicine 17:2635, method 10).
 
     Args:
         first: Whether the first model classifies each image correctly, shape (n,), bool.
-        second: The same of the second model.
+        second: As `first`, for the second model.
     """
     n = len(first)
     both, neither = int((first & second).sum()), int((~first & ~second).sum())
@@ -207,18 +218,19 @@ def newcombe(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What runs show of the difference of two configurations on one dataset.
+    """Comparison of two configurations on one dataset.
 
     Attributes:
         difference: Accuracy of the first minus that of the second.
         low: Lower end of its 95% confidence interval.
         high: Upper end.
-        p: For no difference on new images and runs, after Holm's correction.
-        p_here: For no difference on these images and new runs, after Holm's correction; NaN if the
-            runs of neither are a sample.
-        runs_needed: Of each sampled configuration, to show the difference of interest on as many
-            images; None if no number is enough, or if none is sampled.
-        images_needed: To show it with as many runs; None if no number is enough.
+        p: p-value for no difference on new images and runs, Holm-adjusted.
+        p_here: p-value for no difference on these images and new runs, Holm-adjusted; NaN if
+            neither configuration is sampled.
+        runs_needed: Number of runs per sampled configuration to detect the difference of interest
+            with the present images; None if no number is enough, or if none is sampled.
+        images_needed: Number of images to detect it with the present runs; None if no number is
+            enough.
     """
 
     difference: float
@@ -231,19 +243,19 @@ class Verdict:
 
     @property
     def better(self) -> bool:
-        """Whether the difference is not 0, at level `ALPHA`."""
+        """Whether the difference is significant at level `ALPHA`."""
         return self.p < ALPHA
 
 
 def _p(mean: float, variance: float, df: float) -> float:
-    """Two-sided p of Student's t-test of a mean."""
+    """Compute the two-sided p-value of Student's t-test of a mean."""
     if not variance:
         return float(mean == 0)
     return float(2 * student.sf(abs(mean) / sqrt(variance), df))
 
 
 def _mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """McNemar's exact p of two models (1947, Psychometrika 12:153); arguments as of `newcombe`."""
+    """Compute McNemar's exact p-value (1947, Psychometrika 12:153); arguments as in `newcombe`."""
     only = int((first & ~second).sum()), int((second & ~first).sum())
     if not any(only):
         return 1.0
@@ -251,16 +263,17 @@ def _mcnemar(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def difference_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
-    """95% confidence interval of the difference in accuracy, and p of no difference.
+    """Compute the 95% confidence interval of the difference in accuracy, and the p-value.
 
-    Both are for new images, and for new runs of a configuration with at least `MIN_RUNS`. Of two
-    single models they are Newcombe's and McNemar's exact p. With fewer than `MIN_DISCORDANT`
-    discordant images the variance is hardly estimated, and 0 without any: the interval then also
-    covers Newcombe's of the first run of each configuration, and p is at least McNemar's.
+    Both are for new images, and for new runs of configurations with at least `MIN_RUNS` runs. For
+    two single models they are Newcombe's interval and McNemar's exact p-value. With fewer than
+    `MIN_DISCORDANT` discordant images, the estimate of the variance is unreliable: the interval
+    then also covers Newcombe's for the first run of each configuration, and p is at least
+    McNemar's.
 
     Args:
         first: Shape (runs, n), bool.
-        second: The same on the same images; its runs may be more or fewer.
+        second: Shape (runs, n), bool, on the same images; the number of runs may differ.
 
     Returns:
         Lower end, upper end, p.
@@ -281,16 +294,16 @@ def difference_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, f
 def sizes_needed(
     found: Estimate, interest: float, alpha: float = ALPHA
 ) -> tuple[int | None, int | None]:
-    """Runs and test images that would show a difference of interest, each with the other as now.
+    """Compute the runs or test images needed to detect a difference of interest.
 
     Args:
-        found: Of the difference of two configurations.
+        found: Estimate of the difference of two configurations.
         interest: A difference in accuracy.
-        alpha: Level at which it is to be shown.
+        alpha: Significance level.
 
     Returns:
-        Runs of each configuration that is sampled, and images; None if no number is enough, or if
-        no configuration is sampled.
+        Number of runs per sampled configuration with the present images, and number of images with
+        the present runs. None if no number is enough, or if no configuration is sampled.
     """
     runs, images = range(MIN_RUNS, MAX_RUNS + 1), range(2, MAX_IMAGES + 1)
     more_runs = bisect_left(runs, True, key=lambda n: found.can_show(interest, alpha, runs=n))
@@ -304,7 +317,7 @@ def sizes_needed(
 def verdict(
     first: np.ndarray, second: np.ndarray, interest: float, alpha: float = ALPHA
 ) -> Verdict:
-    """Compare two configurations, without correction for other pairs."""
+    """Compare two configurations, without correction for multiple comparisons."""
     found = estimate(first, second)
     over_runs, df = found.over_runs()
     return Verdict(
@@ -318,10 +331,10 @@ def verdict(
 def verdicts(
     configurations: Sequence[np.ndarray], interest: float
 ) -> dict[tuple[int, int], Verdict]:
-    """Compare every two configurations on one dataset.
+    """Compare all pairs of configurations on one dataset.
 
     p is corrected for all pairs (Holm 1979, Scandinavian Journal of Statistics 6:65). Sample sizes
-    are for the strictest of Holm's levels, `ALPHA` over the number of pairs.
+    are for the strictest of Holm's levels, `ALPHA` divided by the number of pairs.
 
     Args:
         configurations: Shape (runs, n) each, bool.
@@ -341,7 +354,7 @@ def verdicts(
 
 
 def _holm(p: Sequence[float]) -> np.ndarray:
-    """Holm's adjusted p, NaN where there is none."""
+    """Compute Holm-adjusted p-values; NaN stays NaN."""
     adjusted = np.array(p, float)
     tested = ~np.isnan(adjusted)
     if tested.any():

@@ -1,4 +1,4 @@
-"""A search space: a YAML file with the hyperparameters that trials vary, and their ranges."""
+"""Read search spaces: YAML files with hyperparameters and their ranges."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from stages.lib.params import PARAMS, Line, Params, Section, check, read_params,
 from stages.lib.stage import StageError
 from tools.lib.records import flat
 
-# Trials with other validation images are not comparable, and the best seed is the luckiest.
+# Trials with different validation images are not comparable, and the best seed is just lucky.
 NOT_VARIED = ("dataset", "normalize.seed", "normalize.validation", "train.seed")
 SECTIONS = ("normalize", "model", "train")  # validation scores depend on no others
 
@@ -66,14 +66,14 @@ class Range(Section):
 
 
 class Sections(Section):
-    """The file: values by dotted keys of params.yaml."""
+    """A search space file: values by dotted keys of params.yaml."""
 
     set: dict[Line, Any] = Field(default_factory=dict)
     vary: dict[Line, Any] = Field(min_length=1)
 
 
 def _distribution(choice: Range | list[Any]) -> BaseDistribution:
-    """The Optuna distribution of a choice.
+    """Create the Optuna distribution of a choice.
 
     Lists are sampled by index, because their items may be lists.
     """
@@ -85,17 +85,17 @@ def _distribution(choice: Range | list[Any]) -> BaseDistribution:
 
 
 def _decode(choice: Range | list[Any], sampled: Any) -> Any:  # noqa: ANN401
-    """A value of params.yaml from what Optuna sampled; floats get three significant digits."""
+    """Convert a sample of Optuna to a value of params.yaml; floats get three significant digits."""
     if isinstance(choice, list):
         return choice[sampled]
     if isinstance(sampled, int):
         return sampled
-    digits = 3 if choice.step is None else 10  # 0.1 + 0.2 is 0.3
+    digits = 3 if choice.step is None else 10  # so that 0.1 + 0.2 is 0.3
     return min(max(float(f"{sampled:.{digits}g}"), float(choice.low)), float(choice.high))
 
 
 def _examples(choice: Range | list[Any]) -> list[Any]:
-    """Values to validate: all of a list; the limits of a range, and one between if there is one."""
+    """Return values to validate: all of a list, or the limits of a range and a value between."""
     if isinstance(choice, list):
         return choice
     between: int | float
@@ -138,11 +138,11 @@ class Space:
         return hashlib.sha256(text.encode()).hexdigest()[:6]
 
     def decode(self, sampled: Mapping[str, Any]) -> dict[str, Any]:
-        """Values of params.yaml from what Optuna sampled."""
+        """Convert a sample of Optuna to values of params.yaml."""
         return {key: _decode(choice, sampled[key]) for key, choice in self.varied.items()}
 
     def encode(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """What Optuna would have sampled for values of params.yaml.
+        """Convert values of params.yaml to a sample of Optuna.
 
         Raises:
             ValueError: A value is missing, or outside its range or list.
@@ -161,7 +161,7 @@ class Space:
 
 
 def with_changes(content: Any, changes: Mapping[str, object]) -> Any:  # noqa: ANN401
-    """The content of params.yaml with other values at some dotted keys."""
+    """Return a copy of params.yaml's content with changes by dotted key."""
     content = deepcopy(content)
     for key, value in changes.items():
         *parents, last = key.split(".")
@@ -173,7 +173,7 @@ def with_changes(content: Any, changes: Mapping[str, object]) -> Any:  # noqa: A
 
 
 def _check_keys(sections: Sections, known: Mapping[str, object], path: Path) -> None:
-    """Refuse keys that params.yaml lacks, and those that must not be there."""
+    """Reject keys that are not in params.yaml or must not be set or varied."""
     for name, keys in (("set", sections.set), ("vary", sections.vary)):
         for key in keys:
             if key not in known:
@@ -207,7 +207,7 @@ def _check_choice(choice: object, path: Path, key: str) -> Range | list[Any]:
 
 
 def _check_kinds(space: Space, kind: str, path: Path) -> None:
-    """Refuse hyperparameters of a kind of model that no trial has."""
+    """Reject hyperparameters of model kinds that no trial uses."""
     varied = space.varied.get("model.kind")
     kinds = varied if isinstance(varied, list) else [kind]
     for key in space.varied:

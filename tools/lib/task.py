@@ -1,7 +1,7 @@
-"""Run an experiment at one commit in a clone of the project, and keep the clone.
+"""Run an experiment of a commit in a clone of the project, and keep the clone.
 
-Dask workers execute the text of this file (workers.py sends it): they need no file of the project,
-and run the code of the commit. A task holds the lock of its clone, so no two share one.
+workers.py sends the text of this file to Dask workers, so they need no files of the project, and
+run the code of the commit. Each task locks its clone.
 """
 
 import fcntl
@@ -28,7 +28,7 @@ THREAD_VARIABLES = (
 
 
 def lock_clone(base: Path) -> tuple[Path, IO[str]]:
-    """The first clone in a folder that no other task uses, and its lock, held while open."""
+    """Lock the first clone in a folder that no other task uses; return it and its open lock."""
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
     if base.stat().st_uid != os.getuid():
         sys.exit(f"{base} belongs to another user; set TMPDIR to a folder of your own")
@@ -44,14 +44,14 @@ def lock_clone(base: Path) -> tuple[Path, IO[str]]:
 
 
 def git(folder: Path, *words: str) -> None:
-    """Run a Git command in a clone; its error ends the task."""
+    """Run a Git command in a clone; exit with its error if it fails."""
     done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"git {words[0]}: {' '.join(done.stderr.split())}")
 
 
 def fetch(folder: Path, commit: str) -> None:
-    """Fetch unless the clone has the commit; the remote may be unreachable for a while."""
+    """Fetch unless the clone has the commit; retry if the remote is temporarily unreachable."""
     command = ["git", "-C", str(folder), "cat-file", "-e", f"{commit}^{{commit}}"]
     if not subprocess.run(command, capture_output=True).returncode:
         return
@@ -65,7 +65,7 @@ def fetch(folder: Path, commit: str) -> None:
 
 
 def check_out(folder: Path, url: str, commit: str) -> None:
-    """Bring a clone to a commit; every step may have been interrupted before."""
+    """Create or update a clone and check out a commit; an earlier attempt may have been killed."""
     folder.mkdir(exist_ok=True)
     for lock in (folder / ".git").rglob("*.lock"):
         lock.unlink()
@@ -77,18 +77,18 @@ def check_out(folder: Path, url: str, commit: str) -> None:
 
 
 def main(url: str, commit: str, project: str, base: str, tasks: str, *words: str) -> None:
-    """Run `tools.lib.experiment`, and end it when the worker ends.
+    """Run `tools.lib.experiment`, and terminate it when the worker dies.
 
     Args:
         url: Address of the Git remote.
         commit: Commit to check out.
         project: The project's folder in the repository.
-        base: Folder of the clones; empty for one in the system's folder for temporary files.
+        base: Folder of the clones; empty for one in the system's temporary folder.
         tasks: Number of tasks that share the cores of this machine.
         words: Arguments of the module after REMOTE and COMMIT.
     """
-    # The worker reads the output. The parent's process id is not enough: the worker may be dead
-    # before this process starts, or have the id 1 in a container.
+    # Detect the worker's death by its end of the output pipe. The parent's process ID is not
+    # enough: the worker may die before this process starts, or have the ID 1 in a container.
     output = select.poll()
     output.register(sys.stdout, 0)
     folder = Path(base or f"{tempfile.gettempdir()}/experiments-{os.getuid()}")
@@ -99,7 +99,7 @@ def main(url: str, commit: str, project: str, base: str, tasks: str, *words: str
         [sys.executable, "-m", "tools.lib.experiment", "origin", commit, *words],
         cwd=clone / project,
         env=os.environ | dict.fromkeys(THREAD_VARIABLES, share),
-        pass_fds=[lock.fileno()],  # locked until it ends
+        pass_fds=[lock.fileno()],  # keeps the clone locked until the process exits
     )
     while process.poll() is None:
         try:

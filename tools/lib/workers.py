@@ -1,6 +1,6 @@
-"""Experiments on Dask workers: Git carries the references, the DVC remote the data.
+"""Run experiments on Dask workers, which push them to the Git and DVC remotes.
 
-Only strings go to the workers: the text of task.py and its arguments.
+Workers receive only strings: the text of task.py and its arguments.
 """
 
 import hashlib
@@ -38,13 +38,13 @@ TASK = Path(__file__).with_name("task.py")
 
 
 def prepare(commit: str) -> str:
-    """Check that workers can get a commit and its data, and push the run cache.
+    """Check that workers can fetch a commit and its data, and push the run cache.
 
     Returns:
         Address of the Git remote.
 
     Raises:
-        StageError: Something is missing; the message has the command that adds it.
+        StageError: A remote or the commit is missing, or workers cannot use an address.
     """
     if REMOTE not in call("git", "remote").split():
         raise StageError(f"workers need a Git remote; git remote add {REMOTE} ADDRESS")
@@ -84,7 +84,7 @@ def connect(workers: str) -> Iterator[Client]:
             client = Client(workers)
         except (OSError, ValueError) as error:
             raise StageError(
-                f"no Dask scheduler at {workers} ({error}); dask scheduler starts one"
+                f"no Dask scheduler at {workers} ({error}); start one with `dask scheduler`"
             ) from error
         try:
             with client:
@@ -95,7 +95,7 @@ def connect(workers: str) -> Iterator[Client]:
             ) from error
         return
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # for "python"
-    # Each task is a process of its own, so the workers need not be.
+    # Each task runs in its own process, so the workers can be threads.
     with (
         LocalCluster(
             n_workers=int(workers),
@@ -117,7 +117,7 @@ class Tasks:
         client: Client of the cluster.
         commit: Commit of the project that is on the Git remote.
         url: Address of the Git remote.
-        clones: Folder of the workers' clones; empty for their folder for temporary files.
+        clones: Folder of the workers' clones; empty for their system's temporary folder.
     """
 
     def __init__(self, client: Client, commit: str, url: str, clones: str) -> None:
@@ -133,23 +133,23 @@ class Tasks:
         self.command += [url, commit, project, clones, tasks]
 
     def slots(self) -> int:
-        """Number of experiments that the present workers run at once."""
+        """Return the number of experiments that the present workers run at once."""
         try:
             return sum(self.client.nthreads().values())
         except OSError as error:
             raise CancelledError from error
 
     def submit(self, name: str, changes: Sequence[str]) -> Future:
-        """Start an experiment; equal names are one task, also of several coordinators.
+        """Submit an experiment; equal names share one task, even from several coordinators.
 
         Args:
             name: Name of the experiment.
-            changes: Settings of params.yaml, `KEY=VALUE`.
+            changes: Overrides of params.yaml, `KEY=VALUE`.
         """
         return self._run(name, *changes, key=f"{self.project}-{self.commit}-{name}")
 
     def _run(self, *words: str, key: str, workers: Sequence[str] = ()) -> Future:
-        """Run `tools.lib.experiment` on a worker, with these words after REMOTE and COMMIT."""
+        """Run `tools.lib.experiment` on a worker, with these arguments after REMOTE and COMMIT."""
         return self.client.submit(
             subprocess.run,
             [*self.command, *words],
@@ -161,10 +161,11 @@ class Tasks:
         )
 
     def check(self) -> None:
-        """Refuse workers whose environment differs; wait for busy workers.
+        """Check the environment of each worker; wait for busy workers.
 
         Raises:
-            StageError: With the message of each such worker as an argument.
+            StageError: The environment of a worker differs. Each such worker's message is an
+                argument.
         """
         now = time.time_ns()
         checks = {
@@ -188,10 +189,10 @@ class Tasks:
         """Wait for an experiment, verify it on the remotes, and pull its reference.
 
         Returns:
-            The experiment's commit, and how many seconds it took on its worker.
+            The experiment's commit, and its duration on the worker in seconds.
 
         Raises:
-            StageError: It failed.
+            StageError: The experiment failed, or is not complete on the remotes.
         """
         words = wait_for(task).split()
         commit = pull(self.commit, name)
@@ -208,7 +209,7 @@ def open_tasks(workers: str, commit: str, url: str) -> Iterator[Tasks]:
 
     Args:
         workers: Number of workers on this machine, or the address of a scheduler.
-        commit: Commit that they run.
+        commit: Commit to run.
         url: Address of the Git remote, from `prepare`.
 
     Raises:
@@ -224,7 +225,7 @@ def wait_for(task: Future) -> str:
     """Wait for a task, and return its stdout.
 
     Raises:
-        StageError: The task failed; the message is that of the worker.
+        StageError: The task failed. The message is the last line of its stderr.
     """
     try:
         done = task.result()
