@@ -22,9 +22,9 @@ from tools.lib.runs import read_run
 DATASETS = ("mnist", "fashion_mnist")
 ONE_CYCLE: dict[str, object] = {
     "model.kind": "mlp",
+    "normalize.method": "standardize",
     "train.schedule": "one_cycle",
-    "train.learning_rate": 0.003,
-    "train.batch_size": 250,
+    "train.learning_rate": 0.0006,
     "train.epochs": 20,
 }
 # The configurations of the grid, as changes to params.yaml, and their numbers of replicates.
@@ -33,7 +33,7 @@ CONFIGURATIONS: dict[str, dict[str, object]] = {
     "pca_knn": {"model.kind": "pca_knn"},
     "mlp": {"model.kind": "mlp"},
     "mlp_one_cycle": ONE_CYCLE,
-    "mlp_dropout": {**ONE_CYCLE, "model.mlp.dropout": 0.3},
+    "mlp_dropout": {**ONE_CYCLE, "model.mlp.dropout": 0.2},
     "cnn": {
         "model.kind": "cnn",
         "train.schedule": "one_cycle",
