@@ -1,4 +1,4 @@
-# What to type. Each target sets up what it needs; the first one takes a minute or more for packages.
+# Commands of the project. The first target that needs the environment installs it, in a minute or more.
 
 PYTHON ?= python3
 LOCK ?= --upgrade
@@ -13,7 +13,7 @@ help: ## list the targets
 
 ### Run the pipeline
 repro: $(INSTALLED) ## run the stages that changed, and show the results
-	@python -m stages.lib.params # refuses a typo in params.yaml before DVC starts
+	@python -m stages.lib.params # rejects typos in params.yaml before DVC starts
 	dvc repro
 	@echo
 	@dvc metrics diff --all
@@ -42,7 +42,7 @@ bench: $(INSTALLED) benchmarks/.venv/installed ## measure speed and memory again
 serve: $(INSTALLED) ## draw images and classify files at http://127.0.0.1:8000 (SERVE="--port 8001")
 	@python -m tools.serve $(SERVE)
 
-report: $(INSTALLED) ## write reports/report.html, one file for anybody (REPORT="REV REV" or workspace)
+report: $(INSTALLED) ## write reports/report.html, a single file (REPORT="REV REV" or workspace)
 	@python -m tools.report $(REPORT)
 
 ### Develop

@@ -1,1 +1,1 @@
-"""Speed and memory of the pipeline, side by side with what a person would use instead."""
+"""Speed and memory of the pipeline, compared with baselines."""

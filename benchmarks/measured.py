@@ -1,7 +1,7 @@
-"""Run a command and note how long it took and how much memory it held at most.
+"""Run a command, and write its wall time and peak memory to a file.
 
-A process of its own, because Linux counts the memory of whoever starts a command, up to its own
-peak, as the command's.
+This is a separate process, because on Linux the peak memory of a command includes that of the
+process that started it.
 """
 
 import json
@@ -17,7 +17,7 @@ if __name__ == "__main__":
     code = subprocess.call(command)
     wall = time.perf_counter() - start
     unit = 1024 if os.uname().sysname == "Linux" else 1
-    with open(note, "w") as file:  # noqa: PTH123  # pathlib would be a tenth of the memory counted
+    with open(note, "w") as file:  # noqa: PTH123  # importing pathlib would add to the peak
         json.dump(
             {"wall": wall, "peak": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit},
             file,

@@ -1,4 +1,4 @@
-"""Results of a part of the benchmark as a table, as JSON, and as a figure."""
+"""Results of a part of the benchmark as a table, JSON, and a figure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,14 +14,14 @@ from stages.lib.results.figures import BLUE, GRAY, INK, ORANGE
 
 @dataclass(frozen=True)
 class Check:
-    """A target and what was measured.
+    """A measurement and its target.
 
     Attributes:
-        what: What is compared.
+        what: Description of the comparison.
         measured: The measurement with its interval, or an exact number.
         target: The limit.
         at_least: Whether the limit is a minimum; otherwise it is a maximum.
-        unit: Of the numbers.
+        unit: Unit of the numbers.
     """
 
     what: str
@@ -32,14 +32,14 @@ class Check:
 
     @property
     def interval(self) -> Interval:
-        """The measurement; an exact number has no width."""
+        """The measurement as an interval, of zero width for an exact number."""
         if isinstance(self.measured, Interval):
             return self.measured
         return Interval(self.measured, self.measured, self.measured)
 
     @property
     def verdict(self) -> str:
-        """`holds` or `missed` if the whole interval is on that side, else `not shown`."""
+        """`holds` or `missed` if the whole interval is on one side, otherwise `not shown`."""
         low, high = self.interval.low, self.interval.high
         if low >= self.target if self.at_least else high <= self.target:
             return "holds"
@@ -61,12 +61,12 @@ class Part:
     """Results of one part of the benchmark.
 
     Attributes:
-        title: Above its table; up to the first colon, above its bars.
+        title: Title of the table and, up to the first colon, of the bars.
         header: Names of the columns.
-        rows: Cells, a row per command.
-        checks: Its targets.
+        rows: Cells of the table, a row per command.
+        checks: Comparisons with targets.
         bars: Name and median in `unit` of each bar in the figure; ours first.
-        unit: Of the bars.
+        unit: Unit of the bars.
         results: All measurements, for results.json.
     """
 
@@ -80,7 +80,7 @@ class Part:
 
 
 def table(part: Part) -> str:
-    """A part as text: its title, aligned columns, and targets."""
+    """Format a part as text: title, aligned columns, and checks."""
     widths = [max(map(len, column)) for column in zip(part.header, *part.rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -92,7 +92,7 @@ def table(part: Part) -> str:
 
 
 def content(part: Part, commit: str, rounds: int) -> dict[str, Any]:
-    """A part's results for JSON, with the commit that was measured."""
+    """Return the results of a part for JSON, with the measured commit."""
     return {
         "title": part.title,
         "commit": commit,
@@ -113,7 +113,7 @@ def content(part: Part, commit: str, rounds: int) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
+    """Replace infinity, which JSON lacks, by None."""
     return value if isfinite(value) else None
 
 
@@ -133,7 +133,7 @@ def _bars(axes: Axes, part: Mapping[str, Any]) -> None:
 
 
 def results_figure(machine: Mapping[str, str], parts: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Bars of every part, as from `content`: ours blue, the transcription orange, others gray."""
+    """Draw bars of each part from `content`: ours blue, the transcription orange, others gray."""
     heights = [1.1 + 0.32 * len(part["bars"]) for part in parts.values()]
     figure = Figure((9, sum(heights) + 0.5), layout="constrained")
     all_axes = figure.subplots(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]

@@ -1,4 +1,4 @@
-"""Run the benchmark: print a table per part, and write results.json and results.png."""
+"""Run the benchmark, print a table per part, and write results.json and results.png."""
 
 import argparse
 import json
@@ -46,7 +46,7 @@ PARTS = {
 
 
 def peers() -> dict[str, str]:
-    """Versions of PyTorch and JAX, which have an environment of their own."""
+    """Return the versions of PyTorch and JAX, which have their own environment."""
     code = "import json, importlib.metadata as m; "
     code += "print(json.dumps({n: m.version(n) for n in ('torch', 'jax')}))"
     versions: dict[str, str] = json.loads(subprocess.check_output([PEERS, "-c", code], text=True))
@@ -54,7 +54,7 @@ def peers() -> dict[str, str]:
 
 
 def current_parts(machine: dict[str, str]) -> dict[str, Any]:
-    """Earlier results of the same code on the same machine; others are dropped."""
+    """Return earlier results of the same code on the same machine."""
     if not RESULTS.exists():
         return {}
     stored = json.loads(RESULTS.read_text(encoding="utf-8"))
@@ -68,19 +68,19 @@ def current_parts(machine: dict[str, str]) -> dict[str, Any]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Options of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument(
-        "--rounds", type=int, default=10, help="of each part; at most 5 if a round takes minutes"
+        "--rounds", type=int, default=10, help="rounds per part; at most 5 if a round takes minutes"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="check that everything runs, and write nothing"
+        "--quick", action="store_true", help="check that everything runs, without writing results"
     )
     parser.add_argument(
         "--only",
         choices=PARTS,
         action="append",
-        help="only this part, current results of others are kept; may be repeated",
+        help="run only this part and keep current results of the others; may be repeated",
     )
     args = parser.parse_args()
     if args.rounds < 3:
@@ -89,7 +89,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure the parts that the command line names."""
+    """Measure the selected parts."""
     args = parse_arguments()
     rounds = 1 if args.quick else args.rounds
     measured = "" if args.quick else commit()

@@ -1,4 +1,4 @@
-"""Runs commands in turn, each as a process of its own, and compares their measurements."""
+"""Run commands in turn, each in its own process, and compare their measurements."""
 
 import json
 import subprocess
@@ -24,11 +24,11 @@ class Command:
     """A command to measure.
 
     Attributes:
-        name: As in tables.
-        command: Its words; `{round}` becomes the number of the round, from 0.
-        cwd: Where it runs.
-        before: Restores the initial state; gets the number of the round; not measured.
-        variables: More environment variables.
+        name: Name in tables.
+        command: Program and arguments; `{round}` is replaced by the number of the round, from 0.
+        cwd: Working directory.
+        before: Restores the initial state, given the number of the round; not measured.
+        variables: Additional environment variables.
     """
 
     name: str
@@ -54,12 +54,15 @@ def run(command: Command, number: int) -> dict[str, Any]:
     """Run a command once.
 
     Args:
-        command: What to run.
-        number: The round.
+        command: The command.
+        number: Number of the round.
 
     Returns:
         `wall` (seconds from start to end of the process), `peak` (maximum resident bytes), and the
-        contents of a last line of JSON on stdout.
+        content of the last line of stdout if it is JSON.
+
+    Raises:
+        RuntimeError: The command failed.
     """
     if command.before:
         command.before(number)
@@ -84,12 +87,12 @@ def run(command: Command, number: int) -> dict[str, Any]:
 
 
 def in_turn(commands: Sequence[Command], rounds: int, *, warm_up: bool = True) -> Runs:
-    """Run all commands once per round, A B C A B C: a slow minute of the machine affects all.
+    """Run all commands once per round (A B C A B C), so that a slow minute affects all of them.
 
     Args:
-        commands: In the order of their turns.
-        rounds: How often each counts.
-        warm_up: Whether a round that does not count comes first.
+        commands: The commands in order.
+        rounds: Number of rounds.
+        warm_up: Whether to run an additional first round and discard it.
 
     Returns:
         Results of each command by its name, a dictionary per round.
@@ -106,14 +109,14 @@ def in_turn(commands: Sequence[Command], rounds: int, *, warm_up: bool = True) -
 
 
 def middle(runs: Runs, name: str, key: str = "wall") -> float:
-    """Median of a measurement over the rounds."""
+    """Return the median of a measurement over the rounds."""
     return float(median(result[key] for result in runs[name]))
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Geometric mean of a positive value per round, with Student's interval of the logarithms.
+    """Compute the geometric mean of one value per round, with Student's interval of the logarithms.
 
-    With one value the interval is unbounded.
+    With a single value the interval is unbounded.
     """
     logs = np.log(values)
     center = float(logs.mean())
@@ -124,6 +127,6 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def ratio(runs: Runs, other: str, ours: str, key: str = "wall") -> Interval:
-    """How many times as much the other command needs, compared within each round."""
+    """Compute the ratio of another command's measurement to ours, paired by round."""
     pairs = zip(runs[other], runs[ours], strict=True)
     return mean_interval([result[key] / own[key] for result, own in pairs])

@@ -1,4 +1,4 @@
-"""How much of the benchmark to run, and where."""
+"""Settings of the benchmark."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Settings:
-    """What all parts share.
+    """Settings that all parts share.
 
     Attributes:
         scratch: A temporary folder.
-        peers: The Python that has PyTorch and JAX.
+        peers: The Python executable with PyTorch and JAX.
         rounds: Number of rounds of most parts.
-        quick: Whether to check only that everything runs, with few epochs and images.
+        quick: Whether to only check that everything runs, with few epochs and images.
     """
 
     scratch: Path

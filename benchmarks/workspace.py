@@ -1,4 +1,4 @@
-"""Copies of the project in temporary folders, and the images they run on."""
+"""Copies of the project in temporary folders, and their datasets."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from stages.lib.files import write_arrays, write_chunks, write_json
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "benchmarks" / ".data"
 DATASETS = ("mnist", "fashion_mnist")
-# What the results depend on, except the machine and the versions, which are recorded.
+# Files that affect the results. The machine and package versions are recorded separately.
 MEASURED = (
     *("benchmarks/*.py", "stages", "tools/lib"),
     *("tools/classify.py", "tools/dataset.py", "tools/experiments.py", "tools/serve.py"),
@@ -35,9 +35,9 @@ ARRAYS = {
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment without settings of the measured libraries.
+    """Return the environment without settings of the measured libraries.
 
-    Each process pays for its own compilation: caches of compiled code are not shared.
+    Caches of compiled code are disabled, so that each process includes its own compilation.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
@@ -51,10 +51,10 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit that is measured.
+    """Return the commit to measure.
 
     Raises:
-        RuntimeError: The working tree has other code.
+        RuntimeError: The working tree has uncommitted changes.
     """
     if _git("status", "--porcelain", "--", *MEASURED):
         raise RuntimeError("uncommitted changes: commit them first, or pass --quick")
@@ -62,7 +62,7 @@ def commit() -> str:
 
 
 def is_current(measured: str) -> bool:
-    """Whether the code that is measured is as it was at a commit."""
+    """Return whether the measured code has not changed since a commit."""
     command = ["git", "diff", "--quiet", measured, "HEAD", "--", *MEASURED]
     return not subprocess.run(command, cwd=ROOT, capture_output=True).returncode
 
@@ -73,7 +73,7 @@ def _git(*arguments: str) -> str:
 
 
 def call(*command: str, cwd: Path) -> None:
-    """Run a command that is not timed, silently; its output comes with the error if it fails."""
+    """Run a command without timing or printing it; an error contains its output."""
     done = subprocess.run(command, cwd=cwd, env=environment(), text=True, capture_output=True)
     if done.returncode:
         raise RuntimeError(
@@ -82,7 +82,7 @@ def call(*command: str, cwd: Path) -> None:
 
 
 def edit(path: Path, values: Mapping[str, Any]) -> None:
-    """Set values of a YAML file by their dotted keys."""
+    """Set values in a YAML file by dotted key."""
     yaml = YAML()
     content = yaml.load(path.read_text(encoding="utf-8"))
     for key, value in values.items():
@@ -96,10 +96,10 @@ def edit(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def copy_project(folder: Path, params: Mapping[str, Any]) -> Path:
-    """Copy what belongs into Git, without a trace of earlier runs, as a repository of its own.
+    """Copy the tracked and untracked files into a new repository, without results of earlier runs.
 
     Args:
-        folder: Where to; must not exist.
+        folder: Destination; must not exist.
         params: Values to set in params.yaml.
 
     Returns:
@@ -123,7 +123,7 @@ def copy_project(folder: Path, params: Mapping[str, Any]) -> Path:
 
 
 def fetch_data(scratch: Path) -> None:
-    """Fetch both datasets once, and keep each as Keras publishes them: an npz of four arrays.
+    """Fetch both datasets once, and keep each in Keras's format, an npz of four arrays.
 
     Args:
         scratch: An empty folder to work in.
@@ -141,13 +141,13 @@ def fetch_data(scratch: Path) -> None:
 
 
 def write_synthetic(raw: Path, train: int, test: int, classes: list[str]) -> None:
-    """Write images that an MLP can classify, in chunks, so that this process stays small.
+    """Write images that an MLP can classify, in chunks to limit memory.
 
-    Each class is a random pattern under noise; 2 % of the labels are wrong, so that there are
-    errors to extract.
+    Each class is a random pattern with noise; 2% of the labels are wrong, so that there are errors
+    to extract.
 
     Args:
-        raw: The folder `data/raw` to make.
+        raw: The folder `data/raw` to create.
         train: Number of training images.
         test: Number of test images.
         classes: Their names.

@@ -1,1 +1,1 @@
-"""The measured programs: each is a process of its own, and ends with a line of JSON."""
+"""Measured programs; the last line of their output is JSON."""

@@ -1,7 +1,7 @@
-"""Reads a folder of images into one array: `python -m benchmarks.baselines.images BY FOLDER`.
+"""Read a folder of images into one array: `python -m benchmarks.baselines.images READER FOLDER`.
 
-BY is ours, pillow (a plain loop), keras, or import (all of tools.dataset except `dvc add`). The
-last line printed is JSON with the seconds, without imports.
+READER is ours, pillow (a plain loop), keras, or import (all of tools.dataset except `dvc add`). The
+last line of output is JSON with the time in seconds, without imports.
 """
 
 import json
@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 
 def ours() -> Callable[[Path], object]:
-    """tools.dataset up to the decoded array on disk."""
+    """Return a reader that runs tools.dataset up to the decoded array on disk."""
     from tools.lib.imports import Options, read
 
     def read_folder(folder: Path) -> object:
@@ -25,7 +25,7 @@ def ours() -> Callable[[Path], object]:
 
 
 def whole_import() -> Callable[[Path], object]:
-    """tools.dataset without `dvc add`, in a temporary folder."""
+    """Return a reader that runs tools.dataset without `dvc add`, in a temporary folder."""
     from tools import dataset
     from tools.lib.imports import Options
 
@@ -38,7 +38,7 @@ def whole_import() -> Callable[[Path], object]:
 
 
 def pillow() -> Callable[[Path], object]:
-    """A loop over sorted files."""
+    """Return a reader that loops over sorted files."""
     import numpy as np
     from PIL import Image
 
@@ -53,7 +53,7 @@ def pillow() -> Callable[[Path], object]:
 
 
 def keras() -> Callable[[Path], object]:
-    """image_dataset_from_directory, all batches read."""
+    """Return a reader that reads all batches of image_dataset_from_directory."""
     import numpy as np
     from keras.utils import image_dataset_from_directory
 
@@ -74,9 +74,9 @@ READERS = {"ours": ours, "import": whole_import, "pillow": pillow, "keras": kera
 
 
 def main() -> None:
-    """Print the seconds of one reader."""
-    by, folder = sys.argv[1:]
-    read_folder = READERS[by]()
+    """Print the time of one reader."""
+    reader, folder = sys.argv[1:]
+    read_folder = READERS[reader]()
     start = time.perf_counter()
     read_folder(Path(folder))
     print(json.dumps({"seconds": time.perf_counter() - start}))

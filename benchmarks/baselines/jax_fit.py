@@ -1,4 +1,4 @@
-"""The fit in JAX: one jitted function per epoch, `lax.scan` over its batches, Adam by hand."""
+"""The fit in JAX: one jitted function per epoch, `lax.scan` over batches, handwritten Adam."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-7
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the network is trained; `steps` is the number of batches of all epochs."""
+    """Hyperparameters of the training; `steps` is the total number of batches over all epochs."""
 
     batch_size: int
     learning_rate: float
@@ -26,7 +26,7 @@ class Recipe:
     steps: int
 
     def rate(self, step: jax.Array) -> jax.Array | float:
-        """The schedule of our train stage: linear from 0, then half a cosine to 0."""
+        """Return the learning rate as in the train stage: linear warmup, then cosine decay to 0."""
         if not self.one_cycle:
             return self.learning_rate
         warm_up = round(0.3 * self.steps)
@@ -39,7 +39,7 @@ def score(
     images: jax.Array,
     labels: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean cross-entropy, and number of images classified right."""
+    """Return the mean cross-entropy, and the number of correctly classified images."""
     (first, first_bias), (second, second_bias) = weights
     logits = jax.nn.relu(images @ first + first_bias) @ second + second_bias
     loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean()
@@ -55,7 +55,7 @@ def epoch(
     test: Any,  # noqa: ANN401
     recipe: Recipe,
 ) -> Any:  # noqa: ANN401
-    """One pass over the shuffled training images, and an evaluation on the test images."""
+    """Train for one epoch on shuffled images, and evaluate on the test images."""
 
     def step(state: Any, chosen: jax.Array) -> Any:  # noqa: ANN401
         weights, means, squares, count = state
@@ -78,7 +78,7 @@ def epoch(
 
 
 def main() -> None:
-    """Fit once and print times and accuracies."""
+    """Fit once, and print times and accuracies."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=10)

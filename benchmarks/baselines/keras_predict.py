@@ -1,9 +1,9 @@
-"""The predict stage in Keras: the network of data/model.onnx, rebuilt, on the same images."""
+"""The predict stage in Keras, with the weights of data/model.onnx, on the same images."""
 
 import argparse
 import os
 
-os.environ["KERAS_BACKEND"] = "tensorflow"  # has to be set before the import
+os.environ["KERAS_BACKEND"] = "tensorflow"  # must be set before the import
 
 import keras
 import numpy as np
@@ -12,9 +12,9 @@ from onnx import numpy_helper
 
 
 def rebuild() -> tuple[keras.Sequential, np.ndarray, np.ndarray]:
-    """The 784-1000-10 MLP of data/model.onnx, and the offset and divisor of its images."""
+    """Rebuild the MLP of data/model.onnx; return it with the offset and divisor of its scaling."""
     tensors = map(numpy_helper.to_array, onnx.load("data/model.onnx").graph.initializer)
-    # The others are shapes.
+    # Other tensors are shapes.
     offset, divisor, *weights = (tensor for tensor in tensors if tensor.dtype == np.float32)
     model = keras.Sequential(
         [
@@ -29,9 +29,9 @@ def rebuild() -> tuple[keras.Sequential, np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    """Predicts the validation and the test split, and saves the probabilities."""
+    """Predict the validation and test splits, and save the probabilities."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("npz", help="receives the probabilities")
+    parser.add_argument("npz", help="output file for the probabilities")
     output = parser.parse_args().npz
     model, offset, divisor = rebuild()
     images = {

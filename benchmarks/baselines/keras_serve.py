@@ -1,4 +1,4 @@
-"""A service as tutorials have it: Keras `predict` on the weights of data/model.onnx, in FastAPI."""
+"""A service as in tutorials: Keras `predict` with the weights of data/model.onnx, in FastAPI."""
 
 import socket
 
@@ -11,7 +11,7 @@ from benchmarks.baselines.keras_predict import rebuild
 
 
 def main() -> None:
-    """Answers POST /classify on a free port, which it prints."""
+    """Serve POST /classify on a free port, and print the address."""
     model, offset, divisor = rebuild()
     app = FastAPI()
 
@@ -23,7 +23,7 @@ def main() -> None:
 
     config = uvicorn.Config(app, port=0, access_log=False, log_level="error")
     listener = config.bind_socket()
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as if uvicorn listened itself
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as uvicorn itself does
     listener.listen()
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     uvicorn.Server(config).run([listener])

@@ -1,4 +1,4 @@
-"""The fit of our train stage on data/normalized of the working directory, validated on test."""
+"""The fit of the train stage on data/normalized of the working directory, validated on test."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from stages.train import NORMALIZED, RAW
 
 
 def main() -> None:
-    """Fit once and print times and accuracies."""
+    """Fit once, and print times and accuracies."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     seed = parser.parse_args().seed
@@ -38,7 +38,7 @@ def main() -> None:
 
     clock = keras.callbacks.LambdaCallback(on_epoch_end=note)
     of_stage = training.callbacks
-    training.callbacks = lambda *args: [*of_stage(*args), clock]  # an epoch's validation included
+    training.callbacks = lambda *args: [*of_stage(*args), clock]  # epochs include validation
     start = time.perf_counter()
     with TemporaryDirectory() as folder:
         training.fit(model, params.train, (images, labels), test, Path(folder) / "history.csv")

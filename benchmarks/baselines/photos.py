@@ -1,4 +1,4 @@
-"""Image files made from digits of MNIST the way people draw, photograph and save them."""
+"""Generate image files from MNIST that resemble drawn, photographed and saved digits."""
 
 import csv
 import subprocess
@@ -22,7 +22,7 @@ def enlarge(image: np.ndarray) -> np.ndarray:
 
 
 def _smooth(distance: np.ndarray) -> np.ndarray:
-    """Draw what lies at a positive distance (pixels), antialiased."""
+    """Draw the pixels at positive distances (in pixels), antialiased."""
     return (255 * np.clip(distance + 0.5, 0, 1)).astype(np.uint8)
 
 
@@ -45,7 +45,7 @@ def on_paper(image: np.ndarray) -> np.ndarray:
 
 
 def light(image: np.ndarray, rng: np.random.Generator, least: float) -> np.ndarray:
-    """Light an image from a random side; the other side gets a share of the light."""
+    """Light an image from a random side; the opposite side gets a share `least` of the light."""
     angle = rng.uniform(0, 2 * np.pi)
     y, x = (np.linspace(-1, 1, side) for side in image.shape)
     ramp = np.sin(angle) * y[:, None] + np.cos(angle) * x
@@ -59,9 +59,9 @@ def add_noise(image: np.ndarray, rng: np.random.Generator, deviation: float) -> 
 
 
 def move(image: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
-    """Put an image on a canvas, off center by a share of the canvas in a random direction.
+    """Place an image on a canvas, off center by a share of the canvas in a random direction.
 
-    The canvas is as small as the direction allows: with a third, three times as large.
+    The canvas is as small as possible: with a share of 1/3, three times as large as the image.
     """
     side = round(max(image.shape) / (1 - 2 * share))
     down, right = rng.permutation([rng.choice([-1, 1]), rng.choice([-1, 0, 1])])
@@ -96,7 +96,7 @@ VARIANTS: dict[str, Draw] = {
 
 def _save(path: Path, variant: str, drawn: np.ndarray, rng: np.random.Generator) -> Path:
     """Save a drawn image in the file format of its variant."""
-    if variant == "RGBA, transparent":  # a dark pen on nothing
+    if variant == "RGBA, transparent":  # a dark pen on a transparent background
         pen = np.full_like(drawn, PEN)
         Image.fromarray(np.dstack([pen, pen, pen, drawn])).save(path := path.with_suffix(".png"))
     elif variant in ("EXIF rotation", "all, mildly"):
@@ -116,7 +116,7 @@ def write(folder: Path, variant: str, images: np.ndarray) -> list[Path]:
     """Write an image file for each digit; random choices are seeded.
 
     Args:
-        folder: Where to; is made.
+        folder: Destination; must not exist.
         variant: A key of `VARIANTS`.
         images: Light on dark, shape (n, h, w), uint8.
 
@@ -139,17 +139,17 @@ def accuracies(
     labels: np.ndarray,
     variables: Mapping[str, str],
 ) -> dict[str, float]:
-    """Accuracy of the project's model on each variant, by `python -m tools.classify`.
+    """Measure the accuracy of a project's model on each variant with `python -m tools.classify`.
 
     Args:
         project: A project with data/model.onnx, trained on MNIST.
-        folder: Where to write the image files; is made.
+        folder: Destination of the image files; must not exist.
         images: Light on dark, shape (n, h, w), uint8.
         labels: Shape (n,), uint8.
         variables: The environment of the command.
 
     Returns:
-        The accuracy by the variant's name.
+        Accuracy by name of the variant.
     """
     found = {}
     for variant in VARIANTS:

@@ -1,4 +1,4 @@
-"""How many float32 operations a second a library's matrix product reaches."""
+"""Measure the float32 operations per second of a library's matrix product."""
 
 import argparse
 import json
@@ -8,8 +8,8 @@ from statistics import median
 
 import numpy as np
 
-# Rows, inner length, columns: large squares, then what the fit itself multiplies (forward, gradient
-# of the weights).
+# Rows, inner dimension, columns: large squares, then shapes of the fit (forward pass, gradient of
+# the weights, evaluation).
 SHAPES = [
     (2048, 2048, 2048),
     (4096, 4096, 4096),
@@ -17,12 +17,12 @@ SHAPES = [
     (784, 100, 1000),
     (10_000, 784, 1000),
 ]
-FLOP = 20e9  # a timing is of about as many operations, some hundredths of a second
+FLOP = 20e9  # operations per timing, which takes tens of milliseconds
 TIMINGS = 15
 
 
 def product(library: str, left: np.ndarray, right: np.ndarray) -> Callable[[], object]:
-    """A matrix product to call, its arguments already where the library wants them."""
+    """Return a function that computes a matrix product of arrays in the library's own format."""
     if library == "torch":
         import torch
 

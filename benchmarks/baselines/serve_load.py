@@ -1,7 +1,7 @@
-"""Requests to a service: `python -m benchmarks.baselines.serve_load SECONDS MODULE ARGUMENT ...`.
+"""Load a service: `python -m benchmarks.baselines.serve_load SECONDS MODULE ARGUMENT ...`.
 
-Starts the module, which prints its address, and sends it test images from 1 and from 16 clients,
-each a thread with a connection, for so many seconds. The last line printed is JSON.
+Starts the module, which prints its address, and sends it test images from 1 and from 16 clients for
+SECONDS each. A client is a thread with a connection. The last line of output is JSON.
 """
 
 import io
@@ -24,7 +24,7 @@ HEADERS = {"Content-Type": "multipart/form-data; boundary=x"}
 
 
 def form(image: np.ndarray) -> bytes:
-    """A form with one PNG file."""
+    """Encode a form with one PNG file."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
@@ -34,7 +34,7 @@ def form(image: np.ndarray) -> bytes:
 def client(
     address: str, forms: Sequence[bytes], first: int, seconds: float, least: int = 1
 ) -> list[tuple[int, str, float]]:
-    """Sends one request after the other; the number, the class and the seconds of each."""
+    """Send requests serially; return number of the form, class and latency in seconds of each."""
     connection = HTTPConnection(address, timeout=60)
     answers = []
     end = time.perf_counter() + seconds
@@ -52,7 +52,7 @@ def client(
 
 
 def load(address: str, forms: Sequence[bytes], clients: int, seconds: float) -> dict[str, float]:
-    """The rate, and quantiles of the latency in milliseconds."""
+    """Measure the requests per second, and quantiles of the latency in milliseconds."""
     start = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
         futures = [pool.submit(client, address, forms, 7 * i, seconds) for i in range(clients)]
@@ -63,7 +63,7 @@ def load(address: str, forms: Sequence[bytes], clients: int, seconds: float) -> 
 
 
 def main() -> None:
-    """Measures one service."""
+    """Measure one service."""
     seconds, module, *arguments = sys.argv[1:]
     forms = [form(image) for image in np.load("data/raw/test_images.npy")[:200]]
     service = subprocess.Popen(

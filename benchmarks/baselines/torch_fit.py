@@ -57,7 +57,7 @@ class Augmentation:
 
 
 def main() -> None:
-    """Fit once and print times and accuracies."""
+    """Fit once, and print times and accuracies."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=10)
@@ -94,7 +94,7 @@ def main() -> None:
     warm_up: int = round(0.3 * steps)
 
     def share_of_rate(step: int) -> float:
-        """The schedule of our train stage: linear from 0, then half a cosine to 0."""
+        """Return the learning rate's share as in the train stage: linear warmup, cosine decay."""
         if not args.one_cycle:
             return 1.0
         if step < warm_up:

@@ -1,7 +1,7 @@
-"""Our transcription of the tutorial, as one script in Keras.
+"""A transcription of the tutorial as one Keras script.
 
 HyunMin Kim, "MNIST 데이터로 해보는 딥러닝 (Deep Learning)", 29 October 2020, hmkim312.github.io.
-The images become float32, as in every other implementation, and there is no progress bar.
+Images are converted to float32, as in all other implementations, and the progress bar is off.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def draw(
 
 
 def main() -> None:
-    """Loads, fits and evaluates; with --figures also predicts and draws."""
+    """Load, fit and evaluate; with --figures, also predict and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("npz", type=Path)
     parser.add_argument("--seed", type=int, default=0)

@@ -18,7 +18,7 @@ OURS, TRANSCRIPTION, EAGER, JAX = "ours", "transcription", "PyTorch eager", "JAX
 
 
 def commands(settings: Settings, dataset: str) -> list[Command]:
-    """The same recipe in three libraries, and the transcription of the tutorial."""
+    """Return the commands: the same recipe in three libraries, and the tutorial's transcription."""
     params = {
         "dataset": dataset,
         "normalize.method": "standardize",
@@ -52,7 +52,7 @@ def commands(settings: Settings, dataset: str) -> list[Command]:
 
 
 def seconds_to(target: float, result: dict[str, Any]) -> float | None:
-    """Seconds of fitting until the end of the first epoch with this test accuracy, if any."""
+    """Return the training time in seconds until an epoch reaches this test accuracy, if any."""
     ends = accumulate(result["epochs"])
     reached = (
         end for end, accuracy in zip(ends, result["accuracies"], strict=True) if accuracy >= target
@@ -61,10 +61,10 @@ def seconds_to(target: float, result: dict[str, Any]) -> float | None:
 
 
 def time_ratio(runs: Runs, other: str, ours: str, target: float) -> Interval:
-    """How many times as long the other takes to reach a target, round by round.
+    """Compute the ratio of another command's time to a target accuracy to ours, paired by round.
 
-    If the other misses it, its whole fit counts, so that the ratio is a lower bound. If ours misses
-    it, nothing is shown.
+    If the other command misses the target, its whole fit counts, and the ratio is a lower bound. If
+    ours misses it, the interval is unbounded.
     """
     pairs = []
     for result, own in zip(runs[other], runs[ours], strict=True):
@@ -76,7 +76,7 @@ def time_ratio(runs: Runs, other: str, ours: str, target: float) -> Interval:
 
 
 def measure(settings: Settings) -> Part:
-    """Run the part; each round has another seed."""
+    """Run the part; each round has a different seed."""
     timed = [command for dataset in TARGETS for command in commands(settings, dataset)]
     runs = in_turn(timed, settings.rounds)
     rows, bars, checks = [], [], []

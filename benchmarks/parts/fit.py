@@ -21,7 +21,7 @@ OURS, TRANSCRIPTION, EAGER, COMPILED, JAX = (
 
 
 def commands(settings: Settings, folder: Path) -> list[Command]:
-    """The five fits, and the libraries whose matrix products are measured in the same rounds."""
+    """Return the five fits, and the libraries' matrix products to measure in the same rounds."""
     ours, peers = sys.executable, settings.peers
     seed = ["--seed", "{round}"]
     epochs = [*seed, "--epochs", str(settings.epochs)]
@@ -44,16 +44,16 @@ def commands(settings: Settings, folder: Path) -> list[Command]:
 
 
 def steady(runs: Runs, name: str) -> float:
-    """Median seconds of an epoch after the first, over all rounds."""
+    """Return the median duration in seconds of epochs after the first, over all rounds."""
     return float(median(seconds for result in runs[name] for seconds in result["epochs"][1:]))
 
 
 def share_of_rate(runs: Runs, work: float) -> Interval:
-    """Percent of the fastest matrix product's rate that our later epochs reach, round by round.
+    """Compute the rate of our epochs after the first, in % of the fastest matrix product's rate.
 
     Args:
-        runs: Of all commands.
-        work: GFLOP of an epoch.
+        runs: Runs of all commands.
+        work: GFLOP per epoch.
     """
     libraries = [name for name in runs if name.startswith("rate")]
     shares = [
@@ -64,7 +64,7 @@ def share_of_rate(runs: Runs, work: float) -> Interval:
 
 
 def best(runs: Runs, *shapes: str) -> float:
-    """Return GFLOP/s over these shapes, in equal shares, each by the fastest library."""
+    """Return the harmonic mean of GFLOP/s over shapes, each with the fastest library."""
     libraries = [name for name in runs if name.startswith("rate")]
     rates = [
         max(median(result["rates"][shape] for result in runs[name]) for name in libraries)

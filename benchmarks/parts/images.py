@@ -13,7 +13,7 @@ from benchmarks.workspace import ROOT
 
 READERS = ("ours", "pillow", "keras")
 FACTOR = 16
-FLAT = 1.25  # peak memory at 16x over that at 1x that still counts as not growing
+FLAT = 1.25  # ratio of peak memory at 16x and 1x that counts as constant
 
 
 def write_images(folder: Path, count: int, suffix: str) -> Path:
@@ -46,7 +46,7 @@ def measure(settings: Settings) -> Part:
         for reader in READERS
     ]
     runs = in_turn(commands, settings.rounds)
-    # Distinct images: duplicates would take less memory in the report.
+    # Use distinct images, because duplicates would take less memory in the report.
     many = write_images(settings.scratch / "images-16", FACTOR * 10_000 // least, ".png")
     small, large = "import, PNG", f"import, PNG {FACTOR}x"
     imports = [

@@ -13,7 +13,7 @@ from benchmarks.workspace import ROOT, call, copy_project, edit
 
 OURS, EMPTY = "ours: nothing to do", "seven empty stages: nothing to do"
 BACK, PLOT = "ours: back to a dataset run before", "ours: one plot.* number changed"
-# Python imports this module at startup if it is on PYTHONPATH: it records each process that imports
+# Python imports this module at startup if it is on PYTHONPATH. It records each process that imports
 # TensorFlow.
 SPY = """
 import os, sys
@@ -28,7 +28,7 @@ sys.meta_path.insert(0, Spy)
 
 
 def empty_stages(folder: Path) -> Path:
-    """A repository with the stages of dvc.yaml and their files, each stage a `touch`."""
+    """Create a repository with the stages and outputs of dvc.yaml; each stage runs `touch`."""
     pipeline = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
     stages: dict[str, Any] = {}
     for name, stage in pipeline["stages"].items():
@@ -52,7 +52,7 @@ def empty_stages(folder: Path) -> Path:
 
 
 def setting(folder: Path, key: str, values: Callable[[int], object]) -> Callable[[int], None]:
-    """Set one number before each round."""
+    """Return a function that sets a parameter before each round."""
     return lambda number: edit(folder / "params.yaml", {key: values(number)})
 
 
@@ -77,7 +77,7 @@ def measure(settings: Settings) -> Part:
         [Command(OURS, repro, project), Command(EMPTY, repro, empty_stages(scratch / "empty"))],
         settings.rounds,
     )
-    # No warm-up: it would make the change of the first round.
+    # No warm-up, because it would apply the change of the first round.
     busy = in_turn(
         [
             Command(BACK, repro, switched, datasets, watched),

@@ -7,11 +7,11 @@ from benchmarks.report import Check, Part
 from benchmarks.settings import Settings
 from benchmarks.workspace import call, copy_project, environment
 
-LOSS = 0.03  # of accuracy, at most
+LOSS = 0.03  # maximum loss of accuracy
 
 
 def measure(settings: Settings) -> Part:
-    """Runs the part: trains the tutorial's model, then classifies image files of every variant."""
+    """Run the part: train the tutorial's model, and classify image files of each variant."""
     count = 20 if settings.quick else 1000
     project = copy_project(
         settings.scratch / "photos", {"dataset": "mnist", "train.epochs": settings.epochs}

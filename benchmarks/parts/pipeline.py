@@ -12,7 +12,7 @@ OURS, TRANSCRIPTION = "ours: dvc repro", "transcription, end to end"
 
 
 class Fetched:
-    """A project in which only fetch has run, with nothing else in its cache, lock and outputs."""
+    """A project in which only fetch has run: its cache, lock file and outputs contain no more."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -21,7 +21,7 @@ class Fetched:
 
     def restore(self, _: int) -> None:
         """Remove newer files and restore dvc.lock."""
-        # In reverse order the files of a folder come before it.
+        # In reverse order, files come before their folder.
         for path in sorted(set(self.folder.rglob("*")) - self.files, reverse=True):
             if path.is_dir():
                 path.rmdir()

@@ -14,13 +14,13 @@ OURS, KERAS = "ours: predict stage", "Keras, the same weights"
 
 
 def largest_difference(ours: Path, theirs: Path) -> float:
-    """The largest difference of two probabilities in two files, over the splits of the second."""
+    """Return the largest difference between probabilities in two files, for the second's splits."""
     with np.load(ours, allow_pickle=False) as a, np.load(theirs, allow_pickle=False) as b:
         return max(float(np.abs(a[name] - b[name]).max()) for name in b.files)
 
 
 def measure(settings: Settings) -> Part:
-    """Run the part: import, checks of the model file, 16,000 images of MNIST, and saving."""
+    """Run the part: imports, validation of the model file, 16,000 images of MNIST, and saving."""
     folder = copy_project(settings.scratch / "predict", {"dataset": "mnist", "train.epochs": 1})
     call("dvc", "repro", "train", cwd=folder)
     probabilities = settings.scratch / "keras.npz"

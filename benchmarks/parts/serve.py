@@ -13,12 +13,12 @@ LOADS = ("1", "16")  # clients
 
 
 def middle(runs: Runs, name: str, clients: str, key: str) -> float:
-    """Median of a measurement over the rounds."""
+    """Return the median of a measurement over the rounds."""
     return float(median(result[clients][key] for result in runs[name]))
 
 
 def measure(settings: Settings) -> Part:
-    """Runs the part: single test images of MNIST, sent by threads with a connection each."""
+    """Run the part: single test images of MNIST, sent by threads with one connection each."""
     folder = copy_project(settings.scratch / "serve", {"dataset": "mnist", "train.epochs": 1})
     call("dvc", "repro", "train", cwd=folder)
     load = [sys.executable, "-m", "benchmarks.baselines.serve_load", "1" if settings.quick else "5"]

@@ -51,7 +51,7 @@ class Grid:
 
 
 def measure(settings: Settings) -> Part:
-    """Measure experiments on workers and one by one."""
+    """Run the part: experiments on workers and serially."""
     short, tiny = (2, 2) if settings.quick else (8, 64)
     data = "digits" if settings.quick else "mnist"
     grid = Grid(settings.scratch / "workers", short, tiny, data)
@@ -67,7 +67,7 @@ def measure(settings: Settings) -> Part:
             Command(MLP, mlp, grid.project, grid.restore),
             Command(MANY, many, grid.project, grid.restore),
         ],
-        min(settings.rounds, 3),  # of about nine minutes
+        min(settings.rounds, 3),  # a round takes about nine minutes
         warm_up=False,
     )
     counts = {SERIAL: short, ONE: short, TWO: short, MLP: 1, MANY: tiny}
