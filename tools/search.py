@@ -21,7 +21,6 @@ from tools.lib.execution import (
 from tools.lib.runs import read_run
 from tools.lib.search import Search, check_score, interval, read_trial
 from tools.lib.space import read_space
-from tools.lib.workers import prepare, pull_finished
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -70,8 +69,11 @@ def parse_arguments() -> argparse.Namespace:
 def pull_experiments(names: Iterable[str], commit: str, workers: str) -> dict[str, str]:
     """Return the experiments of this clone; with workers, pull those with these names first."""
     here = finished(commit)
-    if workers and pull_finished(commit, [name for name in names if name not in here]):
-        here = finished(commit)
+    if workers:
+        from tools.lib.workers import pull_finished  # imports Dask
+
+        if pull_finished(commit, [name for name in names if name not in here]):
+            here = finished(commit)
     return here
 
 
@@ -150,7 +152,11 @@ def main() -> None:
     workers, trials = arguments.workers, range(arguments.trials)
     search = Search(arguments.dataset, read_space(arguments.space), arguments.on)
     commit = clean_head()
-    url = prepare(commit) if workers else ""
+    url = ""
+    if workers:
+        from tools.lib.workers import prepare  # imports Dask
+
+        url = prepare(commit)
     for name, found in pull_experiments(map(search.name, trials), commit, workers).items():
         if search.number(name) >= 0:
             search.add(name, found)
