@@ -177,9 +177,7 @@ def test_modified_inputs_are_rejected(project: Path, path: str) -> None:
     content = bytearray((project / path).read_bytes())
     content[200] ^= 1
     (project / path).write_bytes(content)
-    with pytest.raises(
-        StageError,
-        match=rf"^{path}: (expected|not a valid) .*; regenerate the outputs with dvc repro --force$",
-    ):
+    advice = "regenerate the outputs with dvc repro --force"
+    with pytest.raises(StageError, match=rf"^{path}: (expected|not a valid) .*; {advice}$"):
         extract_errors.main()
     assert not (project / "reports").exists()
