@@ -18,13 +18,18 @@ from tools.about import about
 REPORTING = ["evaluate", "plot", "extract_errors"]
 FROM_TRAIN = ["train", "tensorflow", "predict", *REPORTING]
 ALL = ["fetch", "normalize", *FROM_TRAIN]
+SPLIT: dict[str, object] = {
+    "normalize.seed": 1,
+    "model.kind": "pca_knn",
+    "model.pca_knn.components": 4,
+}
 
 
 @pytest.fixture(scope="module")
 def later_runs(first_runs: dict[str, tuple[Clone, list[str]]]) -> dict[str, list[str]]:
     """Stages that ran for experiments in the plain clone and for another split in the odd one."""
     plain, odd = first_runs["plain"][0], first_runs["odd"][0]
-    odd.edit({"normalize.seed": 1, "model.kind": "linear"})
+    odd.edit(SPLIT)
     with ThreadPoolExecutor() as pool:
         split = pool.submit(odd.ran, "dvc", "repro")
         ran = {}
@@ -32,9 +37,7 @@ def later_runs(first_runs: dict[str, tuple[Clone, list[str]]]) -> dict[str, list
         for name, change in changes.items():
             reset(plain)
             ran[name] = plain.ran("dvc", "exp", "run", "-n", name, "-S", change)
-        reset(plain)
-        plain.edit({"model.kind": "pca_knn", "model.pca_knn.components": 4})
-        return ran | {"split": split.result(), "knn": plain.ran("dvc", "repro")}
+        return ran | {"split": split.result()}
 
 
 def reset(clone: Clone) -> None:
@@ -131,19 +134,17 @@ def test_second_run_does_nothing(clone: Clone) -> None:
 
 @pytest.mark.parametrize(
     ("change", "stages"),
-    [("other", ALL), ("split", ["normalize", *FROM_TRAIN]), ("slow", FROM_TRAIN)],
-    ids=["dataset", "split", "learning rate"],
+    [
+        ("other", ALL),
+        ("split", ["normalize", "train", "predict", *REPORTING]),  # without TensorFlow
+        ("slow", FROM_TRAIN),
+    ],
+    ids=["dataset", "split and nearest neighbors", "learning rate"],
 )
 def test_early_change_reruns_all_later_stages(
     later_runs: dict[str, list[str]], change: str, stages: list[str]
 ) -> None:
     assert later_runs[change] == stages
-
-
-def test_nearest_neighbors_run_without_tensorflow(
-    later_runs: dict[str, list[str]],
-) -> None:
-    assert later_runs["knn"] == ["train", "predict", *REPORTING]
 
 
 @pytest.mark.parametrize(
@@ -320,7 +321,7 @@ def test_concurrent_runs_give_the_result_of_one(
     compared: Clone, first_runs: dict[str, tuple[Clone, list[str]]]
 ) -> None:
     """One of them waits, or fails because DVC is locked."""
-    compared.edit({"normalize.seed": 1, "model.kind": "linear"})  # as the odd clone ran alone
+    compared.edit(SPLIT)  # as the odd clone ran alone
     command = ["dvc", "repro"]
     runs = []
     for _ in range(2):
