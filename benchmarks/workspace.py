@@ -19,7 +19,8 @@ DATASETS = ("mnist", "fashion_mnist")
 # Files that affect the results. The machine and package versions are recorded separately.
 MEASURED = (
     *("benchmarks/*.py", "stages", "tools/lib"),
-    *("tools/classify.py", "tools/dataset.py", "tools/experiments.py", "tools/serve.py"),
+    *("tools/classify.py", "tools/dataset.py", "tools/experiments.py", "tools/label_errors.py"),
+    *("tools/report.py", "tools/serve.py"),
     *("datasets.yaml", "dvc.yaml", "params.yaml"),
 )
 SETTINGS = (

@@ -27,7 +27,7 @@ def sizes(settings: Settings) -> tuple[int, int, int]:
 
 
 def write_files(folder: Path, files: Path, count: int) -> Path:
-    """Write the first test images as PNG files."""
+    """Write test images as PNG files, from the first on, repeated if there are too few."""
     files.mkdir()
     images = np.load(folder / "data/raw/test_images.npy", mmap_mode="r")
     for i in range(count):
@@ -79,7 +79,7 @@ def commands(settings: Settings, factor: int, classes: int) -> list[Command]:
 
 
 def rows(runs: Runs, labels: list[str]) -> list[list[str]]:
-    """Return a row per stage and tool: seconds, their ratio, GB."""
+    """Tabulate time in seconds, its ratio and peak memory in GB, a row per stage and tool."""
     found = []
     for name in (*STAGES, *TOOLS):
         names = [f"{name} {label}" for label in labels]
