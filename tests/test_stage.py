@@ -95,6 +95,18 @@ def main():
         print("ready")
         time.sleep(20)
 """
+FREES_MEMORY = """
+class Dough:
+    def __del__(self):  # Python ignores exceptions here
+        print("ready")
+        time.sleep(0.2)
+
+def main():
+    with replacing(Path(__file__).parent / "loaf") as partial:
+        partial.write_text("half")
+        Dough()
+        time.sleep(20)
+"""
 IGNORES_SIGNALS = """
 def main():
     print("ready")
@@ -158,7 +170,7 @@ def started(*command: str, ready: bool = True, **environment: str) -> subprocess
         (signal.SIGTERM, "ended by SIGTERM"),
     ],
 )
-@pytest.mark.parametrize("body", [WRITES, IGNORES_SIGNALS, CALCULATES])
+@pytest.mark.parametrize("body", [WRITES, FREES_MEMORY, IGNORES_SIGNALS, CALCULATES])
 def test_signal_ends_a_stage_without_partial_files(
     tmp_path: Path, body: str, number: int, line: str
 ) -> None:

@@ -104,6 +104,15 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _raise_again(ignored: "sys.UnraisableHookArgs") -> None:
+    """Repeat a KeyboardInterrupt raised where Python ignores exceptions, as in `__del__`."""
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        signal.signal(signal.SIGALRM, _stop)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        sys.__unraisablehook__(ignored)
+
+
 def _child_of_dvc() -> psutil.Process:
     """Find the process that DVC started: this one or the shell that runs it."""
     process = psutil.Process()
@@ -136,7 +145,7 @@ def _watch(signals: int) -> None:
 
 @cache
 def _guard() -> None:
-    sys.excepthook = _end
+    sys.excepthook, sys.unraisablehook = _end, _raise_again
     signals, woken = os.pipe()
     os.set_blocking(woken, False)
     # Wake the thread even while a TensorFlow call keeps Python from running signal handlers.
