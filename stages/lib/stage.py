@@ -1,5 +1,6 @@
 """Startup and shutdown of stages and tools: signals, one-line errors, death of the parent DVC."""
 
+import ctypes
 import os
 import re
 import resource
@@ -24,6 +25,7 @@ POLL_INTERVAL = 0.5  # seconds between checks that DVC is still running
 NO_MEMORY = re.compile(
     "failed to map|cannot allocate|bad_alloc|can't start new thread|out of memory", re.I
 )
+LIBC = ctypes.CDLL(None)  # loaded here, because a forked child must not load libraries
 
 received: list[int] = []  # the signal that ends this process
 
@@ -59,6 +61,12 @@ def expect_memory(size: int) -> None:
             f"memory: expected at least {size} GB, found a limit of {limit / 10**9:.1f} GB; "
             "raise ulimit -v"
         )
+
+
+def end_with_parent() -> None:
+    """On Linux, make the kernel kill this process when its parent dies, even by SIGKILL."""
+    if sys.platform == "linux":
+        LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def _ended_by(number: int) -> str:

@@ -306,6 +306,25 @@ def test_killed_coordinator_leaves_no_process(place: Place, trap: str) -> None:
         place.open("train")
 
 
+def test_killed_task_is_reported_and_leaves_no_dvc(place: Place) -> None:
+    name = "mnist-pca_knn-11"
+    place.close("train")
+    with place.started(*EXPERIMENTS, "--workers", "1", "--only", name) as coordinator:
+        place.reached("train")
+        (task,) = (
+            process
+            for process in place.tasks()
+            if process.cmdline()[1:3] == ["-m", "tools.lib.experiment"]
+        )
+        task.kill()
+        output, _ = coordinator.communicate()
+    left = [process.cmdline() for process in place.tasks()]
+    place.open("train")
+    assert f"{name}  failed: ended by SIGKILL" in output
+    assert not [words for words in left if "dvc" in words]
+    place.assert_idle()
+
+
 def test_two_coordinators_give_one_experiment(place: Place) -> None:
     name, other = "mnist-pca_knn-4", place.folder / "second"
     place.clone.call("git", "clone", "-q", str(place.folder / "origin"), str(other))

@@ -21,8 +21,7 @@ import numpy as np
 
 from stages.lib.files import read_chunks, write_chunks
 from stages.lib.sources import pictures
-from stages.lib.sources.packages import end_with_parent
-from stages.lib.stage import StageError
+from stages.lib.stage import StageError, end_with_parent
 
 BATCH = 32  # files that a process decodes without interruption
 WINDOW = 512  # batches submitted at once

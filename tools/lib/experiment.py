@@ -27,7 +27,7 @@ from dvc.fs import LocalFileSystem
 from dvc.repo import Repo
 from dvc_data.hashfile.db import HashFileDB
 
-from stages.lib.stage import StageError, run
+from stages.lib.stage import StageError, end_with_parent, run
 from tools.lib.runs import LOCK
 
 RETRY_DELAYS = (5, 10, 20, 40, 60)  # seconds between attempts to reach a remote: over two minutes
@@ -40,7 +40,7 @@ REMOTE_ERRORS = {
 }
 
 
-def call(*command: str) -> str:
+def call(*command: str, preexec_fn: Callable[[], None] | None = None) -> str:
     """Run a command and return its stdout.
 
     SIGINT is forwarded to the command's process group, and the function waits for the command to
@@ -53,7 +53,9 @@ def call(*command: str) -> str:
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     # Files, because children may outlive a pipe.
     with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
-        with subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True) as process:
+        with subprocess.Popen(
+            command, stdout=out, stderr=err, start_new_session=True, preexec_fn=preexec_fn
+        ) as process:
             try:
                 process.wait()
             except KeyboardInterrupt:
@@ -71,8 +73,8 @@ def call(*command: str) -> str:
 
 
 def dvc(*arguments: str) -> None:
-    """Run a DVC command."""
-    call(sys.executable, "-m", "dvc", *arguments)
+    """Run a DVC command. On Linux, it is killed when this process dies."""
+    call(sys.executable, "-m", "dvc", *arguments, preexec_fn=end_with_parent)
 
 
 def head() -> str:

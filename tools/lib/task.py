@@ -7,6 +7,7 @@ run the code of the commit. Each task locks its clone.
 import fcntl
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -108,6 +109,9 @@ def main(url: str, commit: str, project: str, base: str, tasks: str, *words: str
             if output.poll(0):  # the worker is gone
                 process.terminate()
                 process.wait()
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        sys.exit(f"ended by {name}")
     sys.exit(process.returncode)
 
 

