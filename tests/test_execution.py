@@ -49,8 +49,7 @@ def test_free_worker_gets_the_next_experiment(
         @contextmanager
         def open_tasks(*_: str) -> Iterator[SimpleNamespace]:
             yield SimpleNamespace(
-                workers={"one": 1},
-                slots=lambda: sum(client.nthreads().values()),
+                threads=client.nthreads,
                 submit=lambda name, _: client.submit(wait, name),
                 finish=finish,
             )

@@ -48,6 +48,16 @@ def test_experiment_is_run_and_pushed_once(one_stage: Clone, tmp_path: Path) -> 
     assert one_stage.changed() == set()
 
 
+def test_experiment_without_data_anywhere_is_rerun(one_stage: Clone, tmp_path: Path) -> None:
+    run_it()
+    for folder in (tmp_path / "store/files", one_stage.path / ".dvc/cache/files"):
+        shutil.rmtree(folder)
+    (tmp_path / "store/files/md5").mkdir(parents=True)
+    run_it()
+    assert runs(tmp_path) == 2
+    assert len(stored(tmp_path)) == 3
+
+
 def test_data_lost_on_the_remote_is_pushed_again(one_stage: Clone, tmp_path: Path) -> None:
     commit = run_it()
     for path in stored(tmp_path):

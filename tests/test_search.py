@@ -21,7 +21,14 @@ from tools import search as tool
 from tools.lib import execution
 from tools.lib.execution import Outcome, finished
 from tools.lib.experiment import head
-from tools.lib.search import Search, check_score, interval, read_trial, scores_per_image
+from tools.lib.search import (
+    Search,
+    check_score,
+    interval,
+    read_trial,
+    removal,
+    scores_per_image,
+)
 from tools.lib.significance import accuracy_interval
 from tools.lib.space import Space, read_space
 
@@ -431,7 +438,7 @@ def test_experiment_outside_the_space_is_rejected(main: Main) -> None:
 
         key = change.split("=")[0]
         assert str(refusal.value).startswith(f"{name}: {key}: expected a value in the search space")
-        assert str(refusal.value).endswith(f"; run dvc exp remove {name}")
+        assert str(refusal.value).endswith(f"; {removal(name)}")
     commit_experiment(name, ["train.epochs=9", "train.learning_rate=0.05"])
     assert main("--trials", "2")[0] == "1 of 2 trials are finished, 1 to run"
 
@@ -457,7 +464,7 @@ def test_experiment_without_a_score_is_rejected(main: Main, metrics: object, rea
         search.add(name, finished(head())[name])
 
     expected = "expected a number as validation.loss in its reports"
-    assert str(refusal.value) == f"{name}: {expected}, {reason}; run dvc exp remove {name}"
+    assert str(refusal.value) == f"{name}: {expected}, {reason}; {removal(name)}"
     assert search.trials == {}
 
 

@@ -162,6 +162,25 @@ def started(*command: str, ready: bool = True, **environment: str) -> subprocess
     return process
 
 
+def test_interrupted_tool_waits_for_dvc_to_clean_up(tmp_path: Path) -> None:
+    """DVC may take as long as a stage, and longer than the tool's own grace period."""
+    program = (
+        'trap "sleep 1.5; touch cleaned; exit 1" INT; touch started; while :; do sleep 1; done'
+    )
+    body = f"""
+def main():
+    from tools.lib.experiment import call
+    print("ready")
+    call("sh", "-c", {program!r})
+"""
+    process = started("env", "-C", str(tmp_path), *command(tmp_path, body))
+    while not (tmp_path / "started").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=8) == ("", "bake: interrupted\n")
+    assert (tmp_path / "cleaned").exists()
+
+
 @pytest.mark.parametrize(
     ("number", "line"),
     [

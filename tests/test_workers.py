@@ -78,11 +78,9 @@ def test_missing_or_relative_dvc_remote_is_rejected(
 
 
 def test_unwritable_dvc_remote_is_rejected(one_stage: Clone, tmp_path: Path) -> None:
-    (tmp_path / "store/files/md5").rmdir()
-    (tmp_path / "store/files").rmdir()
-    (tmp_path / "store/files").write_text("a file instead of a folder")
+    (tmp_path / "store/runs").write_text("a file instead of a folder")
     call("dvc", "repro")
-    with pytest.raises(StageError, match="DVC remote: "):
+    with pytest.raises(StageError, match="1 files of the run cache could not be written"):
         prepare(head())
 
 
@@ -112,17 +110,21 @@ def test_concurrent_tasks_have_separate_clones(tmp_path: Path) -> None:
 def test_clone_of_an_interrupted_task_is_repaired(one_stage: Clone, tmp_path: Path) -> None:
     folder = tmp_path / "0"
     call("git", "push", "--quiet", "origin", "main:topic")
-    check_out(folder, str(tmp_path / "origin"), head())
+    check_out(folder, str(tmp_path / "origin"), head(), "")
     for name in ("index", "config", "HEAD", "refs/remotes/origin/main"):
         (folder / f".git/{name}.lock").touch()
     (folder / "params.yaml").write_text("size: 9")
+    (folder / ".dvc/tmp/exps/standalone/tmp1").mkdir(parents=True)
+    (folder / ".dvc/tmp/rwlock").write_text("{")
+    call("git", "-C", str(folder), "update-ref", "--create-reflog", "refs/exps/stash", head())
     call("git", "commit", "--quiet", "--allow-empty", "--message", "Later")
     call("git", "push", "--quiet", "origin", "main")
     call("git", "push", "--quiet", "origin", ":topic")
     call("git", "push", "--quiet", "origin", "main:topic/first")  # a folder where a file was
-    check_out(folder, str(tmp_path / "origin"), head())
+    check_out(folder, str(tmp_path / "origin"), head(), "")
     assert (folder / "params.yaml").read_text() == "size: 1\n"
     assert call("git", "-C", str(folder), "rev-parse", "HEAD").strip() == head()
+    assert [*folder.rglob("*stash"), *folder.glob(".dvc/tmp/*")] == []
 
 
 def test_unreachable_remote_is_retried(
@@ -130,10 +132,10 @@ def test_unreachable_remote_is_retried(
 ) -> None:
     (tmp_path / "origin").rename(tmp_path / "away")
     monkeypatch.setattr(time, "sleep", lambda _: (tmp_path / "away").rename(tmp_path / "origin"))
-    check_out(tmp_path / "0", str(tmp_path / "origin"), head())
+    check_out(tmp_path / "0", str(tmp_path / "origin"), head(), "")
     assert (tmp_path / "0/params.yaml").exists()
 
 
 def test_clone_of_an_unknown_commit_is_rejected(one_stage: Clone, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="git checkout: "):
-        check_out(tmp_path / "0", str(tmp_path / "origin"), "0" * 40)
+        check_out(tmp_path / "0", str(tmp_path / "origin"), "0" * 40, "")

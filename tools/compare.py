@@ -24,6 +24,14 @@ columns are the number of runs per configuration and the number of test images r
 true difference of {{:g}} with 80% power, each with the other unchanged. Datasets are not compared
 with each other. docs/experiments.md explains the method.
 """
+HEAD = """# Comparison
+
+This page shows the test accuracy of each configuration, and compares every pair of configurations.
+It is written by `make compare`.
+
+![Test accuracy of each configuration](comparison.png)
+
+"""
 OPTIONAL = ("comparison_pairs.csv", "comparison_images.csv", "comparison_images.png")
 
 
@@ -83,7 +91,7 @@ def main() -> None:
     for name, figure in figures.items():
         write_figure(arguments.out / name, figure)
     with replacing(arguments.out / "comparison.md") as partial:
-        partial.write_text(f"# Comparison\n\n{text}", encoding="utf-8")
+        partial.write_text(f"{HEAD}{text}", encoding="utf-8")
     print(", ".join(str(arguments.out / name) for name in ("comparison.md", *files, *figures)))
 
 

@@ -21,13 +21,16 @@ import psutil
 JOINERS = {0x200C: None, 0x200D: None}
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 GRACE = 5  # seconds for a library call to return and for partial files to be removed
+PATIENCE = 60  # seconds for DVC to end its stage and clean up
 POLL_INTERVAL = 0.5  # seconds between checks that DVC is still running
 NO_MEMORY = re.compile(
     "failed to map|cannot allocate|bad_alloc|can't start new thread|out of memory", re.I
 )
-LIBC = ctypes.CDLL(None)  # loaded here, because a forked child must not load libraries
+# Looked up here, because a forked child must not load libraries; None on macOS.
+PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
 
 received: list[int] = []  # the signal that ends this process
+awaited: list[int] = []  # processes that end by the same signal and need up to `PATIENCE` seconds
 
 
 class StageError(Exception):
@@ -65,8 +68,8 @@ def expect_memory(size: int) -> None:
 
 def end_with_parent() -> None:
     """On Linux, make the kernel kill this process when its parent dies, even by SIGKILL."""
-    if sys.platform == "linux":
-        LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of prctl(2)
+    if PRCTL:
+        PRCTL(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def _ended_by(number: int) -> str:
@@ -132,7 +135,10 @@ def _child_of_dvc() -> psutil.Process:
 
 
 def _watch(signals: int) -> None:
-    """End the process when its parent DVC dies, or `GRACE` seconds after a signal."""
+    """End the process when its parent DVC dies, or `GRACE` seconds after a signal.
+
+    Processes in `awaited` extend this time.
+    """
     wait = POLL_INTERVAL if "DVC_STAGE" in os.environ else None
     with suppress(psutil.Error, OSError):  # the process that DVC started has ended
         if wait:
@@ -148,6 +154,9 @@ def _watch(signals: int) -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
     number = os.read(signals, 1)[0]
     time.sleep(GRACE)
+    deadline = time.monotonic() + PATIENCE
+    while awaited and time.monotonic() < deadline:
+        time.sleep(0.1)
     _exit(_ended_by(number), 128 + number)
 
 

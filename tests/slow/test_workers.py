@@ -129,14 +129,14 @@ class Place:
         clone.call("git", "checkout", "-q", found)
         clone.call("dvc", "pull")
 
-    def tasks(self) -> list[psutil.Process]:
-        """Processes that run experiments: all but those of Dask."""
+    def tasks(self) -> list[tuple[psutil.Process, str]]:
+        """Processes that run experiments, all but those of Dask, and their commands."""
         found = []
         for process in family(str(self.folder)):
             with suppress(psutil.Error):
                 words = " ".join(process.cmdline())
                 if "bin/dask" not in words and "multiprocessing" not in words:
-                    found.append(process)
+                    found.append((process, words))
         return found
 
     def assert_idle(self) -> None:
@@ -311,17 +311,13 @@ def test_killed_task_is_reported_and_leaves_no_dvc(place: Place) -> None:
     place.close("train")
     with place.started(*EXPERIMENTS, "--workers", "1", "--only", name) as coordinator:
         place.reached("train")
-        (task,) = (
-            process
-            for process in place.tasks()
-            if process.cmdline()[1:3] == ["-m", "tools.lib.experiment"]
-        )
+        (task,) = (each for each, words in place.tasks() if "-m tools.lib.experiment " in words)
         task.kill()
         output, _ = coordinator.communicate()
-    left = [process.cmdline() for process in place.tasks()]
+    left = [words for _, words in place.tasks()]
     place.open("train")
     assert f"{name}  failed: ended by SIGKILL" in output
-    assert not [words for words in left if "dvc" in words]
+    assert not [words for words in left if "-m dvc " in words]
     place.assert_idle()
 
 

@@ -131,11 +131,10 @@ def run_on_workers(
     remaining = iter(experiments)
     names: dict[Future, str] = {}
     with open_tasks(workers, commit, url) as tasks:
-        if not tasks.workers:
-            print("no workers yet; experiments start when one joins", flush=True)
         running = as_completed()
         while True:
-            free = None if ahead else max(0, max(1, tasks.slots()) - running.count())
+            slots = max(1, sum(tasks.threads().values()))
+            free = None if ahead else max(0, slots - running.count())
             for name, changes in islice(remaining, free):
                 future = tasks.submit(name, overrides(changes))
                 names[future] = name
@@ -148,6 +147,7 @@ def run_on_workers(
                 outcome = Outcome(name, *tasks.finish(future, name))
             except StageError as failure:
                 outcome = Outcome(name, "", "", str(failure))
+            del future  # or the scheduler keeps a failure for other coordinators
             yield outcome
 
 

@@ -26,8 +26,9 @@ from dvc.exceptions import DvcException
 from dvc.fs import LocalFileSystem
 from dvc.repo import Repo
 from dvc_data.hashfile.db import HashFileDB
+from dvc_objects.fs.utils import as_atomic
 
-from stages.lib.stage import StageError, end_with_parent, run
+from stages.lib.stage import StageError, awaited, end_with_parent, run
 from tools.lib.runs import LOCK
 
 RETRY_DELAYS = (5, 10, 20, 40, 60)  # seconds between attempts to reach a remote: over two minutes
@@ -59,8 +60,10 @@ def call(*command: str, preexec_fn: Callable[[], None] | None = None) -> str:
             try:
                 process.wait()
             except KeyboardInterrupt:
+                awaited.append(process.pid)
                 os.killpg(process.pid, signal.SIGTERM if ignored else signal.SIGINT)
                 process.wait()
+                awaited.clear()
                 raise
         for file in (out, err):
             file.seek(0)
@@ -249,11 +252,26 @@ class Data:
         for folders in (False, True):
             digests = [digest for digest in missing if digest.endswith(".dir") == folders]
             if digests:
-                paths = [self.cache.oid_to_path(digest) for digest in digests]
                 with remote_faults():
-                    self.remote.add(paths, self.cache.fs, digests, check_exists=False)
+                    self._upload(digests)
         if left := self.missing():
             raise StageError(f"DVC remote: {len(left)} files are missing after the push")
+
+    def is_lost(self) -> bool:
+        """Return whether an object is neither in this clone nor on the remote."""
+        return not all(Path(self.cache.oid_to_path(digest)).exists() for digest in self.missing())
+
+    def _upload(self, digests: Sequence[str]) -> None:
+        if self.remote.fs.protocol != "ssh":
+            paths = [self.cache.oid_to_path(digest) for digest in digests]
+            self.remote.add(paths, self.cache.fs, digests, check_exists=False)
+            return
+        # Otherwise DVC writes to the final path: if two clones upload the same object and one is
+        # killed, the object can have the right size and a hole.
+        for digest in digests:
+            path = self.remote.oid_to_path(digest)
+            with as_atomic(self.remote.fs, path, create_parents=True) as partial:
+                self.remote.fs.put_file(self.cache.oid_to_path(digest), partial)
 
 
 def read_listing(store: HashFileDB, digest: str) -> list[str] | None:
@@ -370,7 +388,13 @@ def run_and_push(remote: str, commit: str, name: str, changes: Sequence[str]) ->
     check(commit)
     if found := with_retries(find, remote, commit, name):
         return found
-    if not call("git", "for-each-ref", reference(commit, name)):
+    ref = reference(commit, name)
+    own = call("git", "for-each-ref", "--format=%(objectname)", ref).strip()
+    with Repo() as repo:
+        if own and Data(repo, own).is_lost():  # pulled from the remotes, which lost it later
+            call("git", "update-ref", "-d", ref)
+            own = ""
+    if not own:
         run_experiment(name, changes, "--pull")
     return with_retries(push, remote, commit, name)
 

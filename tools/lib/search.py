@@ -46,6 +46,11 @@ def check_score(name: str) -> None:
     raise StageError(f"--on: expected {' or '.join(DIRECTIONS)}, found {name!r}{reason}")
 
 
+def removal(name: str) -> str:
+    """Return the advice to remove a trial."""
+    return f"run dvc exp remove {name}, and again with --git-remote origin if it was pushed"
+
+
 def read_trial(name: str, commit: str, score: str) -> tuple[dict[str, object], float]:
     """Read the parameters of an experiment by dotted key, and a validation score.
 
@@ -62,11 +67,9 @@ def read_trial(name: str, commit: str, score: str) -> tuple[dict[str, object], f
         scores = [json.loads(show(path))["validation"] for path in (METRICS, MORE_SCORES)]
         found = (scores[1] | scores[0])[score.removeprefix("validation.")]
     except (LookupError, TypeError, json.JSONDecodeError) as error:
-        raise StageError(
-            f"{name}: expected {wanted}, found none; run dvc exp remove {name}"
-        ) from error
+        raise StageError(f"{name}: expected {wanted}, found none; {removal(name)}") from error
     if not isinstance(found, int | float) or math.isnan(found):
-        raise StageError(f"{name}: expected {wanted}, found {found}; run dvc exp remove {name}")
+        raise StageError(f"{name}: expected {wanted}, found {found}; {removal(name)}")
     return flat(content), float(found)
 
 
@@ -129,7 +132,7 @@ class Search:
         try:
             self.space.encode(params)
         except ValueError as error:
-            raise StageError(f"{name}: {error}; run dvc exp remove {name}") from error
+            raise StageError(f"{name}: {error}; {removal(name)}") from error
         self.record(self.number(name), params, value=value)
         return value
 

@@ -7,6 +7,7 @@ run the code of the commit. Each task locks its clone.
 import fcntl
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,12 +66,17 @@ def fetch(folder: Path, commit: str) -> None:
     git(folder, *words)
 
 
-def check_out(folder: Path, url: str, commit: str) -> None:
-    """Create or update a clone and check out a commit; an earlier attempt may have been killed."""
+def check_out(folder: Path, url: str, commit: str, project: str) -> None:
+    """Create or update a clone and check out a commit; an earlier task may have been killed."""
     folder.mkdir(exist_ok=True)
     for lock in (folder / ".git").rglob("*.lock"):
         lock.unlink()
+    state = folder / project / ".dvc/tmp"
+    shutil.rmtree(state / "exps", ignore_errors=True)  # copies of the data
+    (state / "rwlock").unlink(missing_ok=True)
     git(folder, "init", "--quiet")
+    git(folder, "update-ref", "-d", "refs/exps/stash")  # an experiment that did not start
+    git(folder, "config", "fetch.unpackLimit", "1")  # a fetch adds all objects or none
     git(folder, "config", "remote.origin.url", url)
     git(folder, "config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*")
     fetch(folder, commit)
@@ -88,13 +94,15 @@ def main(url: str, commit: str, project: str, base: str, tasks: str, *words: str
         tasks: Number of tasks that share the cores of this machine.
         words: Arguments of the module after REMOTE and COMMIT.
     """
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # as in Git hooks
+        os.environ.pop(name, None)
     # Detect the worker's death by its end of the output pipe. The parent's process ID is not
     # enough: the worker may die before this process starts, or have the ID 1 in a container.
     output = select.poll()
     output.register(sys.stdout, 0)
     folder = Path(base or f"{tempfile.gettempdir()}/experiments-{os.getuid()}")
     clone, lock = lock_clone(folder)
-    check_out(clone, url, commit)
+    check_out(clone, url, commit, project)
     share = os.environ.get(THREAD_VARIABLES[0]) or str(max(1, CPU_COUNT // int(tasks)))
     process = subprocess.Popen(
         [sys.executable, "-m", "tools.lib.experiment", "origin", commit, *words],

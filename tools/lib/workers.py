@@ -28,6 +28,7 @@ from tools.lib.experiment import (
     open_store,
     reference,
     references,
+    remote_faults,
     store_address,
     with_retries,
 )
@@ -59,14 +60,29 @@ def prepare(commit: str) -> str:
             f"Git remote {REMOTE}: workers cannot resolve the relative path {url}; "
             f"git remote set-url {REMOTE} {Path(url).resolve()}"
         )
-    call("git", "fetch", "--quiet", REMOTE)
+    call("git", "fetch", "--quiet", "--prune", REMOTE)
     if not call("git", "for-each-ref", "--contains", commit, f"refs/remotes/{REMOTE}"):
         raise StageError(f"{REMOTE} does not have commit {commit[:7]}; git push {REMOTE} HEAD")
     with Repo() as repo:
         store_address(repo)
         open_store(repo)
-    dvc("push", "--run-cache")
+        dvc("push", "--run-cache")
+        check_run_cache(repo)
     return url
+
+
+def check_run_cache(repo: Repo) -> None:
+    """Check that the DVC remote has the run cache; DVC ignores errors when it pushes it.
+
+    Raises:
+        StageError: Files are missing.
+    """
+    store = repo.cloud.get_remote_odb(hash_name="md5-dos2unix")  # the run cache has no other hash
+    ours = {path.name for path in Path(repo.cache.legacy.path).glob("runs/*/*/*")}
+    with remote_faults():
+        theirs = {path.rsplit("/", 1)[-1] for path in store.fs.find(f"{store.path}/runs")}
+    if missing := ours - theirs:
+        raise StageError(f"DVC remote: {len(missing)} files of the run cache could not be written")
 
 
 @contextmanager
@@ -132,10 +148,10 @@ class Tasks:
         self.command = ["python", "-c", TASK.read_text(encoding="utf-8")]
         self.command += [url, commit, project, clones, tasks]
 
-    def slots(self) -> int:
-        """Return the number of experiments that the present workers run at once."""
+    def threads(self) -> dict[str, int]:
+        """Return the number of experiments that each of the present workers runs at once."""
         try:
-            return sum(self.client.nthreads().values())
+            return dict(self.client.nthreads())
         except OSError as error:
             raise CancelledError from error
 
@@ -167,14 +183,17 @@ class Tasks:
             StageError: The environment of a worker differs. Each such worker's message is an
                 argument.
         """
+        busy = any(self.client.processing().values())
         now = time.time_ns()
         checks = {
             worker: self._run(key=f"check-{worker}-{now}", workers=[worker])
             for worker in self.workers
         }
         faults = []
+        if busy:
+            print("checking the workers; busy ones first finish their experiment", flush=True)
         for worker, check in checks.items():
-            while not check.done() and worker in self.client.nthreads():
+            while not check.done() and worker in self.threads():
                 time.sleep(0.2)
             if not check.done():  # the worker has left
                 continue
@@ -195,12 +214,8 @@ class Tasks:
             StageError: The experiment failed, or is not complete on the remotes.
         """
         words = wait_for(task).split()
-        commit = pull(self.commit, name)
-        if not commit:
-            raise StageError(
-                f"{REMOTE} or the DVC remote lacks part of it; run the same command again"
-            )
-        return commit, words[-1]
+        # Another worker may be uploading the same objects again: see docs/remotes.md.
+        return with_retries(pull_complete, REMOTE, self.commit, name), words[-1]
 
 
 @contextmanager
@@ -216,6 +231,9 @@ def open_tasks(workers: str, commit: str, url: str) -> Iterator[Tasks]:
         StageError: There is no scheduler, or a worker's environment differs.
     """
     with connect(workers) as client:
+        if not client.scheduler_info(n_workers=-1)["workers"]:
+            print("no workers yet; experiments start when one joins", flush=True)
+            client.wait_for_workers(1)
         tasks = Tasks(client, commit, url, str(CLONES.resolve()) if workers.isdecimal() else "")
         tasks.check()
         yield tasks
@@ -235,17 +253,31 @@ def wait_for(task: Future) -> str:
         raise StageError(
             f"no {error.filename} on the worker's PATH; activate the environment there"
         ) from error
+    except OSError as error:
+        raise StageError(f"the worker cannot start it: {error}") from error
     if done.returncode:
         lines = done.stderr.splitlines() or [f"exit code {done.returncode}"]
         raise StageError(lines[-1])
     return str(done.stdout)
 
 
-def pull(commit: str, name: str) -> str:
+def pull(remote: str, commit: str, name: str) -> str:
     """Pull the reference of an experiment if it is complete on the remotes; return its commit."""
-    found = with_retries(find, REMOTE, commit, name)
+    found = find(remote, commit, name)
     if found:
         call("git", "update-ref", reference(commit, name), found)
+    return found
+
+
+def pull_complete(remote: str, commit: str, name: str) -> str:
+    """Pull the reference of an experiment; return its commit.
+
+    Raises:
+        StageError: It is not complete on the remotes.
+    """
+    found = pull(remote, commit, name)
+    if not found:
+        raise StageError(f"{remote} or the DVC remote lacks part of it; run the same command again")
     return found
 
 
@@ -253,4 +285,5 @@ def pull_finished(commit: str, names: Sequence[str]) -> set[str]:
     """Pull the references of experiments that are complete on the remotes; return their names."""
     below = reference(commit, "")
     listed = references(REMOTE, f"{below}*")
-    return {name for name in names if f"{below}{name}" in listed and pull(commit, name)}
+    names = [name for name in names if f"{below}{name}" in listed]
+    return {name for name in names if with_retries(pull, REMOTE, commit, name)}
