@@ -32,17 +32,17 @@ experiments: $(INSTALLED) ## run the grid of experiments (DATASETS="NAME NAME", 
 search: $(INSTALLED) ## search hyperparameters on the validation split (SEARCH="--trials 20")
 	@python -m tools.search $(SEARCH)
 
-compare: $(INSTALLED) ## compare the experiments on this commit (COMPARE="REV REV" or --all)
+compare: $(INSTALLED) ## compare the experiments on this commit (COMPARE="REV REV" or COMPARE=--all)
 	@python -m tools.compare $(COMPARE)
 
 bench: $(INSTALLED) benchmarks/.venv/installed ## measure speed and memory against baselines, 45 minutes
 	.venv/bin/python -m benchmarks.run $(BENCH)
 
-### Hand over
+### Use the model
 serve: $(INSTALLED) ## draw images and classify files at http://127.0.0.1:8000 (SERVE="--port 8001")
 	@python -m tools.serve $(SERVE)
 
-report: $(INSTALLED) ## write reports/report.html, a single file (REPORT="REV REV" or workspace)
+report: $(INSTALLED) ## write reports/report.html, a single file (REPORT="REV REV"; default: workspace)
 	@python -m tools.report $(REPORT)
 
 ### Develop
@@ -68,7 +68,7 @@ lock: $(INSTALLED) ## update the lock files from pyproject.toml (LOCK= keeps the
 	uv pip compile --quiet --group bench --constraint requirements.lock $(LOCK) \
 		--output-file requirements-bench.lock
 
-clean: ## remove the environments and tool caches, but no data
+clean: ## remove environments, tool caches and benchmark data, but not data/
 	rm -rf .venv benchmarks/.venv benchmarks/.data dvc_plots .mypy_cache .pytest_cache .ruff_cache \
 		.hypothesis
 

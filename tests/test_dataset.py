@@ -1094,9 +1094,9 @@ def test_zip_bomb_is_rejected() -> None:
         ({"name": "tiny"}, "tiny was not created by this tool"),
         ({"size": (0, 5)}, "--size: expected pixels"),
         ({"size": (5, 5000)}, "--size: expected pixels"),
-        ({"test": 0.0}, "--test: expected a share"),
-        ({"test": 1.0}, "--test: expected a share"),
-        ({"test": float("nan")}, "--test: expected a share"),
+        ({"test": 0.0}, "--test: expected a fraction"),
+        ({"test": 1.0}, "--test: expected a fraction"),
+        ({"test": float("nan")}, "--test: expected a fraction"),
         ({"seed": -1}, "--seed: expected a number"),
     ],
 )

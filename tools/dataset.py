@@ -46,7 +46,7 @@ def check(options: imports.Options) -> None:
     if options.size and not all(1 <= side <= 4096 for side in options.size):
         raise StageError(f"--size: expected pixels from 1 to 4096, found {options.size}")
     if not 0 < options.test < 1:
-        raise StageError(f"--test: expected a share between 0 and 1, found {options.test}")
+        raise StageError(f"--test: expected a fraction between 0 and 1, found {options.test}")
     if not 0 <= options.seed < 2**32:
         raise StageError(f"--seed: expected a number from 0 to 2**32 - 1, found {options.seed}")
 
@@ -235,7 +235,7 @@ def main() -> None:
     add("path", metavar="PATH", type=Path, help="folder, zip, npz or CSV")
     add("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="default: the median")
     add("--gray", action="store_true", help="convert colors to gray")
-    add("--test", type=float, default=0.2, help="share of test images if PATH has no test split")
+    add("--test", type=float, default=0.2, help="fraction of test images if PATH has no test split")
     add("--seed", type=int, default=0, help="seed of the choice of test images")
     add("--title", help="title in figures; default: NAME")
     add("--flip", action="store_true", default=None, help="horizontal flips preserve the class")

@@ -34,7 +34,7 @@ def _held_out(value: object) -> float | str:
         return value
     if value == "published" or (type(value) is float and 0 < value < 1):
         return value
-    raise ValueError("a number of images, a share of them below 1, or published")
+    raise ValueError("a number of images, a fraction of them below 1, or published")
 
 
 class Section(BaseModel):
