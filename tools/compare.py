@@ -24,7 +24,7 @@ columns are the number of runs per configuration and the number of test images r
 true difference of {{:g}} with 80% power, each with the other unchanged. Datasets are not compared
 with each other. docs/experiments.md explains the method.
 """
-HEAD = """# Comparison
+HEADER = """# Comparison
 
 This page shows the test accuracy of each configuration, and compares every pair of configurations.
 It is written by `make compare`.
@@ -91,7 +91,7 @@ def main() -> None:
     for name, figure in figures.items():
         write_figure(arguments.out / name, figure)
     with replacing(arguments.out / "comparison.md") as partial:
-        partial.write_text(f"{HEAD}{text}", encoding="utf-8")
+        partial.write_text(f"{HEADER}{text}", encoding="utf-8")
     print(", ".join(str(arguments.out / name) for name in ("comparison.md", *files, *figures)))
 
 

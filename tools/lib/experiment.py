@@ -390,10 +390,11 @@ def run_and_push(remote: str, commit: str, name: str, changes: Sequence[str]) ->
         return found
     ref = reference(commit, name)
     own = call("git", "for-each-ref", "--format=%(objectname)", ref).strip()
-    with Repo() as repo:
-        if own and Data(repo, own).is_lost():  # pulled from the remotes, which lost it later
-            call("git", "update-ref", "-d", ref)
-            own = ""
+    if own:
+        with Repo() as repo:
+            if Data(repo, own).is_lost():  # pulled from the remotes, which lost it later
+                call("git", "update-ref", "-d", ref)
+                own = ""
     if not own:
         run_experiment(name, changes, "--pull")
     return with_retries(push, remote, commit, name)

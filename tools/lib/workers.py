@@ -183,15 +183,14 @@ class Tasks:
             StageError: The environment of a worker differs. Each such worker's message is an
                 argument.
         """
-        busy = any(self.client.processing().values())
+        if any(self.client.processing().values()):
+            print("checking the workers; busy ones first finish their experiment", flush=True)
         now = time.time_ns()
         checks = {
             worker: self._run(key=f"check-{worker}-{now}", workers=[worker])
             for worker in self.workers
         }
         faults = []
-        if busy:
-            print("checking the workers; busy ones first finish their experiment", flush=True)
         for worker, check in checks.items():
             while not check.done() and worker in self.threads():
                 time.sleep(0.2)
