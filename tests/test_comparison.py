@@ -205,7 +205,7 @@ def test_more_accurate_of_a_pair_comes_first(bench: Bench) -> None:
     )
     runs += [bench.run(10, dataset="other")]
     table = comparison.pair_table(comparison.compare_pairs(comparison.configurations(runs), 0.005))
-    assert [*zip(table["first"], table["second"], table["holds for new"], strict=True)] == [
+    assert [*zip(table["first"], table["second"], table["generalizes to"], strict=True)] == [
         ("cnn", "mlp", "images, runs"),
         ("cnn", "linear-0", "images, runs of cnn"),
         ("mlp", "linear-0", "images, runs of mlp"),
@@ -216,7 +216,7 @@ def test_more_accurate_of_a_pair_comes_first(bench: Bench) -> None:
 
 
 def test_single_models_are_compared_over_images_only(bench: Bench) -> None:
-    """The verdict holds for new images, not for new runs."""
+    """The verdict generalizes to images, not for new runs."""
     found = comparison.configurations([bench.run(40), bench.run(41, kind="linear")])
     table = comparison.pair_table(comparison.compare_pairs(found, 0.005))
     cells = [cell.strip() for cell in comparison.pair_lines(table, 0.005)[2].split("|")[1:-1]]

@@ -19,7 +19,7 @@ PAIRS = f"""\
 "Better" means p < .05 for new test images and, if a configuration has at least {MIN_RUNS} runs,
 for new runs, which vary in the seeds listed above. Fewer runs are treated as fixed models: the
 verdict does not cover other seeds. p is corrected for all pairs of a dataset (Holm), intervals are
-not. "p, these images" is for new runs on these test images only, a weaker statement. The last two
+not. "p (fixed images)" is for new runs on these test images only, a weaker statement. The last two
 columns are the number of runs per configuration and the number of test images required to detect a
 true difference of {{:g}} with 80% power, each with the other unchanged. Datasets are not compared
 with each other. docs/experiments.md explains the method.

@@ -21,7 +21,7 @@ import psutil
 JOINERS = {0x200C: None, 0x200D: None}
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 GRACE = 5  # seconds for a library call to return and for partial files to be removed
-PATIENCE = 60  # seconds for DVC to end its stage and clean up
+DVC_GRACE = 60  # seconds for a DVC child process to end its stage and clean up
 POLL_INTERVAL = 0.5  # seconds between checks that DVC is still running
 NO_MEMORY = re.compile(
     "failed to map|cannot allocate|bad_alloc|can't start new thread|out of memory", re.I
@@ -30,7 +30,7 @@ NO_MEMORY = re.compile(
 PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
 
 received: list[int] = []  # the signal that ends this process
-awaited: list[int] = []  # processes that end by the same signal and need up to `PATIENCE` seconds
+dvc_children: list[int] = []  # PIDs that received the same signal and have `DVC_GRACE` seconds
 
 
 class StageError(Exception):
@@ -137,7 +137,7 @@ def _child_of_dvc() -> psutil.Process:
 def _watch(signals: int) -> None:
     """End the process when its parent DVC dies, or `GRACE` seconds after a signal.
 
-    Processes in `awaited` extend this time.
+    It waits longer, up to `DVC_GRACE` seconds, for processes in `dvc_children`.
     """
     wait = POLL_INTERVAL if "DVC_STAGE" in os.environ else None
     with suppress(psutil.Error, OSError):  # the process that DVC started has ended
@@ -154,8 +154,8 @@ def _watch(signals: int) -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
     number = os.read(signals, 1)[0]
     time.sleep(GRACE)
-    deadline = time.monotonic() + PATIENCE
-    while awaited and time.monotonic() < deadline:
+    deadline = time.monotonic() + DVC_GRACE
+    while dvc_children and time.monotonic() < deadline:
         time.sleep(0.1)
     _exit(_ended_by(number), 128 + number)
 

@@ -62,7 +62,7 @@ def test_runs_are_grouped_and_differences_listed(clone: Clone) -> None:
     assert float(linear["accuracy"]) == pytest.approx(sum(accuracies) / 3, abs=1e-6)
     assert linear["names"] == "linear-0, linear-1, linear-2"
     assert "train.seed 0 to 2; normalize.seed 0" in output
-    assert {row["holds for new"] for row in table(clone, "comparison_pairs.csv")} == {
+    assert {row["generalizes to"] for row in table(clone, "comparison_pairs.csv")} == {
         "images, runs of linear",
         "images",
     }

@@ -256,7 +256,7 @@ def pair_table(compared: Sequence[tuple[Pair, Verdict]]) -> pd.DataFrame:
                 "first": first.name,
                 "second": second.name,
                 "verdict": "better" if verdict.better else "no difference shown",
-                "holds for new": ", ".join(["images", *new]),
+                "generalizes to": ", ".join(["images", *new]),
                 **vars(verdict),
             }
         )
@@ -265,15 +265,17 @@ def pair_table(compared: Sequence[tuple[Pair, Verdict]]) -> pd.DataFrame:
 
 def pair_lines(table: pd.DataFrame, interest: float) -> list[str]:
     """Format the differences as a Markdown table; `table` is from `pair_table`."""
-    header = ["dataset", "first", "second", "verdict on the first", "for new", "difference"]
-    header += ["95% interval", "p", "p, these images", f"runs for {interest:g}"]
+    header = ["dataset", "first", "second", "first is", "generalizes to", "difference"]
+    header += ["95% interval", "p", "p (fixed images)", f"runs for {interest:g}"]
     header += [f"images for {interest:g}"]
     rows = []
     for row in table.to_dict("records"):
-        sampled = "runs" in row["holds for new"]
+        sampled = "runs" in row["generalizes to"]
         rows.append(
             [
-                *(row[name] for name in ("dataset", "first", "second", "verdict", "holds for new")),
+                *(row[name] for name in ("dataset", "first", "second")),
+                row["verdict"],
+                row["generalizes to"],
                 f"{row['difference']:+.4f}",
                 f"{row['low']:+.4f} to {row['high']:+.4f}",
                 p_text(row["p"]),

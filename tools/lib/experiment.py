@@ -28,7 +28,7 @@ from dvc.repo import Repo
 from dvc_data.hashfile.db import HashFileDB
 from dvc_objects.fs.utils import as_atomic
 
-from stages.lib.stage import StageError, awaited, end_with_parent, run
+from stages.lib.stage import StageError, dvc_children, end_with_parent, run
 from tools.lib.runs import LOCK
 
 RETRY_DELAYS = (5, 10, 20, 40, 60)  # seconds between attempts to reach a remote: over two minutes
@@ -60,10 +60,10 @@ def call(*command: str, preexec_fn: Callable[[], None] | None = None) -> str:
             try:
                 process.wait()
             except KeyboardInterrupt:
-                awaited.append(process.pid)
+                dvc_children.append(process.pid)
                 os.killpg(process.pid, signal.SIGTERM if ignored else signal.SIGINT)
                 process.wait()
-                awaited.clear()
+                dvc_children.clear()
                 raise
         for file in (out, err):
             file.seek(0)
