@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,16 +11,13 @@ import pytest
 
 from tests.helpers import (
     BROWSER_TIMEOUT,
-    ODD,
     ROOT,
-    WATCH,
     Clone,
     bars_model,
     clone_env,
     commit_all,
     copy_files,
     make_tiny,
-    new_clone,
     set_params,
 )
 
@@ -125,20 +121,3 @@ def browser() -> Iterator["Browser"]:
         )
         yield browser
         browser.close()
-
-
-@pytest.fixture(scope="session")
-def first_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Clone, list[str]]]:
-    """Two clones with the committed results of a first `dvc repro`, and the stages that ran."""
-    folder = tmp_path_factory.mktemp("end-to-end")
-    (folder / "tools").mkdir()
-    (folder / "tools/sitecustomize.py").write_text(WATCH)
-    clones = [new_clone(folder / name, folder / "tools") for name in ("project", "zweite Übung")]
-    with ThreadPoolExecutor() as pool:
-        ran = list(
-            pool.map(lambda clone, start: clone.ran(*start, "dvc", "repro"), clones, ([], ODD))
-        )
-    for clone in clones:
-        clone.call("git", "add", "-A")
-        clone.call("git", "commit", "-qm", "After")
-    return dict(zip(("plain", "odd"), zip(clones, ran, strict=True), strict=True))

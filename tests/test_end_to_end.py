@@ -7,12 +7,14 @@ import re
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 import vl_convert
+from dvc.repo import Repo
 
-from tests.helpers import CLASSES, CLOCK, COUNTS, ODD, Clone
+from tests.helpers import CLASSES, CLOCK, COUNTS, ODD, WATCH, Clone, new_clone
 from tools.about import about
 
 REPORTING = ["evaluate", "plot", "extract_errors"]
@@ -23,6 +25,23 @@ SPLIT: dict[str, object] = {
     "model.kind": "pca_knn",
     "model.pca_knn.components": 4,
 }
+
+
+@pytest.fixture(scope="module")
+def first_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Clone, list[str]]]:
+    """Two clones with the committed results of a first `dvc repro`, and the stages that ran."""
+    folder = tmp_path_factory.mktemp("end-to-end")
+    (folder / "tools").mkdir()
+    (folder / "tools/sitecustomize.py").write_text(WATCH)
+    clones = [new_clone(folder / name, folder / "tools") for name in ("project", "zweite Übung")]
+    with ThreadPoolExecutor() as pool:
+        ran = list(
+            pool.map(lambda clone, start: clone.ran(*start, "dvc", "repro"), clones, ([], ODD))
+        )
+    for clone in clones:
+        clone.call("git", "add", "-A")
+        clone.call("git", "commit", "-qm", "After")
+    return dict(zip(("plain", "odd"), zip(clones, ran, strict=True), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +76,19 @@ def clone(first_runs: dict[str, tuple[Clone, list[str]]]) -> Clone:
 def compared(later_runs: dict[str, list[str]], clone: Clone) -> Clone:
     """The plain clone as it was committed, with the experiments in it."""
     return clone
+
+
+@pytest.fixture(scope="module")
+def plots(
+    later_runs: dict[str, list[str]], first_runs: dict[str, tuple[Clone, list[str]]]
+) -> dict[str, Any]:
+    """The data of `dvc plots diff` between both datasets; it also writes dvc_plots/index.html."""
+    plain = first_runs["plain"][0]
+    reset(plain)
+    data: dict[str, Any] = plain.json("dvc", "plots", "diff", "HEAD", "other")["data"]
+    plain.call("dvc", "plots", "diff", "HEAD", "other", "-o", "dvc_plots")
+    assert plain.changed() == set()
+    return data
 
 
 def test_first_run_executes_all_stages(
@@ -164,8 +196,11 @@ def test_change_without_dependents_reruns_one_stage(
     assert clone.json("dvc", "status") == {}
 
 
-def test_parameters_change_the_stages_that_read_them(clone: Clone) -> None:
-    # The runs above cover later stages; `dvc status` lists the changed ones faster than a run.
+def test_parameters_change_the_stages_that_read_them(
+    clone: Clone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clone.path)
+    # The runs above cover later stages; DVC's status lists the changed ones faster than a run.
     for key, value, stages in (
         ("dataset", "tiny2", {"fetch"}),
         ("normalize.method", "standardize", {"normalize"}),
@@ -182,7 +217,8 @@ def test_parameters_change_the_stages_that_read_them(clone: Clone) -> None:
     ):
         clone.call("git", "checkout", "-q", "params.yaml")
         clone.edit({key: value})
-        assert set(clone.json("dvc", "status")) == stages, key
+        with Repo() as repo:
+            assert set(repo.status()) == stages, key
 
 
 def test_previous_dataset_is_restored_without_training(compared: Clone) -> None:
@@ -205,31 +241,27 @@ def test_metrics_of_two_datasets_are_comparable(compared: Clone) -> None:
     assert metrics["loss"]["old"] != metrics["loss"]["new"]
 
 
-def test_plots_of_two_datasets_are_comparable(compared: Clone) -> None:
-    plots = compared.json("dvc", "plots", "diff", "HEAD", "other", "-o", "dvc_plots")
+def test_plots_of_two_datasets_are_comparable(compared: Clone, plots: dict[str, Any]) -> None:
     figures = {
         path.relative_to(compared.path).as_posix()
         for path in compared.path.glob("reports/figures/*.png")
     }
     assert (
-        set(plots["data"])
+        set(plots)
         == {"loss", "accuracy", "recall", "precision", "calibration", "confusion"} | figures
     )
-    for name, parts in plots["data"].items():
+    for name, parts in plots.items():
         assert {revision for part in parts for revision in part["revisions"]} == {
             "HEAD",
             "other",
         }, name
     assert "errors" not in plots
-    compared.call("dvc", "plots", "diff", "HEAD", "other", "-o", "dvc_plots")
     html = (compared.path / "dvc_plots/index.html").read_text()
     titles = ("Loss by epoch", "Recall by class", "Reliability diagram", "Confusion matrix")
     assert all(title in html for title in titles)
-    assert compared.changed() == set()
 
 
-def test_charts_render_with_revisions_and_classes(compared: Clone) -> None:
-    plots = compared.json("dvc", "plots", "diff", "HEAD", "other")["data"]
+def test_charts_render_with_revisions_and_classes(plots: dict[str, Any]) -> None:
     charts = {
         name: parts[0]["content"] for name, parts in plots.items() if parts[0]["type"] == "vega"
     }

@@ -103,6 +103,7 @@ def test_clone_without_data_reads_the_remote(clone: Clone, tmp_path: Path) -> No
     assert EXPERIMENT in other.call(*COMPARE)
 
 
+@pytest.mark.slow
 def test_garbage_collected_experiment_is_rerun(clone: Clone) -> None:
     """There is no remote to pull from."""
     clone.call("dvc", "gc", "-q", "-w", "-f")

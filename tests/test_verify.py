@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stages.lib.stage import StageError
-from tests.helpers import Clone
+from tests.helpers import Clone, commit_all, new_clone
 from tools import verify
 
 CLEAN = "verify: the DVC cache and all outputs match dvc.lock\n"
@@ -24,11 +24,13 @@ METRICS = Path("reports/metrics.json")
 
 
 @pytest.fixture(scope="module")
-def whole(first_runs: dict[str, tuple[Clone, list[str]]]) -> Clone:
-    """A clone at its commit after the first run."""
-    clone = first_runs["plain"][0]
-    clone.call("git", "reset", "-q", "--hard")
-    clone.call("dvc", "checkout", "-q")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone with the committed results of a first run."""
+    folder = tmp_path_factory.mktemp("verify")
+    (folder / "tools").mkdir()
+    clone = new_clone(folder / "project", folder / "tools")
+    clone.call("dvc", "repro", "--quiet")
+    commit_all(clone, "After")
     return clone
 
 
