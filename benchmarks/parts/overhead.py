@@ -111,6 +111,13 @@ def measure(settings: Settings) -> Part:
                 unit=" s",
             ),
             Check(
+                "one plot parameter changed",
+                mean_interval([result["wall"] for result in runs[PLOT]]),
+                1.5,
+                at_least=False,
+                unit=" s",
+            ),
+            Check(
                 "processes that import TensorFlow on the way back",
                 imported,
                 0,
