@@ -21,7 +21,7 @@ MEASURED = (
     *("benchmarks/*.py", "stages", "tools/lib"),
     *("tools/classify.py", "tools/dataset.py", "tools/experiments.py", "tools/label_errors.py"),
     *("tools/report.py", "tools/serve.py"),
-    *("datasets.yaml", "dvc.yaml", "params.yaml"),
+    *("datasets", "dvc.yaml", "params.yaml"),
 )
 SETTINGS = (
     *("JAX_", "KERAS_", "MKL_", "OMP_", "OPENBLAS_", "PYTORCH_", "TF_"),
@@ -118,7 +118,7 @@ def copy_project(folder: Path, params: Mapping[str, Any]) -> Path:
     for name in DATASETS:
         if (DATA / f"{name}.npz").exists():
             source = {"folder": str(DATA), "files": {"npz": f"{name}.npz"}}
-            edit(folder / "datasets.yaml", {f"{name}.sources": {"npz": source}})
+            edit(folder / "datasets" / f"{name}.yaml", {"sources": {"npz": source}})
     edit(folder / "params.yaml", {"fetch.source": "auto", **params})
     return folder
 

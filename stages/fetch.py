@@ -6,11 +6,10 @@ import numpy as np
 
 from stages.lib.files import replacing, write_arrays, write_json
 from stages.lib.params import read_params
-from stages.lib.sources.catalog import read_dataset
+from stages.lib.sources.catalog import DATASETS, read_dataset
 from stages.lib.sources.fetching import fetch_arrays
 from stages.lib.stage import run
 
-DATASETS = Path("datasets.yaml")
 RAW = Path("data/raw")
 
 
@@ -30,7 +29,7 @@ def background(images: np.ndarray) -> int:
 
 def main() -> None:
     params = read_params()
-    dataset = read_dataset(DATASETS, params.dataset)
+    dataset = read_dataset(params.dataset)
     with replacing(RAW) as folder:
         folder.mkdir()
         arrays = fetch_arrays(dataset, params.fetch.source, folder)
@@ -48,7 +47,10 @@ def main() -> None:
         }
         write_json(folder / "dataset.json", about)
     count, test_count = (len(arrays[f"{split}_images"]) for split in ("train", "test"))
-    print(f"{count:,} training and {test_count:,} test images, digests as in {DATASETS}")
+    print(
+        f"{count:,} training and {test_count:,} test images, "
+        f"checksums match {DATASETS}/{params.dataset}.yaml"
+    )
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ ONE_STAGE_CONFIG = """\
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with params.yaml, datasets.yaml and the tiny dataset, before any run."""
+    """A working directory with params.yaml, datasets/tiny.yaml and its files, before any run."""
     make_tiny(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path

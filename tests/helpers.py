@@ -54,7 +54,7 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def tiny_entry() -> dict[str, Any]:
-    """The tiny dataset's entry of datasets.yaml: IDX files in a folder next to it."""
+    """The content of datasets/tiny.yaml: IDX files in a folder of the project."""
     return {
         "title": "Tiny",
         "license": "none needed",
@@ -77,6 +77,23 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401  # whatever the file holds
     return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
 
 
+def read_entry(folder: Path, name: str) -> dict[str, Any]:
+    """Read a dataset's file in a folder's datasets/."""
+    content: dict[str, Any] = read_yaml(folder / f"datasets/{name}.yaml")
+    return content
+
+
+def shipped_entries() -> dict[str, Any]:
+    """The datasets of the project."""
+    return {path.stem: read_yaml(path) for path in sorted((ROOT / "datasets").glob("*.yaml"))}
+
+
+def write_entry(folder: Path, name: str, entry: object) -> None:
+    """Write a dataset's file in a folder's datasets/."""
+    (folder / "datasets").mkdir(exist_ok=True)
+    write_yaml(folder / f"datasets/{name}.yaml", entry)
+
+
 def set_params(folder: Path, values: dict[str, object]) -> None:
     """Set values of a folder's params.yaml by their dotted keys."""
     params = read_yaml(folder / "params.yaml")
@@ -94,8 +111,7 @@ def make_tiny(folder: Path) -> None:
     (folder / "tiny").mkdir()
     for name, array in tiny_arrays().items():
         (folder / "tiny" / f"{name}.idx").write_bytes(idx(array))
-    datasets = read_yaml(ROOT / "datasets.yaml")
-    write_yaml(folder / "datasets.yaml", datasets | {"tiny": tiny_entry()})
+    write_entry(folder, "tiny", tiny_entry())
     params = read_yaml(ROOT / "params.yaml")
     params["dataset"] = "tiny"
     params["normalize"]["validation"] = 18
@@ -282,7 +298,7 @@ def new_clone(path: Path, tools: Path) -> Clone:
     (path / "tiny2").mkdir()
     for name, array in negatives.items():
         (path / f"tiny2/{name}.idx").write_bytes(idx(array))
-    write_yaml(path / "datasets.yaml", read_yaml(path / "datasets.yaml") | {"tiny2": entry})
+    write_entry(path, "tiny2", entry)
     commit_all(clone, "Before")
     return clone
 

@@ -1,6 +1,7 @@
 """Preparation of any image file for a model, and the warning about unusual images."""
 
 import io
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,10 @@ from tests.helpers import (
     HEIGHT,
     WIDTH,
     described,
-    read_yaml,
     small_mlp,
     tiny_arrays,
-    write_yaml,
+    tiny_entry,
+    write_entry,
 )
 from tools.lib.classifier import Classifier, read_classifier
 
@@ -250,14 +251,11 @@ def test_invalid_file_is_rejected_in_one_line(
 def test_dataset_entry_controls_centering(project: Path) -> None:
     (project / "model.onnx").write_bytes(small_mlp(*described()))
     assert not read_classifier(Path("model.onnx")).centered
-    catalog = read_yaml(project / "datasets.yaml")
-    catalog["tiny"]["centering"] = "mass"
-    write_yaml(project / "datasets.yaml", catalog)
+    write_entry(project, "tiny", tiny_entry() | {"centering": "mass"})
     assert read_classifier(Path("model.onnx")).centered
-    del catalog["tiny"]
-    write_yaml(project / "datasets.yaml", catalog)
+    (project / "datasets/tiny.yaml").rename(project / "datasets/other.yaml")
     assert not read_classifier(Path("model.onnx")).centered
-    (project / "datasets.yaml").unlink()
+    shutil.rmtree(project / "datasets")
     assert not read_classifier(Path("model.onnx")).centered
 
 

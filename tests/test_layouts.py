@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import Clone, new_clone, read_yaml, write_yaml
+from tests.helpers import Clone, new_clone, tiny_entry, write_entry
 from tools.lib.runs import read_runs, restore_commands
 
 EXPERIMENT = "mnist-pca_knn-0"
@@ -29,8 +29,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     (folder / "mono" / SUBFOLDER).mkdir(parents=True)
     clone = new_clone(folder / "mono" / SUBFOLDER, folder / "tools")
     shutil.rmtree(clone.path / ".git")
-    datasets = read_yaml(clone.path / "datasets.yaml")
-    write_yaml(clone.path / "datasets.yaml", datasets | {"mnist": datasets["tiny"]})
+    write_entry(clone.path, "mnist", tiny_entry())
     knn = {"components": 4, "neighbors": 3}
     clone.edit({"dataset": "mnist", "model.kind": "pca_knn", "model.pca_knn": knn})
     clone.edit({"train.seed": 9, "normalize.seed": 9})  # so that the experiment differs

@@ -1,4 +1,4 @@
-"""params.yaml and datasets.yaml: accepted values, and the message for each error."""
+"""params.yaml and datasets/: accepted values, and the message for each error."""
 
 import copy
 import re
@@ -18,14 +18,24 @@ from hypothesis import strategies as st
 from stages.lib.params import Params, check, read_params
 from stages.lib.params import parse_yaml as parse
 from stages.lib.params import read_yaml as read_yaml_file
-from stages.lib.sources.catalog import Arrays, Dataset, read_dataset
+from stages.lib.sources.catalog import Arrays, Dataset, read_dataset, read_entry
 from stages.lib.sources.fetching import fetch_arrays
 from stages.lib.stage import StageError
-from tests.helpers import ROOT, Clone, make_tiny, read_yaml, tiny_entry, write_yaml
+from tests.helpers import (
+    ROOT,
+    Clone,
+    make_tiny,
+    read_yaml,
+    shipped_entries,
+    tiny_entry,
+    write_entry,
+    write_yaml,
+)
 
+TINY = Path("datasets/tiny.yaml")
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 SHIPPED = read_yaml(ROOT / "params.yaml")
-CATALOG = read_yaml(ROOT / "datasets.yaml")
+CATALOG = shipped_entries()
 SEED = ([0, 2**32 - 1], [-1, 2**32])
 COUNT = ([1, 100], [0, 101])
 RANGES: dict[
@@ -136,7 +146,7 @@ def test_shipped_params_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_shipped_catalog_entries_are_accepted(name: str) -> None:
-    dataset = read_dataset(ROOT / "datasets.yaml", name)
+    dataset = read_entry(ROOT / f"datasets/{name}.yaml")
     assert dataset.model_dump(exclude_unset=True) == CATALOG[name]
     assert len(set(dataset.classes)) == 10
 
@@ -409,12 +419,12 @@ def test_tags_execute_no_code(params: Callable[[object], Params], tag: str) -> N
 
 @pytest.fixture
 def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[object], Dataset]:
-    """Writes datasets.yaml with one entry `tiny`, and reads that."""
+    """Writes datasets/tiny.yaml, and reads it."""
     monkeypatch.chdir(tmp_path)
 
     def read(entry: object) -> Dataset:
-        write_yaml(Path("datasets.yaml"), {"tiny": entry})
-        return read_dataset(Path("datasets.yaml"), "tiny")
+        write_entry(Path(), "tiny", entry)
+        return read_dataset("tiny")
 
     return read
 
@@ -462,7 +472,7 @@ def test_missing_key_of_an_entry_is_reported(
     dataset: Callable[[object], Dataset], key: str
 ) -> None:
     fault = fault_of(dataset, changed(tiny_entry(), key))
-    assert fault == f"datasets.yaml: tiny.{key}: expected a value, found no such key"
+    assert fault == f"datasets/tiny.yaml: {key}: expected a value, found no such key"
 
 
 def source_with(**changes: object) -> dict[str, Any]:
@@ -609,7 +619,8 @@ HEX = r"expected pattern '\^\[0-9a-f\]\{64\}\$', found '.*'"
         pytest.param(
             "images.validation",
             1,
-            "?: expected images.validation and both of its digests, or none of them, found .*",
+            "the file: expected images.validation and both of its digests, or none of them, "
+            "found .*",
             id="validation-without-digests",
         ),
         pytest.param(
@@ -627,7 +638,7 @@ def test_invalid_entry_is_reported(
     dataset: Callable[[object], Dataset], key: str, value: object, fault: str
 ) -> None:
     found = fault_of(dataset, changed(tiny_entry(), key, value))
-    assert re.fullmatch(rf"datasets\.yaml: tiny\.{fault}", found), found
+    assert re.fullmatch(rf"datasets/tiny\.yaml: {fault}", found), found
 
 
 def check_read(read: Callable[[], object]) -> None:
@@ -673,7 +684,7 @@ def test_fuzzed_files_are_read_or_rejected(start: int, length: int, text: str) -
             (TEXT[:start] + text + TEXT[start + length :]).encode("utf-8", "surrogatepass")
         )
         check_read(lambda: check(Params, read_yaml_file(path), path))
-        check_read(lambda: read_dataset(path, "train"))
+        check_read(lambda: read_entry(path))
 
 
 @EXAMPLES_100
@@ -717,9 +728,7 @@ def test_fuzzed_entries_are_fetched_or_rejected(key: str, value: object) -> None
     ):
         make_tiny(Path())
         entry = changed(tiny_entry(), key, value)
-        check_read(
-            lambda: fetch_arrays(check(Dataset, entry, Path("datasets.yaml"), "tiny"), "auto")
-        )
+        check_read(lambda: fetch_arrays(check(Dataset, entry, TINY), "auto"))
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\nb", "\ud800", "\x1b[2J"])
@@ -728,10 +737,10 @@ def test_fuzzed_entries_are_fetched_or_rejected(key: str, value: object) -> None
 )
 def test_unprintable_text_is_rejected(key: str, text: str) -> None:
     entry = changed(tiny_entry(), key, [text, "b"] if key == "classes" else text)
-    fault = fault_of(lambda one: check(Dataset, one, Path("datasets.yaml"), "tiny"), entry)
+    fault = fault_of(lambda one: check(Dataset, one, TINY), entry)
     place = key.replace("classes", "classes.0")
     assert fault.startswith(
-        f"datasets.yaml: tiny.{place}: expected text of printable characters in one line, found "
+        f"datasets/tiny.yaml: {place}: expected text of printable characters in one line, found "
     )
 
 
@@ -740,20 +749,20 @@ def test_zero_width_non_joiners_are_accepted() -> None:
         "\u0c9f\u0cbf-\u0cb6\u0cb0\u0ccd\u0c9f\u0ccd\u200c",
         "\u0646\u06cc\u0645\u200c\u0628\u0648\u062a",
     ]
-    entry = check(Dataset, changed(tiny_entry(), "classes", names), Path("datasets.yaml"), "tiny")
+    entry = check(Dataset, changed(tiny_entry(), "classes", names), TINY)
     assert entry.classes == names
 
 
 @pytest.mark.parametrize("key", ["images.train", "images.test", "image"])
 def test_size_beyond_the_idx_format_is_rejected(key: str) -> None:
     entry = changed(tiny_entry(), key, [2**32, 1] if key == "image" else 2**32)
-    fault = fault_of(lambda one: check(Dataset, one, Path("datasets.yaml"), "tiny"), entry)
+    fault = fault_of(lambda one: check(Dataset, one, TINY), entry)
     assert fault.endswith("expected less than 4294967296, found 4294967296")
 
 
-def test_entry_with_a_numeric_key_is_found(project: Path) -> None:
-    write_yaml(project / "datasets.yaml", {2024: tiny_entry()})
-    assert read_dataset(project / "datasets.yaml", "2024").title == "Tiny"
+def test_dataset_with_a_numeric_name_is_found(project: Path) -> None:
+    write_entry(project, "2024", tiny_entry())
+    assert read_dataset("2024").title == "Tiny"
 
 
 def test_numeric_dataset_is_rejected_with_advice(params: Callable[[object], Params]) -> None:
@@ -764,25 +773,33 @@ def test_numeric_dataset_is_rejected_with_advice(params: Callable[[object], Para
 def test_tilde_in_a_folder_is_expanded(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(project))
     entry = changed(tiny_entry(), "sources.local.folder", "~/tiny")
-    fetch_arrays(check(Dataset, entry, Path("datasets.yaml"), "tiny"), "local")
+    fetch_arrays(check(Dataset, entry, TINY), "local")
 
 
 def test_tilde_of_an_unknown_user_is_rejected(project: Path) -> None:
     entry = changed(tiny_entry(), "sources.local.folder", "~no_such_user/tiny")
-    dataset = check(Dataset, entry, Path("datasets.yaml"), "tiny")
+    dataset = check(Dataset, entry, TINY)
     with pytest.raises(StageError, match="No such file or directory: '~no_such_user/tiny/"):
         fetch_arrays(dataset, "local")
 
 
 def test_unknown_dataset_is_reported_with_known_ones(project: Path) -> None:
-    fault = fault_of(lambda name: read_dataset(project / "datasets.yaml", str(name)), "mnits")
-    names = ", ".join(read_yaml(project / "datasets.yaml"))
-    assert fault.startswith("params.yaml: dataset: expected an entry of ")
-    assert fault.endswith(f"datasets.yaml ({names}), found 'mnits'")
+    write_entry(project, "a", tiny_entry())
+    write_entry(project, ".partial-b", tiny_entry())
+    for name in ("mnits", "../params", ".partial-b"):
+        fault = fault_of(lambda name: read_dataset(str(name)), name)
+        expected = "params.yaml: dataset: expected a file in datasets/ (a, tiny), found "
+        assert fault == f"{expected}{name!r}"
 
 
 @pytest.mark.parametrize("content", [None, [], "mnist"])
-def test_catalog_without_entries_is_rejected(project: Path, content: object) -> None:
-    write_yaml(project / "datasets.yaml", content)
-    fault = fault_of(lambda name: read_dataset(project / "datasets.yaml", str(name)), "mnist")
-    assert fault.endswith("datasets.yaml (which is empty), found 'mnist'")
+def test_file_without_a_section_is_rejected(project: Path, content: object) -> None:
+    write_entry(project, "tiny", content)
+    fault = fault_of(lambda name: read_dataset(str(name)), "tiny")
+    assert fault.startswith("datasets/tiny.yaml: the file: expected a section with keys, found ")
+
+
+def test_missing_datasets_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fault = fault_of(lambda name: read_dataset(str(name)), "mnist")
+    assert fault.endswith("expected a file in datasets/ (which is empty), found 'mnist'")

@@ -208,8 +208,12 @@ def code_faults(tree: Tree) -> list[str]:
 def data_faults(tree: Tree) -> list[str]:
     faults = []
     for name, entry, source in tree.stages():
-        paths, loaded, out = constants(source), names_in(ast.parse(source)), written(source)
+        modules = imports(f"stages.{name}", source) & set(tree.modules)
+        paths = {n: p for module in modules for n, p in constants(tree.modules[module]).items()}
+        paths |= constants(source)
+        loaded, out = names_in(ast.parse(source)), written(source)
         data = [dep for dep in entry["deps"] if not dep.startswith("stages/")]
+        data = [dep.removesuffix("/${dataset}.yaml") for dep in data]
         faults += differences(
             f"{name} deps", [p for n, p in paths.items() if n in loaded - out], data
         )

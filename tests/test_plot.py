@@ -26,7 +26,7 @@ from tests.helpers import (
     idx,
     tiny_arrays,
     tiny_entry,
-    write_yaml,
+    write_entry,
 )
 
 FIGURES = [
@@ -215,7 +215,7 @@ def test_256_classes_take_seconds_and_little_memory(project: Path) -> None:
     entry["sha256"] = {name: digest(array) for name, array in arrays.items()}
     for name, array in arrays.items():
         (project / "tiny" / f"{name}.idx").write_bytes(idx(array))
-    write_yaml(project / "datasets.yaml", {"tiny": entry})
+    write_entry(project, "tiny", entry)
     fetch.main()
     save_predictions(labels, rng.permutation(labels), 0)
 

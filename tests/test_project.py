@@ -38,6 +38,7 @@ def imports(source: str) -> set[str]:
 def imported_packages(*folders: str) -> set[str]:
     """Third-party packages that the modules below some folders import."""
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    files = [file for file in files if ".venv" not in file.parts]
     names = {name for file in files for name in imports(file.read_text(encoding="utf-8"))}
     return names - {"stages", "tools", "benchmarks", "tests"} - sys.stdlib_module_names
 

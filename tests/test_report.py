@@ -23,9 +23,10 @@ from tests.helpers import (
     Clone,
     new_clone,
     open_context,
+    read_entry,
     read_yaml,
     tiny_arrays,
-    write_yaml,
+    write_entry,
 )
 from tools.lib import charts, reporting, sections
 from tools.lib.records import Record, read_records
@@ -80,10 +81,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     folder = tmp_path_factory.mktemp("report")
     (folder / "tools").mkdir()
     clone = new_clone(folder / "zweite Übung", folder / "tools")
-    datasets = read_yaml(clone.path / "datasets.yaml")
     for name in ("tiny", "tiny2"):
-        datasets[name]["classes"] = NAMES
-    write_yaml(clone.path / "datasets.yaml", datasets)
+        write_entry(clone.path, name, read_entry(clone.path, name) | {"classes": NAMES})
     finish(clone, "tiny2", 0, "other")
     finish(clone, "tiny", 0, "first")
     finish(clone, "tiny", 1, "second")

@@ -369,11 +369,11 @@ def test_old_model_remains_if_the_file_is_missing(
     assert client.get("/health").json()["status"] == "ok"
 
 
-@pytest.mark.parametrize("damaged", [classifier.SCORES, classifier.CATALOG])
+@pytest.mark.parametrize("damaged", [classifier.SCORES, Path("datasets/bars.yaml")])
 @pytest.mark.parametrize("content", [b"{", b"\xff"])
 def test_old_model_remains_if_scores_are_damaged(path: Path, damaged: Path, content: bytes) -> None:
-    for folder in (classifier.MODEL.parent, classifier.SCORES.parent):
-        folder.mkdir()
+    for folder in ("data", "reports", "datasets"):
+        Path(folder).mkdir()
     path.rename(classifier.MODEL)
     client = Client(service.create_app(classifier.MODEL, ["*"]))
     damaged.write_bytes(content)

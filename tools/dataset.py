@@ -26,12 +26,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from stages.lib.files import read_chunks, replacing, write_figure
-from stages.lib.sources.catalog import read_dataset
+from stages.lib.sources.catalog import DATASETS, read_entry
 from stages.lib.sources.fetching import KERAS_NAMES
 from stages.lib.stage import StageError, run
 from tools.lib import data_report, imports
 
-DATASETS = Path("datasets.yaml")
 OWN = Path("data/own")
 REPORTS = Path("reports/data")
 SPLITS = ("train", "validation", "test")
@@ -99,34 +98,48 @@ def _inline(content: Any) -> Any:  # noqa: ANN401  # a list or a mapping
     return node
 
 
-def update_catalog(text: str, name: str, entry: dict[str, Any]) -> str:
-    """Add an entry to the text of datasets.yaml, or update it, and keep all comments.
+def file_of(name: str) -> Path:
+    """Return the path of a dataset's file."""
+    return DATASETS / f"{name}.yaml"
+
+
+def read_text(name: str) -> str:
+    """Read a dataset's file; a missing file is empty."""
+    return file_of(name).read_text(encoding="utf-8") if file_of(name).exists() else ""
+
+
+def update_entry(text: str, name: str, entry: dict[str, Any]) -> str:
+    """Update the text of a file in datasets/, and keep all comments.
+
+    Args:
+        text: Its content; empty for a new dataset.
+        name: Name of the dataset.
+        entry: Fields that follow from the images and the options.
 
     Raises:
-        StageError: The existing entry of this name was not created by this tool.
+        StageError: The file was not created by this tool.
     """
     yaml = YAML()
     yaml.width = 4096
     yaml.preserve_quotes = True
-    catalog = yaml.load(text)
-    if name not in catalog:
+    content = yaml.load(text)
+    if not text:
         own = {"own": {"folder": str(OWN), "files": _inline({"npz": f"{name}.npz"})}}
-        catalog[name] = {"title": name, "license": "not stated", **entry, "sources": own}
-        catalog.yaml_set_comment_before_after_key(name, before="\n")
-    elif "own" not in catalog[name]["sources"]:
-        raise StageError(f"{DATASETS}: {name} was not created by this tool; choose another NAME")
+        content = {"title": name, "license": "not stated", **entry, "sources": own}
+    elif "own" not in content["sources"]:
+        raise StageError(f"{file_of(name)} was not created by this tool; choose another NAME")
     else:
-        changed = {key: value for key, value in entry.items() if catalog[name].get(key) != value}
-        catalog[name].update(changed)
+        changed = {key: value for key, value in entry.items() if content.get(key) != value}
+        content.update(changed)
     written = io.StringIO()
-    yaml.dump(catalog, written)
+    yaml.dump(content, written)
     return written.getvalue()
 
 
 def make_entry(
     published: imports.Published, classes: list[str], digests: dict[str, str]
 ) -> dict[str, Any]:
-    """Create the fields of an entry of datasets.yaml that follow from the images."""
+    """Create the fields of a file in datasets/ that follow from the images."""
     counts = Counter(published.splits)
     image = np.load(published.pixels, mmap_mode="r").shape[1:]
     return {
@@ -166,16 +179,16 @@ def restoring(npz: Path, scratch: Path) -> Iterator[None]:
 
 
 def print_next(name: str, npz: Path, before: str) -> None:
-    """Print the changes of datasets.yaml, and the next commands."""
-    lines = DATASETS.read_text(encoding="utf-8").splitlines()
+    """Print the changes of the dataset's file, and the next commands."""
+    lines = file_of(name).read_text(encoding="utf-8").splitlines()
     changed = [*difflib.unified_diff(before.splitlines(), lines, n=0, lineterm="")][3:]
     print(f"{npz}: {npz.stat().st_size:,} bytes, tracked by DVC")
-    print(f"{DATASETS}: {'changed:' if changed else 'unchanged'}", *changed, sep="\n")
+    print(f"{file_of(name)}: {'changed:' if changed else 'unchanged'}", *changed, sep="\n")
     print(
-        "\nTrain on it:",
+        "\nCommit it, and train on it:",
+        f"    git add {file_of(name)} {npz}.dvc {REPORTS}",
+        f'    git commit -m "Add {name}"',
         f"    dvc exp run -n {name} -S dataset={name}",
-        "Queued and temporary experiments see only what Git tracks; before the first one:",
-        f"    git add {DATASETS} {npz}.dvc {REPORTS}",
         sep="\n",
     )
 
@@ -186,7 +199,7 @@ def make(
     chosen: dict[str, Any],
     track: Callable[[Path], None] | None = None,
 ) -> str:
-    """Read images; write `data/own/NAME.npz`, its entry in datasets.yaml, and its report.
+    """Read images; write `data/own/NAME.npz`, `datasets/NAME.yaml` and its report.
 
     All files stay unchanged if it fails.
 
@@ -204,6 +217,8 @@ def make(
     OWN.mkdir(parents=True, exist_ok=True)
     for stale in OWN.glob(f".partial-{name}.*"):  # left by an import that was killed
         shutil.rmtree(stale, ignore_errors=True)
+    if text := read_text(name):
+        read_entry(file_of(name))
     with TemporaryDirectory(prefix=f".partial-{name}.", dir=OWN) as scratch:
         published = imports.read(path, Path(scratch), options)
         prints = imports.fingerprints(published.pixels, options.seed)
@@ -213,11 +228,10 @@ def make(
         entry = chosen | make_entry(published, classes, write_npz(written, published, classes))
         report = data_report.report(name, published, classes, prints)
         figure = data_report.samples(name, published, classes)
-        with ExitStack() as stack:  # commits in reverse order, the catalog last
-            catalog = stack.enter_context(replacing(DATASETS))
-            text = update_catalog(DATASETS.read_text(encoding="utf-8"), name, entry)
-            catalog.write_text(text, encoding="utf-8")
-            read_dataset(catalog, name)
+        with ExitStack() as stack:  # commits in reverse order, the dataset's file last
+            file = stack.enter_context(replacing(file_of(name)))
+            file.write_text(update_entry(text, name, entry), encoding="utf-8")
+            read_entry(file)
             stack.enter_context(restoring(npz, Path(scratch)))
             write_figure(stack.enter_context(replacing(REPORTS / f"{name}.png")), figure)
             page = stack.enter_context(replacing(REPORTS / f"{name}.md"))
@@ -231,7 +245,7 @@ def make(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("name", metavar="NAME", help="name of the dataset in datasets.yaml")
+    add("name", metavar="NAME", help="name of the dataset")
     add("path", metavar="PATH", type=Path, help="folder, zip, npz or CSV")
     add("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="default: the median")
     add("--gray", action="store_true", help="convert colors to gray")
@@ -245,7 +259,7 @@ def main() -> None:
     options = imports.Options(args.name, size, args.gray, args.test, args.seed, args.transposed)
     given = {"title": args.title, "flip": args.flip}
     chosen = {key: value for key, value in given.items() if value is not None}
-    before = DATASETS.read_text(encoding="utf-8")
+    before = read_text(args.name)
     print(make(args.path, options, chosen, track))
     print_next(args.name, OWN / f"{args.name}.npz", before)
 

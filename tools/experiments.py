@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 
 from stages.lib.sources.catalog import read_dataset
 from stages.lib.stage import StageError, run
@@ -100,11 +99,11 @@ def main() -> None:
         nargs="+",
         metavar="NAME",
         default=DATASETS,
-        help=f"entries of datasets.yaml; default: {' '.join(DATASETS)}",
+        help=f"files in datasets/; default: {' '.join(DATASETS)}",
     )
     args = parser.parse_args()
     for dataset in args.datasets:
-        read_dataset(Path("datasets.yaml"), dataset)
+        read_dataset(dataset)
     experiments = grid(args.datasets)
     chosen = {
         name: values

@@ -46,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
         help="the search space (default: %(default)s)",
     )
     parser.add_argument(
-        "--dataset", metavar="NAME", help="an entry of datasets.yaml (default: that of params.yaml)"
+        "--dataset", metavar="NAME", help="a file in datasets/ (default: that of params.yaml)"
     )
     parser.add_argument(
         "--confirm",
@@ -62,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
             raise StageError(f"--{option}: expected at least {least}, found {found}")
     check_score(arguments.on)
     arguments.dataset = arguments.dataset or read_params().dataset
-    read_dataset(Path("datasets.yaml"), arguments.dataset)
+    read_dataset(arguments.dataset)
     return arguments
 
 

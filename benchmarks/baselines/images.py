@@ -31,7 +31,6 @@ def whole_import() -> Callable[[Path], object]:
 
     def import_folder(folder: Path) -> object:
         with TemporaryDirectory() as scratch, chdir(scratch):
-            dataset.DATASETS.write_text("{}\n", encoding="utf-8")
             return dataset.make(folder, Options("benchmark"), {})
 
     return import_folder

@@ -46,11 +46,10 @@ def commands(settings: Settings, factor: int, classes: int) -> list[Command]:
     npz = folder.with_name(f"{folder.name}.npz")
     np.savez(npz, **{short: np.load(raw / f"{name}.npy") for short, name in ARRAYS.items()})
     files = write_files(folder, folder.with_name(f"{folder.name} files"), FILES * factor)
-    entries = (folder / "datasets.yaml").read_bytes()
 
     def forget_import(_: int) -> None:
         shutil.rmtree(own, ignore_errors=True)
-        (folder / "datasets.yaml").write_bytes(entries)
+        (folder / "datasets/synthetic.yaml").unlink(missing_ok=True)
 
     def write_lock(_: int) -> None:
         if not (folder / "dvc.lock").exists():

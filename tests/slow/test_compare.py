@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import Clone, new_clone, read_yaml, write_yaml
+from tests.helpers import Clone, new_clone, read_entry, write_entry
 from tools.lib.comparison import disagreements
 from tools.lib.runs import read_runs
 
@@ -112,10 +112,10 @@ def test_drawn_pair_shares_a_dataset(clone: Clone) -> None:
         for ending in ("csv", "png")
     ]
     clone.edit({"dataset": "another"})  # which comes before the other two in a table by name
-    content = read_yaml(clone.path / "datasets.yaml")
-    write_yaml(clone.path / "datasets.yaml", content | {"another": content["tiny2"]})
+    write_entry(clone.path, "another", read_entry(clone.path, "tiny2"))
+    clone.call("git", "add", "datasets")
     clone.call("dvc", "exp", "run", "--temp", "-n", "another")
-    clone.call("git", "checkout", "-q", ".")
+    clone.call("git", "reset", "-q", "--hard")
     clone.call(*COMPARE, "linear-0", "few", "another")
     assert [row["dataset"] for row in table(clone)] == ["another", "tiny", "tiny"]
     assert [

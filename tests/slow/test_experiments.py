@@ -12,7 +12,16 @@ import psutil
 import pytest
 
 from stages.lib.params import Params
-from tests.helpers import ROOT, Clone, family, new_clone, read_yaml, set_params, write_yaml
+from tests.helpers import (
+    ROOT,
+    Clone,
+    family,
+    new_clone,
+    read_entry,
+    read_yaml,
+    set_params,
+    write_entry,
+)
 from tools.experiments import CONFIGURATIONS, SEEDS, grid
 
 pytestmark = pytest.mark.slow
@@ -25,9 +34,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     folder = tmp_path_factory.mktemp("experiments")
     (folder / "tools").mkdir()
     clone = new_clone(folder / "project", folder / "tools")
-    content = read_yaml(clone.path / "datasets.yaml")
-    content |= {"mnist": content["tiny"], "fashion_mnist": content["tiny2"]}
-    write_yaml(clone.path / "datasets.yaml", content)
+    for name, tiny in (("mnist", "tiny"), ("fashion_mnist", "tiny2")):
+        write_entry(clone.path, name, read_entry(clone.path, tiny))
     clone.edit({"dataset": "mnist", "model.pca_knn": {"components": 4, "neighbors": 3}})
     tool = clone.path / "tools/experiments.py"  # pca_knn is the fastest to train: five runs of it
     tool.write_text(tool.read_text().replace('"pca_knn": 1,', '"pca_knn": 5,'))

@@ -28,7 +28,8 @@ from tests.helpers import (
     outs,
     read_yaml,
     tiny_arrays,
-    write_yaml,
+    tiny_entry,
+    write_entry,
 )
 from tests.server import STORAGE, Answer, serving
 
@@ -90,10 +91,10 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
                 Answer(idx(array), pause=0.008, part=array.size // 100 + 1),
             )
         clone = new_clone(folder / "clean", folder / "tools")
-        datasets = read_yaml(clone.path / "datasets.yaml")
-        files = datasets["tiny"]["sources"]["local"]["files"]
-        datasets["tiny"]["sources"] = {"web": {"url": f"{STORAGE}/tiny/", "files": files}}
-        write_yaml(clone.path / "datasets.yaml", datasets)
+        entry = tiny_entry()
+        files = entry["sources"]["local"]["files"]
+        entry["sources"] = {"web": {"url": f"{STORAGE}/tiny/", "files": files}}
+        write_entry(clone.path, "tiny", entry)
         clone.edit({"train.epochs": EPOCHS})
         for name in ("HTTPS_PROXY", "https_proxy"):
             clone.env[name] = web.proxy

@@ -16,7 +16,16 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.helpers import Clone, family, new_clone, outs, read_yaml, write_yaml
+from tests.helpers import (
+    Clone,
+    family,
+    new_clone,
+    outs,
+    read_entry,
+    read_yaml,
+    write_entry,
+    write_yaml,
+)
 
 pytestmark = pytest.mark.slow
 EXPERIMENTS = ["python", "-m", "tools.experiments"]
@@ -151,9 +160,8 @@ def new_place(folder: Path) -> Place:
     (folder / "gates/trained").touch()
     clone = new_clone(folder / "project", folder / "tools")
     clone.env["TMPDIR"] = str(folder / "tmp")
-    content = read_yaml(clone.path / "datasets.yaml")
-    content |= {"mnist": content["tiny"], "fashion_mnist": content["tiny2"]}
-    write_yaml(clone.path / "datasets.yaml", content)
+    for name, tiny in (("mnist", "tiny"), ("fashion_mnist", "tiny2")):
+        write_entry(clone.path, name, read_entry(clone.path, tiny))
     clone.edit({"dataset": "mnist", "model.pca_knn": {"components": 4, "neighbors": 3}})
     tool = clone.path / "tools/experiments.py"
     tool.write_text(tool.read_text().replace('"pca_knn": 1,', '"pca_knn": 20,'))

@@ -15,16 +15,14 @@ from PIL import Image, UnidentifiedImageError
 
 from stages.lib.files import DAMAGED, REPAIR, read_array, read_json
 from stages.lib.models.runtime import Model, read_model
-from stages.lib.params import read_yaml
 from stages.lib.results.calibration import scale_temperature
 from stages.lib.sources import pictures
-from stages.lib.sources.catalog import read_dataset
+from stages.lib.sources.catalog import dataset_files, read_dataset
 from stages.lib.stage import StageError
 from tools.lib import ink
 
 MODEL = Path("data/model.onnx")
 SCORES = Path("reports/scores.json")
-CATALOG = Path("datasets.yaml")
 RAW = Path("data/raw")
 COMPONENTS, SAMPLE = 100, 1000  # principal components; training images that they are fitted to
 FLAGGED = 0.05  # share of training images that count as unusual
@@ -243,8 +241,7 @@ def _read_temperature(path: Path) -> float:
 
 
 def _is_mass_centered(model: Model) -> bool:
-    """Return whether the model's dataset is marked as mass-centered in datasets.yaml."""
-    entries = read_yaml(CATALOG) if CATALOG.exists() else None
-    if not isinstance(entries, dict) or model.dataset not in entries or len(model.image) > 2:
+    """Return whether the model's dataset is marked as mass-centered in datasets/."""
+    if model.dataset not in dataset_files() or len(model.image) > 2:
         return False
-    return read_dataset(CATALOG, model.dataset).centering == "mass"
+    return read_dataset(model.dataset).centering == "mass"

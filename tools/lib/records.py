@@ -21,7 +21,7 @@ from stages.lib.results.calibration import bins_of_equal_width
 from stages.lib.stage import StageError
 
 WORKSPACE = "workspace"
-SOURCES = ("stages", "dvc.yaml", "datasets.yaml", "requirements.lock")  # besides params.yaml
+SOURCES = ("stages", "dvc.yaml", "datasets", "requirements.lock")  # besides params.yaml
 EXPERIMENT = re.compile("refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)")
 
 

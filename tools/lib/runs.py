@@ -40,7 +40,7 @@ class Run:
 
     Attributes:
         name: An experiment, a branch, a tag or a commit.
-        dataset: Key of the dataset in datasets.yaml.
+        dataset: Name of the dataset.
         images: DVC's digest of data/raw.
         replicate: `train.seed` and `normalize.seed`, which selects the training images.
         params: Everything else that determines the predictions, by dotted key: parameters, `code`

@@ -78,7 +78,7 @@ class Search:
     """The trials of a search, with which Optuna proposes the next one.
 
     Attributes:
-        dataset: Key of the dataset in datasets.yaml.
+        dataset: Name of the dataset.
         space: The search space.
         score: The score to optimize, a key of `DIRECTIONS`.
         trials: Trials by number.

@@ -25,9 +25,10 @@ from fastapi.staticfiles import StaticFiles
 from PIL import Image
 from pydantic import BaseModel, Field
 
+from stages.lib.sources.catalog import dataset_files
 from stages.lib.sources.pictures import UNREADABLE
 from stages.lib.stage import StageError
-from tools.lib.classifier import CATALOG, SCORES, Classifier, read_classifier
+from tools.lib.classifier import SCORES, Classifier, read_classifier
 
 PAGE = Path(__file__).parent / "page/serve"
 REQUEST_BYTES = 32 * 2**20
@@ -143,7 +144,7 @@ class Served:
     def _stat(self) -> list[tuple[int, int, int] | None]:
         """Return inode, size and time of the files that a classifier is read from."""
         found: list[tuple[int, int, int] | None] = []
-        for path in (self.path, SCORES, CATALOG):
+        for path in (self.path, SCORES, *dataset_files().values()):
             try:
                 stat = path.stat()
                 found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))

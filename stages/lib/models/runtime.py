@@ -50,7 +50,7 @@ class Model:
     """A trained classifier.
 
     Attributes:
-        dataset: Key of the training dataset in datasets.yaml.
+        dataset: Name of the training dataset.
         title: Name of that dataset.
         classes: Names of the classes.
         image: Height and width in pixels, and 3 for color.

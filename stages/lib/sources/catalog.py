@@ -1,4 +1,4 @@
-"""Read datasets.yaml as validated, frozen objects."""
+"""Read the files in datasets/ as validated, frozen objects."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -8,9 +8,8 @@ from pydantic import AfterValidator, Field, model_validator
 from stages.lib.params import PARAMS, Line, Section, check, read_yaml
 from stages.lib.stage import StageError
 
+DATASETS = Path("datasets")
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
 Size = Annotated[int, Field(ge=1, lt=2**32)]
 
 
@@ -90,7 +89,7 @@ class Source(Section):
 
 
 class Dataset(Section):
-    """An entry of datasets.yaml."""
+    """The content of a file in datasets/."""
 
     title: Line
     license: str
@@ -117,24 +116,33 @@ class Dataset(Section):
         return self
 
 
-def read_dataset(catalog: Path, name: str) -> Dataset:
-    """Read and validate one entry of datasets.yaml.
+def dataset_files() -> dict[str, Path]:
+    """Return the files in datasets/ by the names of their datasets."""
+    return {path.stem: path for path in sorted(DATASETS.glob("[!.]*.yaml"))}
 
-    Args:
-        catalog: Path of datasets.yaml.
-        name: Key of the entry, as in the parameter `dataset`.
+
+def read_entry(path: Path) -> Dataset:
+    """Read and validate a file in datasets/.
 
     Raises:
-        StageError: The entry is missing or invalid.
+        StageError: The file is invalid.
     """
-    content = read_yaml(catalog)
-    # A key such as 2024 is a number in YAML.
-    entries = (
-        {str(key): entry for key, entry in content.items()} if isinstance(content, dict) else {}
-    )
-    if name not in entries:
-        known = ", ".join(repr(key)[1:-1] for key in entries) or "which is empty"
+    return check(Dataset, read_yaml(path), path)
+
+
+def read_dataset(name: str) -> Dataset:
+    """Read and validate the file of a dataset.
+
+    Args:
+        name: Name of the file in datasets/ without its suffix, as in the parameter `dataset`.
+
+    Raises:
+        StageError: The file is missing or invalid.
+    """
+    files = dataset_files()
+    if name not in files:
+        known = ", ".join(repr(each)[1:-1] for each in files) or "which is empty"
         raise StageError(
-            f"{PARAMS}: dataset: expected an entry of {catalog} ({known}), found {name!r}"
+            f"{PARAMS}: dataset: expected a file in {DATASETS}/ ({known}), found {name!r}"
         )
-    return check(Dataset, entries[name], catalog, name)
+    return read_entry(files[name])

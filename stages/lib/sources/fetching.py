@@ -119,7 +119,7 @@ def _check(arrays: dict[str, np.ndarray], dataset: Dataset) -> None:
     found = {name: digest(array) for name, array in arrays.items()}
     expected = dataset.sha256.model_dump()
     if others := [name for name in found if found[name] != expected[name]]:
-        print("  digests of the fetched arrays, as an entry of datasets.yaml:\n    sha256:")
+        print("  digests of the fetched arrays, for its file in datasets/:\n    sha256:")
         print("\n".join(f"      {name}: {sha256}" for name, sha256 in found.items()))
         raise StageError(
             "; ".join(f"{n}: expected sha256 {expected[n]}, found {found[n]}" for n in others)
@@ -147,13 +147,13 @@ def fetch_arrays(
     """Fetch a dataset from the first source that provides it.
 
     Args:
-        dataset: The entry of the catalog.
-        source: `auto` for all of the entry's sources in their order, or the name of one.
+        dataset: The dataset.
+        source: `auto` for all of the dataset's sources in their order, or the name of one.
         scratch: Parent of the temporary folder for the fetched files; the system's by default.
 
     Returns:
         train_images (n, height, width) or (n, height, width, 3), train_labels (n,), test_images
-        and test_labels, uint8, verified against the digests of the catalog. A published validation
+        and test_labels, uint8, verified against the dataset's digests. A published validation
         split is appended to the training images and labels.
 
     Raises:
@@ -180,11 +180,11 @@ def fetch_arrays(
             reasons.append(f"{name}: {error}")
             if name != names[-1]:
                 print(f"  failed: {error}")
-    advice = "Repair the files, or their entry in datasets.yaml"
+    advice = "Repair the files, or the dataset's file in datasets/"
     if method not in ("folder", "sklearn"):
         advice = (
             "Check the network (HTTPS_PROXY is used if set), or copy the files here from another "
-            "machine and name their folder as a source in datasets.yaml (folder: PATH)"
+            "machine and name their folder in the dataset's file in datasets/ (folder: PATH)"
         )
     if len(reasons) == 1:
         raise StageError(
