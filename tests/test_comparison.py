@@ -219,7 +219,7 @@ def test_single_models_are_compared_over_images_only(bench: Bench) -> None:
     """The verdict generalizes to images, not for new runs."""
     found = comparison.configurations([bench.run(40), bench.run(41, kind="linear")])
     table = comparison.pair_table(comparison.compare_pairs(found, 0.005))
-    cells = [cell.strip() for cell in comparison.pair_lines(table, 0.005)[2].split("|")[1:-1]]
+    cells = [cell.strip() for cell in comparison.pair_lines(table)[2].split("|")[1:-1]]
     assert cells[:6] == ["tiny", "mlp-0", "linear-0", "no difference shown", "images", "+0.0025"]
     assert cells[7:10] == ["1.000", "-", "-"]
 

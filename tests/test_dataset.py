@@ -449,6 +449,14 @@ def test_images_are_resized_to_the_median_size() -> None:
     }
 
 
+def test_report_lists_the_most_common_sizes_and_counts_the_rest() -> None:
+    for row in range(24):
+        png(f"{row % 2}/{row}.png", NOISE[0].repeat(1 + max(row - 12, 0), axis=0))
+    make()
+    assert "## Files as found (height x width)\n\n- 13: PNG L, 6 x 5\n- 1: " in report()
+    assert "- 2 of 2 others\n" in report()
+
+
 def test_size_and_gray_options_are_applied() -> None:
     folders(RNG.integers(0, 256, (20, 9, 9, 3), dtype=np.uint8), TWO[:20])
     assert make(size=(4, 6), gray=True)["train_images"].shape[1:] == (4, 6)
@@ -609,8 +617,8 @@ def test_report_lists_anomalies() -> None:
         "2 identical images have different labels: `train 3`, `train 32`",
         "1 constant image: `train 8`",
         "1 image is dark on light, unlike the rest: `train 7`",
-        "2 classes have fewer than 20 test images (0, 1): the recall of the "
-        "rarest is known to about",
+        "2 classes have fewer than 20 test images (0, 1): "
+        "with 5 images, a recall is uncertain by about ±45 percentage points",
         "| **all** | **33** | **11** |",
     ):
         assert line in report()
@@ -622,7 +630,7 @@ def test_report_lists_classes_without_test_images() -> None:
     npz(x_train=NOISE, y_train=np.arange(40) % 3, x_test=255 - NOISE[:30], y_test=test)
     make()
     assert "- no test image of class 2: its recall cannot be measured" in report()
-    assert "- 1 class has fewer than 20 test images (0): the recall" in report()
+    assert "- 1 class has fewer than 20 test images (0): with 5 images" in report()
 
 
 def test_any_class_name_is_drawn_and_tabulated() -> None:

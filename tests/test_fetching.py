@@ -184,7 +184,7 @@ def test_auto_falls_back_to_the_next_source(web: Web, capsys: pytest.CaptureFixt
     assert as_published(fetch_arrays(tiny, "auto"))
     first, failed, second = capsys.readouterr().out.splitlines()
     assert first.startswith("Tiny from tensorflow ")
-    assert re.match(rf"  failed: {re.escape(NPZ)}: .*404", failed)
+    assert re.match(rf"  not available, trying the next source: {re.escape(NPZ)}: .*404", failed)
     assert second == "Tiny from kaggle (oddrationale/mnist-in-csv)"
 
 

@@ -132,7 +132,7 @@ def test_images_can_be_chosen_by_keyboard(server: Server, open_page: Open, tmp_p
     page = open_page(server)
     (tmp_path / "bar.png").write_bytes(png(BAR.T))
     page.on("filechooser", lambda chooser: chooser.set_files(tmp_path / "bar.png"))
-    page.keyboard.press("Tab")  # the link to the HTTP interface
+    page.keyboard.press("Tab")  # the link to the API
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "files"
     page.keyboard.press("Enter")

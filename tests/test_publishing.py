@@ -82,8 +82,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     follow(project, set_up)
     follow(project, publish)
     change = "model.pca_knn.components=3"
-    project.call("dvc", "exp", "run", "--quiet", "-n", "fast", "-S", change, "train")
-    models["fast.onnx"] = model.read_bytes()
+    project.call("dvc", "exp", "run", "--quiet", "-n", "tuned", "-S", change, "train")
+    models["tuned.onnx"] = model.read_bytes()
     follow(project, experiment)
     follow(reader, download)
     np.save(reader.path / "images.npy", tiny_arrays()["test_images"])

@@ -431,6 +431,20 @@ def test_one_cycle_is_reproducible(project: Path, edit: Callable[[str, object], 
     assert weights[0] != weights[2]
 
 
+@pytest.mark.parametrize(("least", "shown"), [(17, True), (16, False)])
+def test_few_optimizer_steps_are_reported(
+    normalized: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    least: int,
+    shown: bool,
+) -> None:
+    monkeypatch.setattr(training, "FEW_STEPS", least)
+    trained()
+    message = "16 optimizer steps are few: lower train.batch_size or raise train.epochs\n"
+    assert (message in capsys.readouterr().out) == shown
+
+
 def test_unknown_schedule_is_rejected(project: Path, edit: Edit) -> None:
     edit("train.schedule", "cosine")
     with pytest.raises(

@@ -16,13 +16,13 @@ these models. Loss is in nats. ECE is the expected calibration error; a perfectl
 stays below "if calibrated" in 95% of cases. Multiply-adds are per image.
 """
 PAIRS = f"""\
-"Better" means p < .05 for new test images and, if a configuration has at least {MIN_RUNS} runs,
-for new runs, which vary in the seeds listed above. Fewer runs are treated as fixed models: the
-verdict does not cover other seeds. p is corrected for all pairs of a dataset (Holm), intervals are
-not. "p (fixed images)" is for new runs on these test images only, a weaker statement. The last two
-columns are the number of runs per configuration and the number of test images required to detect a
-true difference of {{:g}} with 80% power, each with the other unchanged. Datasets are not compared
-with each other. docs/experiments.md explains the method.
+"Better" means that the first is better with p < .05, for new test images and, if a configuration
+has at least {MIN_RUNS} runs, for new runs, which vary in the seeds listed above. Fewer runs are
+treated as fixed models: the verdict does not cover other seeds. p is corrected for all pairs of a
+dataset (Holm), intervals are not. "p (fixed images)" is for new runs on these test images only, a
+weaker statement. The last two columns are the numbers of runs per configuration and of test images
+required to detect a true difference of {{:g}} with 80% power, each with the other unchanged.
+Datasets are not compared with each other. docs/experiments.md explains the method.
 """
 HEADER = """# Comparison
 
@@ -68,7 +68,7 @@ def main() -> None:
     compared = comparison.compare_pairs(found, arguments.difference)
     pairs = comparison.pair_table(compared)
     if compared:
-        lines += [*comparison.pair_lines(pairs, arguments.difference), ""]
+        lines += [*comparison.pair_lines(pairs), ""]
         lines.append(PAIRS.format(arguments.difference))
     else:
         lines += [

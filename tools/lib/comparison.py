@@ -263,11 +263,10 @@ def pair_table(compared: Sequence[tuple[Pair, Verdict]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def pair_lines(table: pd.DataFrame, interest: float) -> list[str]:
+def pair_lines(table: pd.DataFrame) -> list[str]:
     """Format the differences as a Markdown table; `table` is from `pair_table`."""
-    header = ["dataset", "first", "second", "first is", "generalizes to", "difference"]
-    header += ["95% interval", "p", "p (fixed images)", f"runs for {interest:g}"]
-    header += [f"images for {interest:g}"]
+    header = ["dataset", "first", "second", "verdict", "generalizes to", "difference"]
+    header += ["95% interval", "p", "p (fixed images)", "runs needed", "images needed"]
     rows = []
     for row in table.to_dict("records"):
         sampled = "runs" in row["generalizes to"]

@@ -12,6 +12,7 @@ from tools.lib.imports import Published
 
 MIN_TEST_IMAGES = 20  # per class; with fewer, the recall is very uncertain
 MAX_EXAMPLES = 5  # images or classes named in a finding
+MAX_SIZES = 10  # kinds of files listed
 COLUMNS, ROWS = 12, 40  # samples per class and classes in the figure
 
 
@@ -89,7 +90,8 @@ def _rare(published: Published, classes: list[str]) -> list[str]:
         having = _counted(len(few), "class has", "classes have")
         findings.append(
             f"{having} fewer than {MIN_TEST_IMAGES} test images ({shown}): "
-            f"the recall of the rarest is known to about ±{100 / least**0.5:.0f} points"
+            f"with {_counted(least, 'image')}, a recall is uncertain by about "
+            f"±{100 / least**0.5:.0f} percentage points"
         )
     sizes = {name: counts["train", name] for name in classes}
     rarest, commonest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
@@ -123,6 +125,8 @@ def report(name: str, published: Published, classes: list[str], prints: np.ndarr
         *_rare(published, classes),
         *published.notes,
     ]
+    shown = published.sizes.most_common(MAX_SIZES)
+    rest = published.sizes.total() - sum(count for _, count in shown)
     total = ["**all**", *(f"**{published.splits.count(split):,}**" for split in splits)]
     rows = [["class", *splits], ["---"] + ["--:"] * len(splits), total]
     for label in classes:
@@ -132,8 +136,9 @@ def report(name: str, published: Published, classes: list[str], prints: np.ndarr
         [
             f"# {name}\n",
             *(f"- {finding}" for finding in findings),
-            "\n## Files as found\n",
-            *(f"- {count:,}: {kind}" for kind, count in published.sizes.most_common(20)),
+            "\n## Files as found (height x width)\n",
+            *(f"- {count:,}: {kind}" for kind, count in shown),
+            *([f"- {rest:,} of {len(published.sizes) - len(shown):,} others"] if rest else []),
             "\n## Images per class\n",
             *(f"| {' | '.join(row)} |" for row in rows),
             f"\n![Training images of each class]({name}.png)\n",

@@ -19,8 +19,8 @@ INTEREST = 0.005  # as in tools.compare; does not affect verdicts
 NONE = "-"
 SCORES = {  # key in metrics.json or scores.json, and format
     "accuracy": ("accuracy", ".2%"),
-    "lower end of its 95% interval": ("accuracy_low", ".2%"),
-    "upper end": ("accuracy_high", ".2%"),
+    "95% interval, lower end": ("accuracy_low", ".2%"),
+    "95% interval, upper end": ("accuracy_high", ".2%"),
     "misclassified": ("errors", ","),
     "top-2 accuracy": ("top2_accuracy", ".2%"),
     "macro F1": ("macro_f1", ".4f"),
@@ -173,7 +173,7 @@ def findings(record: Record, scores: Mapping[str, Any]) -> Iterator[Sequence[Con
         verdict = "Overconfident" if over else "Underconfident"
         if scores["ece"] <= expected:
             verdict = "Calibrated"
-        words = f"calibration error {scores['ece']:.4f}, below {expected:.4f} if calibrated"
+        words = f"ECE {scores['ece']:.4f}; a calibrated model stays below {expected:.4f}"
         yield [f"{verdict}: {words}"]
 
 

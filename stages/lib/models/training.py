@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 STEPS_PER_CALL = 50  # steps in one call into TensorFlow, after which the loss is checked
 ADVICE = "lower train.learning_rate"
+FEW_STEPS = 500  # with fewer optimizer steps in total, a network is rarely trained well
 
 
 def tensor(path: Path) -> "tensorflow.Tensor":
@@ -156,6 +157,8 @@ def fit(
     keras = import_keras()
     count, size = len(train[0]), params.batch_size
     steps = math.ceil(count / size)
+    if (total := steps * params.epochs) < FEW_STEPS:
+        print(f"{total} optimizer steps are few: lower train.batch_size or raise train.epochs")
     # XLA makes dense layers twice as fast, and convolutions and dropout several times slower.
     slow = keras.layers.Conv2D, keras.layers.Dropout
     compiled = not any(isinstance(layer, slow) for layer in model.layers)
@@ -165,7 +168,7 @@ def fit(
         sizes.append(max(divisor for divisor in range(1, 65) if steps % divisor == 0))
         steps_per_call = max(1, steps_per_call // sizes[1])
     model.compile(
-        optimizer=keras.optimizers.Adam(learning_rate(params, steps * params.epochs)),
+        optimizer=keras.optimizers.Adam(learning_rate(params, total)),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         jit_compile=compiled,

@@ -179,7 +179,7 @@ def fetch_arrays(
                 raise
             reasons.append(f"{name}: {error}")
             if name != names[-1]:
-                print(f"  failed: {error}")
+                print(f"  not available, trying the next source: {error}")
     advice = "Repair the files, or the dataset's file in datasets/"
     if method not in ("folder", "sklearn"):
         advice = (
