@@ -379,7 +379,8 @@ def commands(records: Sequence[Record]) -> str:
     for record in records:
         lines = record.reproduce()
         if record.restore:
-            lines = [f"{record.restore}  # where the experiment is; elsewhere:", *lines]
+            here = ["# in the clone that has the experiment", record.restore]
+            lines = [*here, "# elsewhere", *lines]
         shown += [tag("h3", name(record.name)), tag("pre", tag("code", "\n".join(lines)))]
         changed = uncommitted_sources() if record.name == WORKSPACE and record.base else []
         if changed:
