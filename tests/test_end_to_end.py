@@ -4,6 +4,7 @@ import csv
 import json
 import platform
 import re
+import shutil
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -323,6 +324,21 @@ def test_unknown_model_kind_is_rejected_in_one_line(clone: Clone) -> None:
         "params: params.yaml: model.kind: expected 'mlp', 'linear', 'pca_knn' or 'cnn', "
         "found 'cnnn'\n"
     )
+
+
+def test_unknown_dataset_is_rejected_in_one_line(clone: Clone) -> None:
+    printed = clone.call("dvc", "exp", "run", "-S", "dataset=tinny", code=255)
+    assert re.search(r"ERROR: .*No such file or directory: '.*/datasets/tinny\.yaml'", printed)
+    assert "Traceback" not in printed
+
+
+def test_new_dataset_changes_no_stage(clone: Clone) -> None:
+    entry = clone.path / "datasets/tiny.yaml"
+    shutil.copy(entry, clone.path / "datasets/third.yaml")
+    assert clone.json("dvc", "status") == {}
+    entry.write_text(entry.read_text() + "flip: true\n")
+    assert set(clone.json("dvc", "status")) == {"fetch"}
+    (clone.path / "datasets/third.yaml").unlink()
 
 
 def test_dvc_shows_graph_metrics_and_differences(compared: Clone) -> None:
