@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import flop, report, run, runner, workspace
-from benchmarks.parts import accuracy
+from benchmarks.parts import accuracy, overhead
 from stages.lib.files import check_arrays
 
 
@@ -192,3 +192,19 @@ def test_normalize_can_read_synthetic_images(tmp_path: Path) -> None:
     names = [f"{split}_{kind}" for split in ("train", "test") for kind in ("images", "labels")]
     check_arrays(tmp_path / "raw/dataset.json", *names)
     assert np.load(tmp_path / "raw/test_images.npy").shape == (10, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("code", "processes"),
+    [
+        ("import tensorflow", 1),
+        ("from importlib.util import find_spec; find_spec('tensorflow')", 0),
+    ],
+)
+def test_only_imports_of_tensorflow_are_counted(tmp_path: Path, code: str, processes: int) -> None:
+    (tmp_path / "tensorflow.py").touch()
+    (tmp_path / "sitecustomize.py").write_text(overhead.SPY)
+    imports = tmp_path / "imports"
+    env = {"PYTHONPATH": str(tmp_path), "TENSORFLOW_IMPORTS": str(imports)}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
+    assert (len(imports.read_text().splitlines()) if imports.exists() else 0) == processes

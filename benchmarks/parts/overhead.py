@@ -15,15 +15,14 @@ OURS, EMPTY = "ours: nothing to do", "seven empty stages: nothing to do"
 BACK, PLOT = "ours: back to a dataset run before", "ours: one plot.* number changed"
 # Python imports this module at startup if it is on PYTHONPATH. It records each process that imports
 # TensorFlow.
+# Python runs this at each start. stages/run.sh looks for TensorFlow without importing it.
 SPY = """
 import os, sys
-class Spy:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name == "tensorflow":
-            with open(os.environ["TENSORFLOW_IMPORTS"], "a") as file:
-                print(os.getpid(), file=file)
-sys.meta_path.insert(0, Spy)
+def note(event, arguments):
+    if event == "import" and arguments[0] == "tensorflow":
+        with open(os.environ["TENSORFLOW_IMPORTS"], "a") as file:
+            print(os.getpid(), file=file)
+sys.addaudithook(note)
 """
 
 
