@@ -14,8 +14,7 @@ from benchmarks.workspace import ROOT, call, copy_project, edit
 OURS, EMPTY = "ours: nothing to do", "seven empty stages: nothing to do"
 BACK, PLOT = "ours: back to a dataset run before", "ours: one plot.* number changed"
 # Python imports this module at startup if it is on PYTHONPATH. It records each process that imports
-# TensorFlow.
-# Python runs this at each start. stages/run.sh looks for TensorFlow without importing it.
+# TensorFlow; stages/run.sh only looks for it.
 SPY = """
 import os, sys
 def note(event, arguments):
