@@ -130,3 +130,8 @@ def ratio(runs: Runs, other: str, ours: str, key: str = "wall") -> Interval:
     """Compute the ratio of another command's measurement to ours, paired by round."""
     pairs = zip(runs[other], runs[ours], strict=True)
     return mean_interval([result[key] / own[key] for result, own in pairs])
+
+
+def mean_of(runs: Runs, name: str, key: str = "wall", unit: float = 1.0) -> Interval:
+    """Compute the mean of a measurement over the rounds, in a unit such as 1e9 for GB."""
+    return mean_interval([result[key] / unit for result in runs[name]])

@@ -7,7 +7,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from benchmarks.report import Check, Part
-from benchmarks.runner import Command, in_turn, mean_interval, middle, ratio
+from benchmarks.runner import Command, in_turn, mean_of, middle, ratio
 from benchmarks.settings import Settings
 from benchmarks.workspace import ROOT, call, copy_project, edit
 
@@ -101,19 +101,9 @@ def measure(settings: Settings) -> Part:
                 1.2,
                 at_least=False,
             ),
-            Check(
-                "back to a dataset run before",
-                mean_interval([result["wall"] for result in runs[BACK]]),
-                8,
-                at_least=False,
-                unit=" s",
-            ),
-            Check(
-                "one plot parameter changed",
-                mean_interval([result["wall"] for result in runs[PLOT]]),
-                1.5,
-                at_least=False,
-                unit=" s",
+            *(
+                Check(name, mean_of(runs, name), limit, at_least=False, unit=" s")
+                for name, limit in ((BACK, 8), (PLOT, 1.5))
             ),
             Check(
                 "processes that import TensorFlow on the way back",

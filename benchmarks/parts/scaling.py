@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.report import Check, Part
-from benchmarks.runner import Command, Runs, in_turn, mean_interval, middle, ratio
+from benchmarks.runner import Command, Runs, in_turn, mean_of, middle, ratio
 from benchmarks.settings import Settings
 from benchmarks.workspace import ARRAYS, call, copy_project, write_synthetic
 
@@ -101,7 +101,7 @@ def measure_images(settings: Settings) -> Part:
         times = ratio(runs, most, least)
         checks.append(Check(f"{name}: time at 16x over 1x", times, 18, at_least=False))
         if name in ("train", "predict", "label_errors"):
-            peaks = mean_interval([result["peak"] / 1e9 for result in runs[most]])
+            peaks = mean_of(runs, most, "peak", 1e9)
             limit = round(split + 1.5, 2)
             checks.append(Check(f"{name}: peak at 16x", peaks, limit, at_least=False, unit=" GB"))
         else:
@@ -153,7 +153,7 @@ def measure_classes(settings: Settings) -> Part:
             ),
             Check(
                 "plot: peak at 256 classes",
-                mean_interval([result["peak"] / 1e9 for result in runs[most]]),
+                mean_of(runs, most, "peak", 1e9),
                 0.3,
                 at_least=False,
                 unit=" GB",
