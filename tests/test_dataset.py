@@ -541,6 +541,17 @@ def test_second_import_keeps_edits_of_the_entry() -> None:
     assert "license: MIT # mine" in file.read_text()
 
 
+@pytest.mark.parametrize("content", [b"\xff", b"{", b"title: Mine\n"])
+def test_damaged_file_is_reported_and_kept(content: bytes) -> None:
+    folders()
+    make()
+    file = Path("datasets/mine.yaml")
+    file.write_bytes(content)
+    with pytest.raises(StageError, match=r"^datasets/mine\.yaml"):
+        make()
+    assert file.read_bytes() == content
+
+
 def contents() -> dict[Path, bytes]:
     """All that an import writes."""
     paths = [*Path("datasets").rglob("*"), *Path("data").rglob("*"), *Path("reports").rglob("*")]

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -103,9 +103,18 @@ def file_of(name: str) -> Path:
     return DATASETS / f"{name}.yaml"
 
 
-def read_text(name: str) -> str:
-    """Read a dataset's file; a missing file is empty."""
-    return file_of(name).read_text(encoding="utf-8") if file_of(name).exists() else ""
+def read_own(name: str) -> str:
+    """Read the file of a dataset of this tool; a missing file is empty.
+
+    Raises:
+        StageError: The file is invalid, or was not created by this tool.
+    """
+    path = file_of(name)
+    if not path.exists():
+        return ""
+    if "own" not in read_entry(path).sources:
+        raise StageError(f"{path} was not created by this tool; choose another NAME")
+    return path.read_text(encoding="utf-8")
 
 
 def update_entry(text: str, name: str, entry: dict[str, Any]) -> str:
@@ -115,22 +124,16 @@ def update_entry(text: str, name: str, entry: dict[str, Any]) -> str:
         text: Its content; empty for a new dataset.
         name: Name of the dataset.
         entry: Fields that follow from the images and the options.
-
-    Raises:
-        StageError: The file was not created by this tool.
     """
     yaml = YAML()
     yaml.width = 4096
     yaml.preserve_quotes = True
-    content = yaml.load(text)
-    if not text:
+    if text:
+        content = yaml.load(text)
+        content.update({key: value for key, value in entry.items() if content.get(key) != value})
+    else:
         own = {"own": {"folder": str(OWN), "files": _inline({"npz": f"{name}.npz"})}}
         content = {"title": name, "license": "not stated", **entry, "sources": own}
-    elif "own" not in content["sources"]:
-        raise StageError(f"{file_of(name)} was not created by this tool; choose another NAME")
-    else:
-        changed = {key: value for key, value in entry.items() if content.get(key) != value}
-        content.update(changed)
     written = io.StringIO()
     yaml.dump(content, written)
     return written.getvalue()
@@ -178,10 +181,9 @@ def restoring(npz: Path, scratch: Path) -> Iterator[None]:
         raise
 
 
-def print_next(name: str, npz: Path, before: str) -> None:
-    """Print the changes of the dataset's file, and the next commands."""
-    lines = file_of(name).read_text(encoding="utf-8").splitlines()
-    changed = [*difflib.unified_diff(before.splitlines(), lines, n=0, lineterm="")][3:]
+def print_next(name: str, changed: Sequence[str]) -> None:
+    """Print the changed lines of the dataset's file, and the next commands."""
+    npz = OWN / f"{name}.npz"
     print(f"{npz}: {npz.stat().st_size:,} bytes, tracked by DVC")
     print(f"{file_of(name)}: {'changed:' if changed else 'unchanged'}", *changed, sep="\n")
     print(
@@ -198,7 +200,7 @@ def make(
     options: imports.Options,
     chosen: dict[str, Any],
     track: Callable[[Path], None] | None = None,
-) -> str:
+) -> tuple[str, list[str]]:
     """Read images; write `data/own/NAME.npz`, `datasets/NAME.yaml` and its report.
 
     All files stay unchanged if it fails.
@@ -210,17 +212,16 @@ def make(
         track: Called with the npz once it is in place.
 
     Returns:
-        The report.
+        The report, and the changed lines of `datasets/NAME.yaml` as a diff.
     """
     check(options)
     name = options.name
     OWN.mkdir(parents=True, exist_ok=True)
     for stale in OWN.glob(f".partial-{name}.*"):  # left by an import that was killed
         shutil.rmtree(stale, ignore_errors=True)
-    if text := read_text(name):
-        read_entry(file_of(name))
     with TemporaryDirectory(prefix=f".partial-{name}.", dir=OWN) as scratch:
         published = imports.read(path, Path(scratch), options)
+        before = read_own(name)
         prints = imports.fingerprints(published.pixels, options.seed)
         imports.split(published, prints, options.test)
         classes = imports.check_classes(published)
@@ -230,7 +231,8 @@ def make(
         figure = data_report.samples(name, published, classes)
         with ExitStack() as stack:  # commits in reverse order, the dataset's file last
             file = stack.enter_context(replacing(file_of(name)))
-            file.write_text(update_entry(text, name, entry), encoding="utf-8")
+            after = update_entry(before, name, entry)
+            file.write_text(after, encoding="utf-8")
             read_entry(file)
             stack.enter_context(restoring(npz, Path(scratch)))
             write_figure(stack.enter_context(replacing(REPORTS / f"{name}.png")), figure)
@@ -239,7 +241,8 @@ def make(
             written.rename(npz)
             if track:
                 track(npz)
-    return report
+    changed = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
+    return report, [*changed][3:]
 
 
 def main() -> None:
@@ -259,9 +262,9 @@ def main() -> None:
     options = imports.Options(args.name, size, args.gray, args.test, args.seed, args.transposed)
     given = {"title": args.title, "flip": args.flip}
     chosen = {key: value for key, value in given.items() if value is not None}
-    before = read_text(args.name)
-    print(make(args.path, options, chosen, track))
-    print_next(args.name, OWN / f"{args.name}.npz", before)
+    report, changed = make(args.path, options, chosen, track)
+    print(report)
+    print_next(args.name, changed)
 
 
 if __name__ == "__main__":
