@@ -216,7 +216,7 @@ def test_more_accurate_of_a_pair_comes_first(bench: Bench) -> None:
 
 
 def test_single_models_are_compared_over_images_only(bench: Bench) -> None:
-    """The verdict generalizes to images, not for new runs."""
+    """The verdict generalizes to new images, not to new runs."""
     found = comparison.configurations([bench.run(40), bench.run(41, kind="linear")])
     table = comparison.pair_table(comparison.compare_pairs(found, 0.005))
     cells = [cell.strip() for cell in comparison.pair_lines(table)[2].split("|")[1:-1]]

@@ -454,7 +454,7 @@ def test_report_lists_the_most_common_sizes_and_counts_the_rest() -> None:
         png(f"{row % 2}/{row}.png", NOISE[0].repeat(1 + max(row - 12, 0), axis=0))
     make()
     assert "## Files as found (height x width)\n\n- 13: PNG L, 6 x 5\n- 1: " in report()
-    assert "- 2 of 2 others\n" in report()
+    assert "- 2: 2 other formats and sizes\n" in report()
 
 
 def test_size_and_gray_options_are_applied() -> None:

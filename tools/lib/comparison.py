@@ -265,16 +265,15 @@ def pair_table(compared: Sequence[tuple[Pair, Verdict]]) -> pd.DataFrame:
 
 def pair_lines(table: pd.DataFrame) -> list[str]:
     """Format the differences as a Markdown table; `table` is from `pair_table`."""
-    header = ["dataset", "first", "second", "verdict", "generalizes to", "difference"]
-    header += ["95% interval", "p", "p (fixed images)", "runs needed", "images needed"]
+    words = ["dataset", "first", "second", "verdict", "generalizes to"]
+    header = [*words, "difference", "95% interval", "p", "p (fixed images)"]
+    header += ["runs needed", "images needed"]
     rows = []
     for row in table.to_dict("records"):
         sampled = "runs" in row["generalizes to"]
         rows.append(
             [
-                *(row[name] for name in ("dataset", "first", "second")),
-                row["verdict"],
-                row["generalizes to"],
+                *(row[name] for name in words),
                 f"{row['difference']:+.4f}",
                 f"{row['low']:+.4f} to {row['high']:+.4f}",
                 p_text(row["p"]),

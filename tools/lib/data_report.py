@@ -138,7 +138,11 @@ def report(name: str, published: Published, classes: list[str], prints: np.ndarr
             *(f"- {finding}" for finding in findings),
             "\n## Files as found (height x width)\n",
             *(f"- {count:,}: {kind}" for kind, count in shown),
-            *([f"- {rest:,} of {len(published.sizes) - len(shown):,} others"] if rest else []),
+            *(
+                [f"- {rest:,}: {len(published.sizes) - len(shown):,} other formats and sizes"]
+                if rest
+                else []
+            ),
             "\n## Images per class\n",
             *(f"| {' | '.join(row)} |" for row in rows),
             f"\n![Training images of each class]({name}.png)\n",

@@ -142,7 +142,7 @@ class Served:
         self.classifier = read_warm(path)
 
     def _stat(self) -> list[tuple[int, int, int] | None]:
-        """Return inode, size and time of the files that a classifier is read from."""
+        """Return inode, size and time of the files that a classifier may depend on."""
         found: list[tuple[int, int, int] | None] = []
         for path in (self.path, SCORES, *dataset_files().values()):
             try:
