@@ -441,7 +441,7 @@ def test_few_optimizer_steps_are_reported(
 ) -> None:
     monkeypatch.setattr(training, "FEW_STEPS", least)
     trained()
-    message = "16 optimizer steps are few: lower train.batch_size or raise train.epochs\n"
+    message = "only 16 optimizer steps: lower train.batch_size or raise train.epochs\n"
     assert (message in capsys.readouterr().out) == shown
 
 

@@ -12,7 +12,7 @@ from tools.lib.imports import Published
 
 MIN_TEST_IMAGES = 20  # per class; with fewer, the recall is very uncertain
 MAX_EXAMPLES = 5  # images or classes named in a finding
-MAX_SIZES = 10  # kinds of files listed
+MAX_SIZES = 10  # formats and sizes of files listed
 COLUMNS, ROWS = 12, 40  # samples per class and classes in the figure
 
 
@@ -125,8 +125,12 @@ def report(name: str, published: Published, classes: list[str], prints: np.ndarr
         *_rare(published, classes),
         *published.notes,
     ]
-    shown = published.sizes.most_common(MAX_SIZES)
-    rest = published.sizes.total() - sum(count for _, count in shown)
+    kinds = published.sizes.most_common()
+    files = [f"- {count:,}: {kind}" for kind, count in kinds[:MAX_SIZES]]
+    if more := kinds[MAX_SIZES:]:
+        files.append(
+            f"- {sum(count for _, count in more):,}: {len(more):,} other formats and sizes"
+        )
     total = ["**all**", *(f"**{published.splits.count(split):,}**" for split in splits)]
     rows = [["class", *splits], ["---"] + ["--:"] * len(splits), total]
     for label in classes:
@@ -137,12 +141,7 @@ def report(name: str, published: Published, classes: list[str], prints: np.ndarr
             f"# {name}\n",
             *(f"- {finding}" for finding in findings),
             "\n## Files as found (height x width)\n",
-            *(f"- {count:,}: {kind}" for kind, count in shown),
-            *(
-                [f"- {rest:,}: {len(published.sizes) - len(shown):,} other formats and sizes"]
-                if rest
-                else []
-            ),
+            *files,
             "\n## Images per class\n",
             *(f"| {' | '.join(row)} |" for row in rows),
             f"\n![Training images of each class]({name}.png)\n",

@@ -158,7 +158,7 @@ def fit(
     count, size = len(train[0]), params.batch_size
     steps = math.ceil(count / size)
     if (total := steps * params.epochs) < FEW_STEPS:
-        print(f"{total} optimizer steps are few: lower train.batch_size or raise train.epochs")
+        print(f"only {total} optimizer steps: lower train.batch_size or raise train.epochs")
     # XLA makes dense layers twice as fast, and convolutions and dropout several times slower.
     slow = keras.layers.Conv2D, keras.layers.Dropout
     compiled = not any(isinstance(layer, slow) for layer in model.layers)
