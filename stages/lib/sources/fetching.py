@@ -119,7 +119,7 @@ def _check(arrays: dict[str, np.ndarray], dataset: Dataset) -> None:
     found = {name: digest(array) for name, array in arrays.items()}
     expected = dataset.sha256.model_dump()
     if others := [name for name in found if found[name] != expected[name]]:
-        print("  digests of the fetched arrays, for its file in datasets/:\n    sha256:")
+        print("  digests of the fetched arrays, for the file of the dataset:\n    sha256:")
         print("\n".join(f"      {name}: {sha256}" for name, sha256 in found.items()))
         raise StageError(
             "; ".join(f"{n}: expected sha256 {expected[n]}, found {found[n]}" for n in others)
@@ -147,7 +147,7 @@ def fetch_arrays(
     """Fetch a dataset from the first source that provides it.
 
     Args:
-        dataset: The dataset.
+        dataset: Its digests and sources.
         source: `auto` for all of the dataset's sources in their order, or the name of one.
         scratch: Parent of the temporary folder for the fetched files; the system's by default.
 
