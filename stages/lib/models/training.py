@@ -178,6 +178,8 @@ def fit(
     model.optimizer.build(model.trainable_variables)
     model.compute_metrics(None, train[1][:1], keras.ops.zeros((1, *model.output_shape[1:])))
     model.reset_metrics()
+    model.make_train_function()
+    model.jit_compile = False  # compiling the validation takes longer than running it
     watchers = callbacks(params.epochs, history)
     try:
         model.fit(
