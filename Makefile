@@ -35,7 +35,7 @@ search: $(INSTALLED) ## search hyperparameters on the validation split (SEARCH="
 compare: $(INSTALLED) ## compare the experiments on this commit (COMPARE="REV REV" or COMPARE=--all)
 	@python -m tools.compare $(COMPARE)
 
-bench: $(INSTALLED) benchmarks/.venv/installed ## measure speed and memory against baselines, for hours (BENCH="--only fit")
+bench: $(INSTALLED) benchmarks/.venv/installed ## measure speed and memory against baselines; takes hours (BENCH="--only fit")
 	.venv/bin/python -m benchmarks.run $(BENCH)
 
 ### Use the model

@@ -71,7 +71,7 @@ def validation_size(requested: float | str, count: int, published: int) -> int:
         if not published:
             raise StageError(
                 "params.yaml: normalize.validation: the dataset has no published validation split; "
-                "set a number of images, or a share such as 0.1"
+                "set a number of images, or a fraction such as 0.1"
             )
     else:
         size = round(requested * count) if 0 < requested < 1 else int(requested)

@@ -78,7 +78,7 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401  # whatever the file holds
 
 
 def read_entry(folder: Path, name: str) -> dict[str, Any]:
-    """Read a dataset's file in a folder's datasets/."""
+    """Read a dataset definition in a folder's datasets/."""
     content: dict[str, Any] = read_yaml(folder / f"datasets/{name}.yaml")
     return content
 
@@ -89,7 +89,7 @@ def shipped_entries() -> dict[str, Any]:
 
 
 def write_entry(folder: Path, name: str, entry: object) -> None:
-    """Write a dataset's file in a folder's datasets/."""
+    """Write a dataset definition in a folder's datasets/."""
     (folder / "datasets").mkdir(exist_ok=True)
     write_yaml(folder / f"datasets/{name}.yaml", entry)
 

@@ -186,7 +186,7 @@ def test_exif_orientation_is_applied(centered: Classifier) -> None:
 )
 def test_blank_image_has_no_ink(centered: Classifier, blank: np.ndarray) -> None:
     found = centered.prepare(saved(blank.clip(0, 255).astype(np.uint8)))
-    assert found.steps == ("no ink found",)
+    assert found.steps == ("no strokes found",)
     assert not found.image.any()
 
 

@@ -234,10 +234,10 @@ def test_small_p_values_are_abbreviated(p: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("needed", "text"),
-    [(7, "7"), (23, "23"), (12_345, "13,000"), (12_000, "12,000"), (None, "no number")],
+    [(7, "7"), (23, "23"), (12_345, "13,000"), (12_000, "12,000"), (None, "> 50,000")],
 )
 def test_sample_sizes_are_rounded_up(needed: int | None, text: str) -> None:
-    assert comparison.size_text(needed) == text
+    assert comparison.size_text(needed, 50_000) == text
 
 
 def test_accuracy_figure_has_a_panel_per_dataset(bench: Bench) -> None:

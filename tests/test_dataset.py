@@ -624,12 +624,12 @@ def test_report_lists_anomalies() -> None:
     make()
     for line in (
         "3 exact duplicates within train",
-        "2 images are in several splits (leakage: test accuracy is too high): `train 4`, `test 10`",
+        "2 images are in several splits (leakage: inflates test accuracy): `train 4`, `test 10`",
         "2 identical images have different labels: `train 3`, `train 32`",
         "1 constant image: `train 8`",
         "1 image is dark on light, unlike the rest: `train 7`",
         "2 classes have fewer than 20 test images (0, 1): "
-        "with 5 images, a recall is uncertain by about ±45 percentage points",
+        "with 5 images, the 95% interval of a recall is about ±45 percentage points",
         "| **all** | **33** | **11** |",
     ):
         assert line in report()
@@ -835,8 +835,8 @@ INVALID: list[Any] = [  # one case a line
         "2 of 2 images rejected",
     ),
     # npz
-    ("npz not a zip", lambda: write("d.npz", "x"), "d.npz: expected a whole archive"),
-    ("npz empty", lambda: write("d.npz", ""), "d.npz: expected a whole archive"),
+    ("npz not a zip", lambda: write("d.npz", "x"), "d.npz: not a valid zip file"),
+    ("npz empty", lambda: write("d.npz", ""), "d.npz: not a valid zip file"),
     ("npz cut", lambda: (npz_with(), damaged("d.npz", lambda b: b[:-30])), "d.npz: expected"),
     (
         "npz damaged",
@@ -846,7 +846,7 @@ INVALID: list[Any] = [  # one case a line
     (
         "npz of objects",
         lambda: npz_with(y_train=np.array([None] * 30)),
-        "d.npz: expected an npz of numbers, found: Object arrays",
+        "d.npz: not a valid npz file of numbers: Object arrays",
     ),
     (
         "npz huge shape",
@@ -1039,7 +1039,7 @@ INVALID: list[Any] = [  # one case a line
     ("IDX cut", lambda: idx_with(lambda b: b[:-1]), "expected 1,216 bytes"),
     ("IDX longer", lambda: idx_with(lambda b: b + b"\0"), "at most 1,216 bytes"),
     ("IDX empty", lambda: idx_with(lambda b: b""), "expected IDX of unsigned bytes"),
-    ("IDX gzip cut", lambda: idx_with(lambda b: gzip.compress(b)[:-9]), "expected a whole archive"),
+    ("IDX gzip cut", lambda: idx_with(lambda b: gzip.compress(b)[:-9]), "not a valid archive"),
     ("IDX gzip damaged", lambda: idx_with(lambda b: b"\x1f\x8b" + b), "expected IDX, found"),
     (
         "IDX fewer labels",
@@ -1061,7 +1061,7 @@ def test_invalid_input_is_rejected(arrange: Callable[[], object], expected: str)
     ("change", "expected"),
     [
         pytest.param(lambda b: b[:-30], "expected images, npz", id="cut"),
-        pytest.param(lambda b: b[:60] + b"x" + b[61:], "d.zip: expected a whole zip", id="damaged"),
+        pytest.param(lambda b: b[:60] + b"x" + b[61:], "d.zip: not a valid zip file", id="damaged"),
     ],
 )
 def test_damaged_zip_is_rejected(change: Callable[[bytes], bytes], expected: str) -> None:

@@ -144,7 +144,7 @@ def test_missing_folder_is_not_created(one_stage: Clone, tmp_path: Path) -> None
 
 def test_project_without_a_dvc_remote_is_rejected(one_stage: Clone) -> None:
     (one_stage.path / ".dvc/config").write_text("")
-    with pytest.raises(StageError, match="no DVC remote; dvc remote add"):
+    with pytest.raises(StageError, match="no DVC remote; run `dvc remote add"):
         run_it()
     assert references("origin", "refs/exps/*") == {}
 

@@ -125,7 +125,7 @@ def test_published_formats_are_accepted(parser: str, content: bytes, tmp_path: P
         np.testing.assert_array_equal(array, expected)
 
 
-WHOLE = "a whole archive"
+VALID = "a valid archive"
 IDX = r"IDX of unsigned bytes, shape \(4, 3, 2\)"
 SIZE = r"at most [\d,]+ bytes"
 NUMBERS = "whole numbers from 0 to 255"
@@ -160,17 +160,17 @@ GOOD_NPZ = {"images": IMAGES, "labels": LABELS}
         ),
         pytest.param("idx", idx(IMAGES) + b"\0", SIZE, "more", id="idx-long"),
         pytest.param(
-            "idx", gzip.compress(idx(IMAGES))[:-9], WHOLE, "ended before", id="idx-gzip-cut"
+            "idx", gzip.compress(idx(IMAGES))[:-9], VALID, "ended before", id="idx-gzip-cut"
         ),
         pytest.param(
-            "idx", gzip.compress(idx(IMAGES))[:-8] + bytes(8), WHOLE, "CRC", id="idx-gzip-damaged"
+            "idx", gzip.compress(idx(IMAGES))[:-8] + bytes(8), VALID, "CRC", id="idx-gzip-damaged"
         ),
-        pytest.param("idx", b"\x1f\x8b\x08\0", WHOLE, "ended before", id="idx-gzip-empty"),
+        pytest.param("idx", b"\x1f\x8b\x08\0", VALID, "ended before", id="idx-gzip-empty"),
         pytest.param(
             "idx", zipped(a=idx(IMAGES), b=b""), "a zip of one file", "2", id="idx-zip-of-two"
         ),
-        pytest.param("idx", zipped(a=idx(IMAGES))[:-9], WHOLE, "not a zip", id="idx-zip-cut"),
-        pytest.param("idx", damaged(zipped(a=idx(IMAGES))), WHOLE, "CRC", id="idx-zip-damaged"),
+        pytest.param("idx", zipped(a=idx(IMAGES))[:-9], VALID, "not a zip", id="idx-zip-cut"),
+        pytest.param("idx", damaged(zipped(a=idx(IMAGES))), VALID, "CRC", id="idx-zip-damaged"),
         pytest.param(
             "idx",
             b"\0\0\x08\3" + b"\xff" * 12 + IMAGES.tobytes(),
@@ -181,7 +181,7 @@ GOOD_NPZ = {"images": IMAGES, "labels": LABELS}
         pytest.param(
             "idx",
             gzip.compress(idx(IMAGES)) + b"more",
-            WHOLE,
+            VALID,
             "Not a gzipped file",
             id="idx-gzip-trailing-bytes",
         ),
@@ -207,9 +207,9 @@ GOOD_NPZ = {"images": IMAGES, "labels": LABELS}
             "11 bytes that start with b'/etc/pass",
             id="idx-zip-symlink",
         ),
-        pytest.param("idx", encrypted(named("a")), WHOLE, "encrypted", id="idx-zip-encrypted"),
+        pytest.param("idx", encrypted(named("a")), VALID, "encrypted", id="idx-zip-encrypted"),
         pytest.param(
-            "npz", encrypted(npz(**GOOD_NPZ)), "a whole npz", "encrypted", id="npz-encrypted"
+            "npz", encrypted(npz(**GOOD_NPZ)), "a valid npz file", "encrypted", id="npz-encrypted"
         ),
         pytest.param(
             "npz",
@@ -228,7 +228,7 @@ GOOD_NPZ = {"images": IMAGES, "labels": LABELS}
             r"[\d,]+ bytes that start with b'PK",
             id="npz-cut",
         ),
-        pytest.param("npz", damaged(npz(**GOOD_NPZ)), "a whole npz", "CRC", id="npz-damaged"),
+        pytest.param("npz", damaged(npz(**GOOD_NPZ)), "a valid npz file", "CRC", id="npz-damaged"),
         pytest.param(
             "npz",
             npz(images=IMAGES),
@@ -274,7 +274,7 @@ GOOD_NPZ = {"images": IMAGES, "labels": LABELS}
         pytest.param(
             "npz",
             zipped(**{"images.npy": npy(IMAGES)[:-1], "labels.npy": npy(LABELS)}),
-            "a whole npz",
+            "a valid npz file",
             "size 23",
             id="npz-short-array",
         ),
@@ -354,7 +354,7 @@ GOOD_NPZ = {"images": IMAGES, "labels": LABELS}
             id="csv-extra-column",
         ),
         pytest.param("csv", gzip.compress(csv() + BOMB), SIZE, "more", id="csv-gzip-bomb"),
-        pytest.param("csv", gzip.compress(csv())[:-9], WHOLE, "ended before", id="csv-gzip-cut"),
+        pytest.param("csv", gzip.compress(csv())[:-9], VALID, "ended before", id="csv-gzip-cut"),
         pytest.param("csv", zipped(a=csv(), b=b""), "a zip of one file", "2", id="csv-zip-of-two"),
     ],
 )
@@ -366,9 +366,8 @@ def test_invalid_file_is_rejected_in_one_line(
         read(parser, tmp_path / "file")
     message = str(caught.value)
     assert message.splitlines() == [message]
-    assert re.search(rf"^file: (\w+: )?expected .*{expected}.*, found:? .*{found}", message), (
-        message
-    )
+    fault = rf"(expected .*{expected}.*, found:?|not {expected}:) .*{found}"
+    assert re.search(rf"^file: (\w+: )?{fault}", message), message
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_temporary_experiment_requires_tracked_data(clone: Clone) -> None:
     commit(clone, "Untracked")
     run = ["dvc", "exp", "run", "--temp", "-f", "-n", "again"]
     output = clone.call(*run, code=255)
-    assert "tiny does not exist here: experiments run with --temp or --queue see only" in output
+    assert "tiny does not exist here: experiments run with --temp or --queue have only" in output
     clone.call("dvc", "add", "-q", "tiny")
     commit(clone, "Tracked by DVC")
     clone.call(*run)

@@ -470,7 +470,9 @@ def test_experiment_without_a_score_is_rejected(main: Main, metrics: object, rea
 
 @pytest.mark.parametrize("name", ["loss", "accuracy", "test.loss", "errors"])
 def test_test_scores_are_rejected(name: str) -> None:
-    with pytest.raises(StageError, match=f"found '{name}'; test scores are not for choosing"):
+    with pytest.raises(
+        StageError, match=f"found '{name}'; test scores must not be used for tuning"
+    ):
         check_score(name)
 
 
@@ -486,7 +488,7 @@ def test_score_without_an_interval_is_rejected() -> None:
         (["--trials", "0"], "--trials: expected at least 1, found 0"),
         (["--confirm", "-1"], "--confirm: expected at least 0, found -1"),
         (["--dataset", "tinny"], "found 'tinny'"),
-        (["--on", "loss"], "test scores are not for choosing"),
+        (["--on", "loss"], "test scores must not be used for tuning"),
     ],
     ids=str,
 )

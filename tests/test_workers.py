@@ -54,14 +54,16 @@ def test_relative_git_remote_is_rejected(one_stage: Clone, tmp_path: Path) -> No
 
 def test_unpushed_commit_is_rejected(one_stage: Clone) -> None:
     call("git", "commit", "--quiet", "--allow-empty", "--message", "Later")
-    with pytest.raises(StageError, match=f"does not have commit {head()[:7]}; git push origin"):
+    with pytest.raises(
+        StageError, match=f"does not have commit {head()[:7]}; run `git push origin"
+    ):
         prepare(head())
 
 
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ("", "no DVC remote; dvc remote add --default store ADDRESS"),
+        ("", "no DVC remote; run `dvc remote add --default store ADDRESS`"),
         (
             "[core]\n    remote = store\n['remote \"store\"']\n    url = ../../store\n",
             "DVC remote store has a relative path.*dvc remote modify store url /.*/store",

@@ -143,7 +143,7 @@ def draw(classes: Sequence[str], path: Path, results: Sequence[Result]) -> None:
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
         axes.set_visible(False)
-    for axes, text in zip(grid[0], ("file", "the model sees", "") * across, strict=True):
+    for axes, text in zip(grid[0], ("file", "model input", "") * across, strict=True):
         axes.set_title(text)
     for result, title, (left, middle, right) in zip(
         results, titles, grid.reshape(-1, 3), strict=False
@@ -179,7 +179,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", type=Path, default=MODEL, metavar="FILE", help=f"a model file ({MODEL})")
     add("--top", type=int, default=2, metavar="N", help="print the N most probable classes (2)")
     add("--csv", action="store_true", help="print all probabilities as CSV")
-    add("--show", type=Path, metavar="PNG", help=f"draw the model's input for {DRAWN} files")
+    add(
+        "--show",
+        type=Path,
+        metavar="PNG",
+        help=f"draw the model's input for the first {DRAWN} files",
+    )
     return parser.parse_args()
 
 

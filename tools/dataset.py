@@ -99,12 +99,12 @@ def _inline(content: Any) -> Any:  # noqa: ANN401  # a list or a mapping
 
 
 def file_of(name: str) -> Path:
-    """Return the path of a dataset's file."""
+    """Return the path of a dataset definition."""
     return DATASETS / f"{name}.yaml"
 
 
 def read_own(name: str) -> str:
-    """Read the file of a dataset of this tool; a missing file is empty.
+    """Read the definition of a dataset of this tool; a missing file is empty.
 
     Raises:
         StageError: The file is invalid, or was not created by this tool.
@@ -182,7 +182,7 @@ def restoring(npz: Path, scratch: Path) -> Iterator[None]:
 
 
 def print_next(name: str, changed: Sequence[str]) -> None:
-    """Print the changed lines of the dataset's file, and the next commands."""
+    """Print the changed lines of the dataset definition, and the next commands."""
     npz = OWN / f"{name}.npz"
     print(f"{npz}: {npz.stat().st_size:,} bytes, tracked by DVC")
     print(f"{file_of(name)}: {'changed:' if changed else 'unchanged'}", *changed, sep="\n")
@@ -229,7 +229,7 @@ def make(
         entry = chosen | make_entry(published, classes, write_npz(written, published, classes))
         report = data_report.report(name, published, classes, prints)
         figure = data_report.samples(name, published, classes)
-        with ExitStack() as stack:  # commits in reverse order, the dataset's file last
+        with ExitStack() as stack:  # commits in reverse order, the dataset definition last
             file = stack.enter_context(replacing(file_of(name)))
             after = update_entry(before, name, entry)
             file.write_text(after, encoding="utf-8")
@@ -246,11 +246,11 @@ def make(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.dataset", description=__doc__)
     add = parser.add_argument
     add("name", metavar="NAME", help="name of the dataset")
-    add("path", metavar="PATH", type=Path, help="folder, zip, npz or CSV")
-    add("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="default: the median")
+    add("path", metavar="PATH", type=Path, help="folder, or zip, npz, CSV or IDX file")
+    add("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="resize (default: median)")
     add("--gray", action="store_true", help="convert colors to gray")
     add("--test", type=float, default=0.2, help="fraction of test images if PATH has no test split")
     add("--seed", type=int, default=0, help="seed of the choice of test images")

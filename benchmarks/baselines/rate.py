@@ -18,7 +18,7 @@ SHAPES = [
     (10_000, 784, 1000),
 ]
 FLOP = 20e9  # operations per timing, which takes tens of milliseconds
-TIMINGS = 15
+TIMINGS = 7
 
 
 def product(library: str, left: np.ndarray, right: np.ndarray) -> Callable[[], object]:

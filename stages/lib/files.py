@@ -217,7 +217,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise StageError(f"{path}: expected JSON, found: {error}; {REPAIR}") from error
+        raise StageError(f"{path}: not valid JSON: {error}; {REPAIR}") from error
     if not isinstance(content, dict):
         raise StageError(f"{path}: expected a JSON object, found {str(content)[:40]!r}; {REPAIR}")
     return content

@@ -37,7 +37,7 @@ def check_archive(path: Path) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(path)
     except DAMAGED as error:
-        raise StageError(f"{path.name}: expected a whole archive, found: {error}") from error
+        raise StageError(f"{path.name}: not a valid zip file: {error}") from error
     size = sum(member.file_size for member in archive.infolist())
     if size > MAX_RATIO * path.stat().st_size + 100_000_000:
         raise StageError(f"{path.name}: {size:,} bytes unpacked: a decompression bomb")
@@ -50,7 +50,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             return dict(archive)
     except DAMAGED as error:
-        raise StageError(f"{path.name}: expected an npz of numbers, found: {error}") from error
+        raise StageError(f"{path.name}: not a valid npz file of numbers: {error}") from error
 
 
 def _read_idx(path: Path) -> np.ndarray:

@@ -13,7 +13,14 @@ from matplotlib.figure import Figure
 from stages.lib.results.figures import BLUE, GRAY, INK, ORANGE, draw_image, drawable
 from stages.lib.stage import StageError
 from tools.lib.runs import ECE_QUANTILE, PREDICTIONS, Run
-from tools.lib.significance import MIN_RUNS, Verdict, accuracy_interval, verdicts
+from tools.lib.significance import (
+    MAX_IMAGES,
+    MAX_RUNS,
+    MIN_RUNS,
+    Verdict,
+    accuracy_interval,
+    verdicts,
+)
 
 REPLICATE = ("train.seed", "normalize.seed")
 
@@ -278,8 +285,8 @@ def pair_lines(table: pd.DataFrame) -> list[str]:
                 f"{row['low']:+.4f} to {row['high']:+.4f}",
                 p_text(row["p"]),
                 p_text(row["p_here"]),
-                size_text(row["runs_needed"]) if sampled else "-",
-                size_text(row["images_needed"]),
+                size_text(row["runs_needed"], MAX_RUNS) if sampled else "-",
+                size_text(row["images_needed"], MAX_IMAGES),
             ]
         )
     return markdown(header, rows)
@@ -292,10 +299,10 @@ def p_text(p: float) -> str:
     return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0")
 
 
-def size_text(needed: float | None) -> str:
-    """Format a sample size, rounded up to two digits."""
+def size_text(needed: float | None, maximum: int) -> str:
+    """Format a sample size, rounded up to two digits; None if it exceeds a maximum."""
     if needed is None or np.isnan(needed):
-        return "no number"
+        return f"> {maximum:,}"
     step = 10 ** max(0, len(str(int(needed))) - 2)
     return f"{int(-(-needed // step) * step):,}"
 

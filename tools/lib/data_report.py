@@ -43,7 +43,7 @@ def _duplicates(published: Published, prints: np.ndarray) -> list[str]:
         f"{_counted(count, 'exact duplicate')} within {split}" for split, count in within.items()
     ]
     for rows, finding in (
-        (across, "images are in several splits (leakage: test accuracy is too high)"),
+        (across, "images are in several splits (leakage: inflates test accuracy)"),
         (conflicts, "identical images have different labels"),
     ):
         if rows:
@@ -90,7 +90,7 @@ def _rare(published: Published, classes: list[str]) -> list[str]:
         having = _counted(len(few), "class has", "classes have")
         findings.append(
             f"{having} fewer than {MIN_TEST_IMAGES} test images ({shown}): "
-            f"with {_counted(least, 'image')}, a recall is uncertain by about "
+            f"with {_counted(least, 'image')}, the 95% interval of a recall is about "
             f"±{100 / least**0.5:.0f} percentage points"
         )
     sizes = {name: counts["train", name] for name in classes}

@@ -96,7 +96,7 @@ def run_serially(
         if (found := head()) != commit:
             raise StageError(
                 f"HEAD moved from {commit[:7]} to {found[:7]} while experiments ran; "
-                f"git checkout {commit[:7]} and start again"
+                f"run `git checkout {commit[:7]}` and start again"
             )
         start = time.perf_counter()
         result, error = "", ""

@@ -149,14 +149,14 @@ def store_address(repo: Repo) -> str:
     name = repo.config["core"].get("remote")
     if not name:
         raise StageError(
-            "no DVC remote; dvc remote add --default store ADDRESS, "
+            "no DVC remote; run `dvc remote add --default store ADDRESS`, "
             "then commit and push .dvc/config"
         )
     address: str = repo.config["remote"][name]["url"]
     if isinstance(address, RelPath):
         raise StageError(
             f"DVC remote {name} has a relative path, which temporary folders cannot resolve; "
-            f"dvc remote modify {name} url {address}, then commit and push .dvc/config"
+            f"run `dvc remote modify {name} url {address}`, then commit and push .dvc/config"
         )
     return address
 
@@ -354,9 +354,9 @@ def check(commit: str) -> None:
     if faults := version_faults():
         raise StageError(f"versions differ from {LOCK}: {', '.join(faults)}")
     if call("git", "rev-parse", "--is-shallow-repository").strip() == "true":
-        raise StageError("DVC needs the history of the commit; git fetch --unshallow")
+        raise StageError("DVC needs the history of the commit; run `git fetch --unshallow`")
     if (found := head()) != commit:
-        raise StageError(f"HEAD is {found[:7]}; git checkout --detach {commit[:7]}")
+        raise StageError(f"HEAD is {found[:7]}; run `git checkout --detach {commit[:7]}`")
     with Repo() as repo:
         store_address(repo)
 

@@ -89,7 +89,7 @@ def unzip(path: Path, folder: Path) -> None:
     except DAMAGED as error:
         if isinstance(error, OSError) and not isinstance(error, zipfile.BadZipFile):
             raise
-        raise StageError(f"{path.name}: expected a whole zip, found: {error}") from error
+        raise StageError(f"{path.name}: not a valid zip file: {error}") from error
 
 
 def _has_classes(file: str) -> bool:
@@ -284,7 +284,7 @@ def split(published: Published, prints: np.ndarray, share: float) -> None:
                 count += copies
     splits[np.isin(prints, list(moved)) & (splits == "train")] = "test"
     published.splits = splits.tolist()
-    published.notes.append(f"test split: {share:.0%} of each class, chosen by seed and pixels")
+    published.notes.append(f"test split: {share:.0%} of each class, random by seed and pixels")
 
 
 def check_classes(published: Published) -> list[str]:

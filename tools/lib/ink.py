@@ -65,7 +65,7 @@ def redraw(
     gray = _reduce(image)
     found = _find(gray)
     if found is None:
-        return np.full(shape, 0 if light else 255, np.uint8), ("no ink found",)
+        return np.full(shape, 0 if light else 255, np.uint8), ("no strokes found",)
     if found.light:
         gray = 255 - gray
     ink = _absorption(gray, min(4 * found.width + 2, WINDOWS[1] * min(gray.shape)))
@@ -80,7 +80,7 @@ def redraw(
     if traced is None:
         return None
     drawn, widened = traced
-    steps = ["background removed", "cropped to the ink", "centered by mass"]
+    steps = ["background removed", "cropped to the strokes", "centered by mass"]
     if found.light != light:
         steps.insert(0, "inverted")
     if abs(widened) > 0.5:

@@ -42,7 +42,7 @@ def check_score(name: str) -> None:
     """
     if name in DIRECTIONS:
         return
-    reason = "" if name.startswith("validation.") else "; test scores are not for choosing"
+    reason = "" if name.startswith("validation.") else "; test scores must not be used for tuning"
     raise StageError(f"--on: expected {' or '.join(DIRECTIONS)}, found {name!r}{reason}")
 
 

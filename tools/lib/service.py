@@ -75,7 +75,7 @@ class Classification(BaseModel):
     label: str = Field(serialization_alias="class", description="most likely class")
     confidence: float = Field(description="probability of that class")
     probabilities: dict[str, float] = Field(description="by class, sum to 1")
-    steps: list[str] = Field(description="how the image was matched to the training images")
+    steps: list[str] = Field(description="preprocessing steps")
     unusual: bool | None = Field(None, description="unlike the training data; absent if unknown")
     seen: str | None = Field(None, description="the model's input as a data URL of a PNG")
 
@@ -88,8 +88,8 @@ class Rejection(BaseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "No files, too many, not multipart, cut off, or another Host"},
-    403: {"description": "From a page of another site"},
+    400: {"description": "No files, too many, not multipart, truncated, or an invalid Host header"},
+    403: {"description": "Cross-site request"},
     408: {"description": "Not received in time"},
     413: {"description": "Too many bytes"},
     422: {"description": "None of the files is valid", "model": list[Rejection]},
@@ -104,7 +104,7 @@ class ModelFacts(BaseModel):
     title: str
     classes: list[str]
     image: list[int] = Field(description="height and width in pixels, and 3 for color")
-    background: int = Field(description="gray level around what the images show")
+    background: int = Field(description="gray level of the background")
     kind: str
     parameters: int
     digest: str = Field(description="SHA-256 of the model file")

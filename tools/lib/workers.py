@@ -48,7 +48,7 @@ def prepare(commit: str) -> str:
         StageError: A remote or the commit is missing, or workers cannot use an address.
     """
     if REMOTE not in call("git", "remote").split():
-        raise StageError(f"workers need a Git remote; git remote add {REMOTE} ADDRESS")
+        raise StageError(f"workers need a Git remote; run `git remote add {REMOTE} ADDRESS`")
     url = call("git", "remote", "get-url", REMOTE).strip()
     if re.match("https?://[^/]*@", url):
         raise StageError(
@@ -58,11 +58,13 @@ def prepare(commit: str) -> str:
     if ":" not in url and not Path(url).is_absolute():
         raise StageError(
             f"Git remote {REMOTE}: workers cannot resolve the relative path {url}; "
-            f"git remote set-url {REMOTE} {Path(url).resolve()}"
+            f"run `git remote set-url {REMOTE} {Path(url).resolve()}`"
         )
     call("git", "fetch", "--quiet", "--prune", REMOTE)
     if not call("git", "for-each-ref", "--contains", commit, f"refs/remotes/{REMOTE}"):
-        raise StageError(f"{REMOTE} does not have commit {commit[:7]}; git push {REMOTE} HEAD")
+        raise StageError(
+            f"{REMOTE} does not have commit {commit[:7]}; run `git push {REMOTE} HEAD`"
+        )
     with Repo() as repo:
         store_address(repo)
         open_store(repo)
@@ -247,7 +249,9 @@ def wait_for(task: Future) -> str:
     try:
         done = task.result()
     except KilledWorker as error:
-        raise StageError("its workers died repeatedly, perhaps out of memory") from error
+        raise StageError(
+            "its workers were killed repeatedly, possibly for lack of memory"
+        ) from error
     except FileNotFoundError as error:
         raise StageError(
             f"no {error.filename} on the worker's PATH; activate the environment there"
@@ -276,7 +280,9 @@ def pull_complete(remote: str, commit: str, name: str) -> str:
     """
     found = pull(remote, commit, name)
     if not found:
-        raise StageError(f"{remote} or the DVC remote lacks part of it; run the same command again")
+        raise StageError(
+            f"{remote} or the DVC remote lacks a part of the experiment; run the same command again"
+        )
     return found
 
 

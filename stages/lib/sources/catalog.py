@@ -131,7 +131,7 @@ def read_entry(path: Path) -> Dataset:
 
 
 def read_dataset(name: str) -> Dataset:
-    """Read and validate the file of a dataset.
+    """Read and validate a dataset definition.
 
     Args:
         name: Name of the file in datasets/ without its suffix, as in the parameter `dataset`.

@@ -60,7 +60,7 @@ def from_folder(source: Source, folder: Path) -> None:
     own = Path(os.path.expanduser(source.folder or ""))  # noqa: PTH111  # keeps an unknown ~user
     if not own.exists() and EXPERIMENTS in Path.cwd().as_posix():
         raise StageError(
-            f"{own} does not exist here: experiments run with --temp or --queue see only files "
+            f"{own} does not exist here: experiments run with --temp or --queue have only files "
             f"that Git or DVC tracks; run `dvc add {own}`, then `git add {own}.dvc` and commit"
         )
     for key, name in source.files.items():
@@ -119,7 +119,7 @@ def _check(arrays: dict[str, np.ndarray], dataset: Dataset) -> None:
     found = {name: digest(array) for name, array in arrays.items()}
     expected = dataset.sha256.model_dump()
     if others := [name for name in found if found[name] != expected[name]]:
-        print("  digests of the fetched arrays, for the file of the dataset:\n    sha256:")
+        print("  digests of the fetched arrays, for the dataset definition:\n    sha256:")
         print("\n".join(f"      {name}: {sha256}" for name, sha256 in found.items()))
         raise StageError(
             "; ".join(f"{n}: expected sha256 {expected[n]}, found {found[n]}" for n in others)
@@ -180,11 +180,11 @@ def fetch_arrays(
             reasons.append(f"{name}: {error}")
             if name != names[-1]:
                 print(f"  not available, trying the next source: {error}")
-    advice = "Repair the files, or the dataset's file in datasets/"
+    advice = "Repair the files, or the dataset definition in datasets/"
     if method not in ("folder", "sklearn"):
         advice = (
             "Check the network (HTTPS_PROXY is used if set), or copy the files here from another "
-            "machine and name their folder in the dataset's file in datasets/ (folder: PATH)"
+            "machine and name their folder in the dataset definition in datasets/ (folder: PATH)"
         )
     if len(reasons) == 1:
         raise StageError(

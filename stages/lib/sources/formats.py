@@ -49,9 +49,7 @@ def _unpacked(path: Path, size: int) -> bytes:
         with path.open("rb") as plain:
             return _read_at_most(plain, size, path.name)
     except DAMAGED as error:
-        raise StageError(
-            f"{path.name}: expected a whole archive, found: {_one_line(error)}"
-        ) from error
+        raise StageError(f"{path.name}: not a valid archive: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:
@@ -138,7 +136,7 @@ def read_npz(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.nda
                     content = _read_at_most(member, math.prod(shape), path.name)
                     arrays[name] = np.frombuffer(content, np.uint8).reshape(shape)
     except DAMAGED as error:
-        raise StageError(f"{path.name}: expected a whole npz, found: {_one_line(error)}") from error
+        raise StageError(f"{path.name}: not a valid npz file: {_one_line(error)}") from error
     return arrays
 
 

@@ -105,7 +105,7 @@ def extract(archive: Path, files: dict[str, str], folder: Path) -> None:
                         shutil.copyfileobj(content, file)
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         found = str(error).partition("\n")[0]
-        raise StageError(f"{archive.name}: expected a whole tar, found: {found}") from error
+        raise StageError(f"{archive.name}: not a valid tar file: {found}") from error
     if missing := [name for key, name in files.items() if not (folder / key).exists()]:
         raise StageError(
             f"{archive.name}: expected {', '.join(missing)} inside, found no such file"

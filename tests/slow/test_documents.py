@@ -1,0 +1,174 @@
+"""The commands of README and docs print what is shown there, on the real datasets."""
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from stages.lib.sources.fetching import digest
+from tests.helpers import ROOT, Clone, clone_env, commit_all, copy_files, read_yaml, write_entry
+
+pytestmark = pytest.mark.slow
+
+PAGES = sorted(["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+# Pages whose commands other tests run, with addresses and files of their own.
+ELSEWHERE = {
+    "docs/handing-over.md": "test_publishing, test_classify and test_serve",
+    "docs/many-machines.md": "test_workers",
+    "docs/remotes.md": "test_remotes",
+    "docs/template.md": "test_template",
+}
+# The starts of commands that are not run, and why.
+NOT_RUN = {
+    ". .venv/bin/activate": "the tests' environment is active",
+    "make repro": "the gate runs it",
+    "make test": "the gate runs it",
+    "make experiments": "takes hours; test_experiments and test_workers run smaller grids",
+    "make search": "takes hours; test_search runs smaller searches",
+    "make serve": "runs until Ctrl-C; test_serve",
+    "ls": "prints columns only in a terminal",
+    "dvc exp run -n cnn": "takes ten minutes; the grid has the same configuration",
+    "dvc exp run --queue": "ten fits",
+    "dvc queue": "ten fits",
+    "dvc push": "test_publishing",
+    "git tag": "test_publishing",
+    "git push": "test_publishing",
+    "dvc artifacts get": "test_publishing",
+    "dvc get": "test_publishing",
+}
+PLACES = {
+    "README.md": {
+        "NAME PATH": "my_digits digits",
+        "NAME": "my_digits",
+        "photo.jpg folder/": "digits/0",
+    },
+    "docs/own-images.md": {"NAME PATH": "my_letters digits", "NAME": "my_letters"},
+}
+
+
+def examples(page: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each command of a page's console blocks, and the lines shown below it."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for block in re.findall(r"^```console\n(.*?)^```", text, re.S | re.M):
+        lines = block.splitlines()
+        while lines:
+            command = lines.pop(0).removeprefix("$ ")
+            while not is_complete(command):
+                command += "\n" + lines.pop(0)
+            shown = []
+            while lines and not lines[0].startswith("$ "):
+                shown.append(lines.pop(0))
+            yield command, shown
+
+
+def is_complete(command: str) -> bool:
+    """Whether a command does not continue on the next line."""
+    try:
+        shlex.split(command, comments=True)
+    except ValueError:  # an open quote
+        return False
+    return not command.endswith("\\")
+
+
+def masked(line: str, *, exact: bool) -> str:
+    """A line without what differs between runs; unless `exact`, also without any numbers."""
+    line = re.sub(r"\b[0-9a-f]{7}\b|\bsearch-[0-9a-f]{6}\b|\d\d:\d\d [AP]M|\b[\d.]+ s\b", "#", line)
+    if not exact:
+        line = re.sub(r"[-+]?[\d.,]*\d", "#", line)
+    return re.sub(r"[-\u2500]{2,}", "--", " ".join(line.split()))
+
+
+def missing(shown: list[str], printed: str, *, exact: bool) -> list[str]:
+    """The shown lines that were not printed in this order."""
+    rest = iter([masked(line, exact=exact) for line in printed.splitlines()])
+    wanted = (line for line in shown if line not in ("[...]", "..."))
+    return [line for line in wanted if masked(line, exact=exact) not in rest]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone after `make repro`, with its results committed, and files that pages assume."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not on PATH")
+    folder = tmp_path_factory.mktemp("documents")
+    env = clone_env(folder, "project") | {"MAKEFLAGS": "INSTALLED="}  # make installs nothing
+    clone = copy_files(folder / "project", env)
+    commit_all(clone, "Before")
+    clone.call("dvc", "repro", "--quiet")
+    images, labels = load_digits(return_X_y=True)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = clone.path / f"digits/{label}/{i:04}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image.reshape(8, 8) * 255 / 16).round().astype(np.uint8)).save(path)
+    with (clone.path / ".git/info/exclude").open("a") as file:
+        file.write("digits\nletters\n")
+    return clone
+
+
+@pytest.fixture(scope="module")
+def exact(project: Clone) -> bool:
+    """Whether this CPU gives the committed results to the last bit; if not, commits its own."""
+    same = not project.changed()
+    if not same:
+        project.call("git", "commit", "-qam", "Results")
+    project.call("git", "branch", "start")
+    return same
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in ELSEWHERE])
+def test_commands_print_what_the_page_shows(project: Clone, exact: bool, page: str) -> None:
+    project.call("git", "reset", "--quiet", "--hard", "start")
+    project.call("git", "clean", "--quiet", "--force", "-d")
+    project.call("dvc", "exp", "remove", "--quiet", "--all-commits")
+    project.call("dvc", "repro", "--quiet")
+    if page == "docs/datasets.md":
+        write_letters(project)
+    if page == "docs/experiments.md":  # compares experiments of other pages
+        project.call("dvc", "exp", "run", "--quiet", "-n", "fast", "-S", "model.kind=linear")
+        project.call("git", "restore", ".")
+    for command, shown in examples(page):
+        if command.startswith(tuple(NOT_RUN)):
+            continue
+        for place, value in PLACES.get(page, {}).items():
+            command = command.replace(place, value)
+        printed = project.call("sh", "-c", command)
+        assert missing(shown, printed, exact=exact) == [], printed
+
+
+def write_letters(project: Clone) -> None:
+    """Write the page's example dataset, with the digests that its command prints."""
+    rng = np.random.default_rng(1)
+    arrays: dict[str, Any] = {}
+    for split, count in {"train": 3_000, "test": 600}.items():
+        arrays[f"{split}_labels"] = (np.arange(count) % 3).astype(np.uint8)
+        arrays[f"{split}_images"] = rng.integers(0, 256, (count, 32, 32), np.uint8)
+    (project.path / "letters").mkdir()
+    np.savez(project.path / "letters/letters.npz", **arrays)
+    block = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/datasets.md").read_text(), re.S)
+    assert block is not None
+    (project.path / "letters.yaml").write_text(block[1])
+    entry = read_yaml(project.path / "letters.yaml")
+    (project.path / "letters.yaml").unlink()
+    entry["sha256"] = {name: digest(array) for name, array in arrays.items()}
+    write_entry(project.path, "letters", entry)
+
+
+def test_every_reason_is_about_a_command() -> None:
+    commands = [command for page in PAGES for command, _ in examples(page)]
+    assert [start for start in NOT_RUN if not any(c.startswith(start) for c in commands)] == []
+    assert {page for page in ELSEWHERE if page not in PAGES} == set()
+
+
+def test_missing_lines_are_found() -> None:
+    printed = "accuracy 0.98  12 errors\nother\n  a | b\n"
+    assert missing(["accuracy 0.98 12 errors", "[...]", "a | b"], printed, exact=True) == []
+    assert missing(["accuracy 0.97 12 errors"], printed, exact=True) != []
+    assert missing(["accuracy 0.97 12 errors"], printed, exact=False) == []
+    assert missing(["a | b", "other"], printed, exact=False) == ["other"]
+    assert missing(["precision 0.98"], printed, exact=False) != []
