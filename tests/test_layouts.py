@@ -75,6 +75,7 @@ def test_uncommitted_file_in_a_subfolder_is_reported(clone: Clone) -> None:
     assert clone.changed() == set()
 
 
+@pytest.mark.slow
 def test_worktree_uses_the_cache_of_the_main_tree(clone: Clone, tmp_path: Path) -> None:
     clone.call("git", "worktree", "add", "-q", str(tmp_path / "tree"))
     tree = Clone(tmp_path / "tree" / SUBFOLDER, clone.env)

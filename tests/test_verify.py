@@ -241,6 +241,7 @@ def test_damaged_cache_is_refilled_from_intact_outputs(clone: Clone) -> None:
     assert len(repair(clone)) == 6
 
 
+@pytest.mark.slow
 def test_moved_cache_with_symlinks_is_repaired(clone: Clone, tmp_path: Path) -> None:
     """`dvc cache dir` moves the cache out of the project, and outputs link into it."""
     Path(".dvc/cache").rename(tmp_path / "cache")

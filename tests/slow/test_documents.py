@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from ruamel.yaml import YAML
 from sklearn.datasets import load_digits
 
 from stages.lib.sources.fetching import digest
-from tests.helpers import ROOT, Clone, clone_env, commit_all, copy_files, read_yaml, write_entry
+from tests.helpers import ROOT, Clone, clone_env, commit_all, copy_files, write_entry
 
 pytestmark = pytest.mark.slow
 
@@ -100,6 +101,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     env = clone_env(folder, "project") | {"MAKEFLAGS": "INSTALLED="}  # make installs nothing
     clone = copy_files(folder / "project", env)
     commit_all(clone, "Before")
+    clone.call("git", "branch", "--move", "--force", "main")
     clone.call("dvc", "repro", "--quiet")
     images, labels = load_digits(return_X_y=True)
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -142,20 +144,22 @@ def test_commands_print_what_the_page_shows(project: Clone, exact: bool, page: s
 
 
 def write_letters(project: Clone) -> None:
-    """Write the page's example dataset, with the digests that its command prints."""
+    """Write the example dataset of docs/datasets.md, and its definition with the digests."""
     rng = np.random.default_rng(1)
     arrays: dict[str, Any] = {}
     for split, count in {"train": 3_000, "test": 600}.items():
-        arrays[f"{split}_labels"] = (np.arange(count) % 3).astype(np.uint8)
-        arrays[f"{split}_images"] = rng.integers(0, 256, (count, 32, 32), np.uint8)
+        arrays[f"x_{split}"] = rng.integers(0, 256, (count, 32, 32), np.uint8)
+        arrays[f"y_{split}"] = (np.arange(count) % 3).astype(np.uint8)
     (project.path / "letters").mkdir()
     np.savez(project.path / "letters/letters.npz", **arrays)
-    block = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/datasets.md").read_text(), re.S)
+    page = (ROOT / "docs/datasets.md").read_text(encoding="utf-8")
+    block = re.search(r"```yaml\n(.*?)```", page, re.S)
     assert block is not None
-    (project.path / "letters.yaml").write_text(block[1])
-    entry = read_yaml(project.path / "letters.yaml")
-    (project.path / "letters.yaml").unlink()
-    entry["sha256"] = {name: digest(array) for name, array in arrays.items()}
+    entry = YAML(typ="safe", pure=True).load(block[1])
+    kinds = {"x": "images", "y": "labels"}
+    entry["sha256"] = {
+        f"{name[2:]}_{kinds[name[0]]}": digest(array) for name, array in arrays.items()
+    }
     write_entry(project.path, "letters", entry)
 
 
