@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -320,3 +322,39 @@ ODD = [
     "PYTHONHASHSEED=1",
     *CLOCK,
 ]
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    """The contents of the code blocks in a language, of README.md or a page of docs."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
+
+
+def examples(block: str) -> list[tuple[str, list[str]]]:
+    """The commands of a console block, each with the lines shown below it."""
+    lines = block.splitlines()
+    found: list[tuple[str, list[str]]] = []
+    while lines:
+        command = lines.pop(0).removeprefix("$ ")
+        while not _is_complete(command):
+            command += "\n" + lines.pop(0)
+        shown = []
+        while lines and not lines[0].startswith("$ "):
+            shown.append(lines.pop(0))
+        found.append((command, shown))
+    return found
+
+
+def console_commands(page: str) -> list[list[str]]:
+    """The commands of each console block of a page."""
+    blocks = code_blocks(page, "console")
+    return [[command for command, _ in examples(block)] for block in blocks]
+
+
+def _is_complete(command: str) -> bool:
+    """Whether a command does not continue on the next line."""
+    try:
+        shlex.split(command, comments=True)
+    except ValueError:  # an open quote
+        return False
+    return not command.endswith("\\")

@@ -16,13 +16,15 @@ from tests.helpers import (
     ROOT,
     Clone,
     clone_env,
+    code_blocks,
+    console_commands,
     described,
     new_clone,
     small_mlp,
     tiny_arrays,
 )
 
-PAGE = (ROOT / "docs/handing-over.md").read_text(encoding="utf-8")
+PAGE = "docs/handing-over.md"
 # Prints which third-party packages the code between the two has imported.
 BEFORE = "import sys; started_with = set(sys.modules)\n"
 AFTER = """
@@ -31,17 +33,7 @@ print(sorted(names - sys.stdlib_module_names))
 """
 
 
-def blocks(language: str) -> list[str]:
-    """The contents of the page's code blocks in a language."""
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
-
-
-def commands(block: str) -> list[str]:
-    """The commands of a console block; one may continue over lines."""
-    return block.removeprefix("$ ").rstrip().split("\n$ ")
-
-
-(CODE,) = blocks("python")
+(CODE,) = code_blocks(PAGE, "python")
 
 
 class Published(NamedTuple):
@@ -65,7 +57,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     origin = folder / "origin.git"
     project = new_clone(folder / "project", folder / "tools")
     reader = Clone(folder / "elsewhere", clone_env(folder / "tools", "reader"))
-    publish, download, *_, set_up, experiment, _ = map(commands, blocks("console"))
+    publish, download, *_, set_up, experiment, _ = console_commands(PAGE)
 
     def follow(clone: Clone, lines: list[str]) -> None:
         for line in lines:
@@ -140,7 +132,7 @@ def folder(tmp_path: Path) -> Clone:
 
 def test_page_has_few_commands_and_lines_of_code() -> None:
     """Three commands publish, two download, and five lines of code predict."""
-    publish, download, *_ = map(commands, blocks("console"))
+    publish, download, *_ = console_commands(PAGE)
     lines = [line for line in CODE.splitlines() if line]
     assert (len(publish), len(download), len(lines)) == (3, 2, 5)
 
@@ -153,14 +145,15 @@ def test_code_imports_only_numpy_and_onnxruntime(folder: Clone) -> None:
 
 
 def test_clone_checks_model_file_and_prints_metadata(folder: Clone) -> None:
-    (command,) = commands(blocks("console")[-1])
+    ((command,),) = console_commands(PAGE)[-1:]
     assert "kind='mlp', parameters=240" in folder.call("sh", "-c", command)
     (folder.path / "data/model.onnx").write_bytes(b"damaged")
     assert "not a model file" in folder.call("sh", "-c", command, code=1)
 
 
 def test_page_lists_the_metadata_of_a_model_file(folder: Clone) -> None:
-    table = PAGE.partition("| key | value |")[2].partition("\n\n")[0]
+    text = (ROOT / PAGE).read_text(encoding="utf-8")
+    table = text.partition("| key | value |")[2].partition("\n\n")[0]
     listed = " ".join(row.split("|")[1] for row in table.splitlines() if row)
     model = onnx.load(folder.path / "model.onnx")
     assert re.findall(r"`(\w+)`", listed) == [prop.key for prop in model.metadata_props]

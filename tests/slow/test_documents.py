@@ -1,9 +1,7 @@
 """The commands of README and docs print what is shown there, on the real datasets."""
 
 import re
-import shlex
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,16 @@ from ruamel.yaml import YAML
 from sklearn.datasets import load_digits
 
 from stages.lib.sources.fetching import digest
-from tests.helpers import ROOT, Clone, clone_env, commit_all, copy_files, write_entry
+from tests.helpers import (
+    ROOT,
+    Clone,
+    clone_env,
+    code_blocks,
+    commit_all,
+    copy_files,
+    examples,
+    write_entry,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -53,28 +60,9 @@ PLACES = {
 }
 
 
-def examples(page: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield each command of a page's console blocks, and the lines shown below it."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    for block in re.findall(r"^```console\n(.*?)^```", text, re.S | re.M):
-        lines = block.splitlines()
-        while lines:
-            command = lines.pop(0).removeprefix("$ ")
-            while not is_complete(command):
-                command += "\n" + lines.pop(0)
-            shown = []
-            while lines and not lines[0].startswith("$ "):
-                shown.append(lines.pop(0))
-            yield command, shown
-
-
-def is_complete(command: str) -> bool:
-    """Whether a command does not continue on the next line."""
-    try:
-        shlex.split(command, comments=True)
-    except ValueError:  # an open quote
-        return False
-    return not command.endswith("\\")
+def page_examples(page: str) -> list[tuple[str, list[str]]]:
+    """The commands of a page's console blocks, each with the lines shown below it."""
+    return [example for block in code_blocks(page, "console") for example in examples(block)]
 
 
 def masked(line: str, *, exact: bool) -> str:
@@ -139,7 +127,7 @@ def test_commands_print_what_the_page_shows(project: Clone, exact: bool, page: s
     if page == "docs/experiments.md":  # compares experiments of other pages
         project.call("dvc", "exp", "run", "--quiet", "-n", "fast", "-S", "model.kind=linear")
         project.call("git", "restore", ".")
-    for command, shown in examples(page):
+    for command, shown in page_examples(page):
         if command.startswith(tuple(NOT_RUN)):
             continue
         for place, value in PLACES.get(page, {}).items():
@@ -157,10 +145,8 @@ def write_letters(project: Clone) -> None:
         arrays[f"y_{split}"] = (np.arange(count) % 3).astype(np.uint8)
     (project.path / "letters").mkdir()
     np.savez(project.path / "letters/letters.npz", **arrays)
-    page = (ROOT / "docs/datasets.md").read_text(encoding="utf-8")
-    block = re.search(r"```yaml\n(.*?)```", page, re.S)
-    assert block is not None
-    entry = YAML(typ="safe", pure=True).load(block[1])
+    (definition,) = code_blocks("docs/datasets.md", "yaml")
+    entry = YAML(typ="safe", pure=True).load(definition)
     kinds = {"x": "images", "y": "labels"}
     entry["sha256"] = {
         f"{name[2:]}_{kinds[name[0]]}": digest(array) for name, array in arrays.items()
@@ -169,7 +155,7 @@ def write_letters(project: Clone) -> None:
 
 
 def test_every_reason_is_about_a_command() -> None:
-    commands = [command for page in PAGES for command, _ in examples(page)]
+    commands = [command for page in PAGES for command, _ in page_examples(page)]
     assert [start for start in NOT_RUN if not any(c.startswith(start) for c in commands)] == []
     assert {page for page in ELSEWHERE if page not in PAGES} == set()
 

@@ -1,20 +1,12 @@
 """The steps of docs/template.md, verbatim, give a project without MNIST's results."""
 
-import re
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, Clone, clone_env, copy_files, make_tiny
+from tests.helpers import Clone, clone_env, console_commands, copy_files, make_tiny
 
 pytestmark = pytest.mark.slow
-
-
-def steps() -> list[list[str]]:
-    """The commands of each console block of the page."""
-    page = (ROOT / "docs/template.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```console\n(.*?)```", page, re.S)
-    return [[line.removeprefix("$ ") for line in block.splitlines()] for block in blocks]
 
 
 def test_template_gives_a_working_project(tmp_path: Path) -> None:
@@ -22,7 +14,7 @@ def test_template_gives_a_working_project(tmp_path: Path) -> None:
     published = copy_files(tmp_path / "published", env)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "Published"]):
         published.call("git", *command)
-    start, finish = steps()
+    start, finish = console_commands("docs/template.md")
     clone, *rest = start
     assert clone.endswith("letters && cd letters")
     Clone(tmp_path, env).call("git", "clone", "-q", published.path.as_uri(), "letters")
