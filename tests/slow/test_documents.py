@@ -35,8 +35,8 @@ ELSEWHERE = {
 # The starts of commands that are not run, and why.
 NOT_RUN = {
     ". .venv/bin/activate": "the tests' environment is active",
-    "make repro": "the gate runs it",
-    "make test": "the gate runs it",
+    "make repro": ".ci/run runs it",
+    "make test": ".ci/run runs it",
     "make experiments": "takes hours; test_experiments and test_workers run smaller grids",
     "make search": "takes hours; test_search runs smaller searches",
     "make serve": "runs until Ctrl-C; test_serve",
