@@ -1,4 +1,4 @@
-"""Run the benchmark, print a table per part, and write results.json and results.png."""
+"""Run the benchmark; after each part, print its table and write results.json and results.png."""
 
 import argparse
 import json
@@ -67,6 +67,14 @@ def current_parts(machine: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def write_results(machine: dict[str, str], parts: dict[str, Any]) -> None:
+    """Write results.json and results.png."""
+    parts = {name: parts[name] for name in PARTS if name in parts}
+    results = json.dumps({"machine": machine, "parts": parts}, indent=1)
+    RESULTS.write_text(results + "\n", encoding="utf-8")
+    write_figure(RESULTS.with_suffix(".png"), report.results_figure(machine, parts))
+
+
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
@@ -104,13 +112,10 @@ def main() -> None:
             part = PARTS[name](Settings(scratch, PEERS, rounds, args.quick))
             print("\n" + report.table(part), flush=True)
             parts[name] = report.content(part, measured, rounds)
-    if args.quick:
-        return
-    parts = {name: parts[name] for name in PARTS if name in parts}
-    results = json.dumps({"machine": machine, "parts": parts}, indent=1)
-    RESULTS.write_text(results + "\n", encoding="utf-8")
-    write_figure(RESULTS.with_suffix(".png"), report.results_figure(machine, parts))
-    print("\nbenchmarks/results.json, benchmarks/results.png")
+            if not args.quick:
+                write_results(machine, parts)
+    if not args.quick:
+        print("\nbenchmarks/results.json, benchmarks/results.png")
 
 
 if __name__ == "__main__":
