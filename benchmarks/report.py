@@ -141,7 +141,7 @@ def results_figure(machine: Mapping[str, str], parts: Mapping[str, Mapping[str, 
         _bars(axes, part)
     figure.supxlabel(
         f"{machine['CPU']}, cores {machine['cores']} ({machine['vectors']}); "
-        "medians; lower is better",
+        "medians; lower is better, except for accuracy",
         fontsize=9.5,
         color=INK,
     )

@@ -105,15 +105,15 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     parts = current_parts(machine)
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder).resolve()
-        fetch_data(scratch / "fetch")
-        for name in args.only or PARTS:
-            print(f"\n{name}", flush=True)
-            part = PARTS[name](Settings(scratch, PEERS, rounds, args.quick))
-            print("\n" + report.table(part), flush=True)
-            parts[name] = report.content(part, measured, rounds)
-            if not args.quick:
-                write_results(machine, parts)
+        fetch_data(Path(folder).resolve())
+    for name in args.only or PARTS:
+        print(f"\n{name}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            part = PARTS[name](Settings(Path(folder).resolve(), PEERS, rounds, args.quick))
+        print("\n" + report.table(part), flush=True)
+        parts[name] = report.content(part, measured, rounds)
+        if not args.quick:
+            write_results(machine, parts)
     if not args.quick:
         print("\nbenchmarks/results.json, benchmarks/results.png")
 

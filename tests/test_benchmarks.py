@@ -11,6 +11,7 @@ from scipy import stats
 
 from benchmarks import flop, report, run, runner, workspace
 from benchmarks.parts import accuracy, overhead
+from benchmarks.settings import Settings
 from stages.lib.files import check_arrays
 
 
@@ -145,6 +146,31 @@ def test_results_of_other_code_or_machine_are_dropped(
     (tmp_path / "params.yaml").write_text("edited")
     with pytest.raises(RuntimeError, match="uncommitted changes"):
         workspace.commit()
+
+
+def test_finished_parts_survive_a_failed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part has an empty folder of its own."""
+
+    def works(settings: Settings) -> report.Part:
+        (settings.scratch / "project").mkdir()
+        return report.Part("Works", ["", "s"], [["ours", "1"]], [], [("ours", 1.0)], "seconds")
+
+    def fails(settings: Settings) -> report.Part:
+        (settings.scratch / "project").mkdir()
+        raise RuntimeError("failed on purpose")
+
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(run, "PARTS", {"works": works, "fails": fails})
+    monkeypatch.setattr(run, "fetch_data", lambda scratch: None)
+    monkeypatch.setattr(run, "peers", dict)  # the environment with PyTorch and JAX takes 6 GB
+    monkeypatch.setattr(run, "commit", lambda: "HEAD")
+    monkeypatch.setattr(sys, "argv", ["run"])
+    with pytest.raises(RuntimeError, match="failed on purpose"):
+        run.main()
+    assert [*json.loads(run.RESULTS.read_text())["parts"]] == ["works"]
+    assert run.RESULTS.with_suffix(".png").exists()
 
 
 def test_commands_alternate_after_uncounted_warmup(tmp_path: Path) -> None:
