@@ -3,6 +3,7 @@
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,9 @@ def interrupt(clone: Clone, *options: str) -> list[str]:
         started.send_signal(signal.SIGINT)
         rest, errors = started.communicate(timeout=120)
     assert (started.returncode, errors) == (130, "search: interrupted\n")
+    deadline = time.monotonic() + 30  # tasks end a second after their worker, later if busy
+    while family(str(clone.path)) and time.monotonic() < deadline:
+        time.sleep(0.2)
     assert family(str(clone.path)) == []
     return [line.strip() for line in lines] + rest.splitlines()
 
