@@ -224,6 +224,7 @@ def test_missing_predictions_are_reported(clone: Clone) -> None:
     try:
         output = clone.call(*COMPARE, "HEAD", "few", code=1)
         assert "HEAD: cannot read data/predictions.npz" in output
+        assert "if the results differ on this CPU, commit them and use that commit" in output
     finally:
         (clone.path / ".dvc/away").rename(cache)
     assert restored(clone) == set()

@@ -100,7 +100,8 @@ class Run:
         words = " ".join(str(error).split())
         return StageError(
             f"{self.name}: cannot read {path} ({words}); "
-            f"restore it: {'; '.join(restore_commands([self]))}"
+            f"restore it: {'; '.join(restore_commands([self]))}; "
+            "if the results differ on this CPU, commit them and use that commit"
         )
 
 
