@@ -104,6 +104,20 @@ def test_files_with_equal_steps_share_a_line(
     assert lines[1] == "prepared mine/4.png, mine/5.png, mine/6.png and 2 more: inverted"
 
 
+@pytest.mark.parametrize("others", [0, 2])
+def test_other_files_in_a_folder_are_counted(
+    call: Call, capsys: pytest.CaptureFixture[str], others: int
+) -> None:
+    for number in range(others):
+        Path(f"mine/note{number}.txt").touch()
+    Path("mine/.hidden").touch()
+    call("mine", "--csv")
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 1 + 12
+    skipped = [line for line in printed.err.splitlines() if "skipped" in line]
+    assert skipped == ["mine: skipped, other files: 2"] * bool(others)
+
+
 def test_invalid_files_do_not_stop_the_others(
     call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,16 +40,22 @@ class Result:
 
 
 def find_files(paths: Sequence[Path], faults: list[str]) -> list[Path]:
-    """Return the given files, and the images in the given folders, in natural order."""
+    """Return the given files, and the images in the given folders, in natural order.
+
+    Other files in the folders are counted in a line, not faults.
+    """
     files: list[Path] = []
     for path in paths:
         if not path.is_dir():
             files.append(path)
             continue
-        names = [n for n in walk(path, Counter()) if n.lower().endswith(pictures.SUFFIXES)]
+        found = [*walk(path, Counter())]
+        names = [name for name in found if name.lower().endswith(pictures.SUFFIXES)]
         files += [path / name for name in names]
         if not names:
             report(faults, path, f"no images ({', '.join(pictures.SUFFIXES)})")
+        elif others := len(found) - len(names):
+            print(f"{path}: skipped, other files: {others:,}", file=sys.stderr)
     return files
 
 
