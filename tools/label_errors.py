@@ -1,6 +1,7 @@
 """Rank likely label errors of the training split by out-of-fold predictions."""
 
 import argparse
+import gc
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +13,6 @@ from stages.lib.files import (
     check_arrays,
     read_array,
     read_json,
-    write_arrays,
     write_csv,
     write_figure,
     write_json,
@@ -22,7 +22,8 @@ from stages.lib.models.runtime import read_model
 from stages.lib.params import Params, read_params
 from stages.lib.results import figures
 from stages.lib.stage import StageError, run
-from stages.normalize import scale
+from stages.normalize import write_split
+from stages.predict import predict
 
 RAW = Path("data/raw")
 SCALING = Path("data/normalized/scaling.json")
@@ -46,8 +47,6 @@ def predict_fold(
     params: Params,
     dataset: dict[str, Any],
     scaling: dict[str, Any],
-    images: np.ndarray,
-    labels: np.ndarray,
     held: np.ndarray,
 ) -> np.ndarray:
     """Train on all images except a fold, and predict the fold.
@@ -56,32 +55,30 @@ def predict_fold(
         params: Model and training parameters.
         dataset: The content of dataset.json.
         scaling: The content of scaling.json.
-        images: Gray levels, shape (n, height, width), uint8.
-        labels: Shape (n,), uint8.
-        held: Mask of the images of the fold, shape (n,), bool.
+        held: Mask of the published training images that are the fold, shape (n,), bool.
 
     Returns:
         Probabilities for the fold, shape (images of the fold, classes), float32.
     """
     with TemporaryDirectory() as name:
         folder = Path(name)
-        arrays: dict[str, np.ndarray] = {}
-        for split, chosen in {"train": ~held, "validation": held}.items():
-            scaled = scale(images[chosen], scaling["offset"], scaling["divisor"])
-            arrays |= {f"{split}_images": scaled, f"{split}_labels": labels[chosen]}
-        write_json(folder / "scaling.json", scaling | {"arrays": write_arrays(folder, arrays)})
+        arrays: dict[str, object] = {}
+        for split, kept in {"train": ~held, "validation": held}.items():
+            arrays |= write_split(
+                folder, split, "train", kept, scaling["offset"], scaling["divisor"]
+            )
+        write_json(folder / "scaling.json", scaling | {"arrays": arrays})
         train, history = KINDS[params.model.kind], folder / "history.csv"
         path = folder / "model.onnx"
         path.write_bytes(train(params.model, params.train, dataset, folder, "validation", history))
-        return read_model(path)(images[held])
+        return predict(read_model(path), RAW / "train_images.npy", np.flatnonzero(held))
 
 
 def out_of_fold(
     params: Params,
     dataset: dict[str, Any],
     scaling: dict[str, Any],
-    images: np.ndarray,
-    labels: np.ndarray,
+    count: int,
     folds: int,
 ) -> np.ndarray:
     """Predict each training image with a model that was not trained on it.
@@ -90,19 +87,19 @@ def out_of_fold(
         params: Model and training parameters; `train.seed` also assigns the folds.
         dataset: The content of dataset.json.
         scaling: The content of scaling.json.
-        images: Training images as published, shape (n, height, width), uint8.
-        labels: Shape (n,), uint8.
+        count: Number of published training images.
         folds: Number of folds.
 
     Returns:
-        Out-of-fold probabilities, shape (n, classes), float32.
+        Out-of-fold probabilities, shape (count, classes), float32.
     """
-    numbers = fold_numbers(len(labels), folds, params.train.seed)
-    predicted = np.empty((len(labels), len(dataset["classes"])), np.float32)
+    numbers = fold_numbers(count, folds, params.train.seed)
+    predicted = np.empty((count, len(dataset["classes"])), np.float32)
     for fold in range(folds):
         print(f"fold {fold + 1} of {folds}", flush=True)
         held = numbers == fold
-        predicted[held] = predict_fold(params, dataset, scaling, images, labels, held)
+        predicted[held] = predict_fold(params, dataset, scaling, held)
+        gc.collect()  # reference cycles keep the network and its images in memory
     return predicted
 
 
@@ -125,7 +122,7 @@ def main() -> None:
     raw, labels = (read_array(RAW / f"train_{kind}.npy") for kind in ("images", "labels"))
     if not 2 <= args.folds <= len(labels):
         raise StageError(f"--folds: expected 2 to {len(labels):,}, found {args.folds}")
-    predicted = out_of_fold(params, dataset, scaling, raw, labels, args.folds)
+    predicted = out_of_fold(params, dataset, scaling, len(labels), args.folds)
     table = errors(labels, predicted, dataset["classes"])
     table = table.sort_values("label_quality", kind="stable")
     shown, names = table.head(params.extract_errors.examples), figures.drawable(dataset["classes"])
