@@ -48,7 +48,7 @@ def measure(settings: Settings) -> Part:
     runs = in_turn(commands, settings.rounds)
     # Use distinct images, because duplicates would take less memory in the report.
     many = write_images(settings.scratch / "images-16", FACTOR * 10_000 // least, ".png")
-    small, large = "import, PNG", f"import, PNG {FACTOR}x"
+    small, large = "ours: import, PNG", f"ours: import, PNG {FACTOR}x"
     imports = [
         Command(name, [*module, "import", folder], ROOT)
         for name, folder in ((small, sets["PNG"]), (large, many))

@@ -8,8 +8,8 @@ from benchmarks.runner import Command, in_turn, mean_interval, middle
 from benchmarks.settings import Settings
 from benchmarks.workspace import call, copy_project
 
-SERIAL, ONE, TWO = "one by one", "ours: one worker", "ours: two workers"
-MLP, MANY = "one run of the MLP", "ours: two workers, tiny data"
+SERIAL, ONE, TWO = "ours: one by one", "ours: one worker", "ours: two workers"
+MLP, MANY = "ours: one run of the MLP", "ours: two workers, tiny data"
 
 
 class Grid:
