@@ -55,7 +55,7 @@ def predict_fold(
         params: Model and training parameters.
         dataset: The content of dataset.json.
         scaling: The content of scaling.json.
-        held: Mask of the published training images that are the fold, shape (n,), bool.
+        held: Mask of the training images in the fold, shape (n,), bool.
 
     Returns:
         Probabilities for the fold, shape (images of the fold, classes), float32.
@@ -78,7 +78,6 @@ def out_of_fold(
     params: Params,
     dataset: dict[str, Any],
     scaling: dict[str, Any],
-    count: int,
     folds: int,
 ) -> np.ndarray:
     """Predict each training image with a model that was not trained on it.
@@ -87,12 +86,12 @@ def out_of_fold(
         params: Model and training parameters; `train.seed` also assigns the folds.
         dataset: The content of dataset.json.
         scaling: The content of scaling.json.
-        count: Number of published training images.
         folds: Number of folds.
 
     Returns:
-        Out-of-fold probabilities, shape (count, classes), float32.
+        Out-of-fold probabilities, shape (n, classes), float32.
     """
+    count = dataset["arrays"]["train_labels"]["shape"][0]
     numbers = fold_numbers(count, folds, params.train.seed)
     predicted = np.empty((count, len(dataset["classes"])), np.float32)
     for fold in range(folds):
@@ -122,7 +121,7 @@ def main() -> None:
     raw, labels = (read_array(RAW / f"train_{kind}.npy") for kind in ("images", "labels"))
     if not 2 <= args.folds <= len(labels):
         raise StageError(f"--folds: expected 2 to {len(labels):,}, found {args.folds}")
-    predicted = out_of_fold(params, dataset, scaling, len(labels), args.folds)
+    predicted = out_of_fold(params, dataset, scaling, args.folds)
     table = errors(labels, predicted, dataset["classes"])
     table = table.sort_values("label_quality", kind="stable")
     shown, names = table.head(params.extract_errors.examples), figures.drawable(dataset["classes"])
