@@ -42,7 +42,7 @@ class Result:
 def find_files(paths: Sequence[Path], faults: list[str]) -> list[Path]:
     """Return the given files, and the images in the given folders, in natural order.
 
-    Other files in the folders are counted in a line, not faults.
+    Print the number of other files in each folder.
     """
     files: list[Path] = []
     for path in paths:
@@ -55,7 +55,7 @@ def find_files(paths: Sequence[Path], faults: list[str]) -> list[Path]:
         if not names:
             report(faults, path, f"no images ({', '.join(pictures.SUFFIXES)})")
         elif others := len(found) - len(names):
-            print(f"{path}: skipped, other files: {others:,}", file=sys.stderr)
+            print(f"{path}: skipped, not images: {others:,}", file=sys.stderr)
     return files
 
 
