@@ -42,7 +42,7 @@ NOT_RUN = {
     "make serve": "runs until Ctrl-C; test_serve",
     "ls": "prints columns only in a terminal",
     "dvc exp run -n cnn": "takes ten minutes; the grid has the same configuration",
-    "dvc exp run -n deep": "takes 23 minutes; test_train trains smaller ones",
+    "dvc exp run -n deep": "takes 23 minutes; test_train trains smaller CNNs",
     "dvc exp run --queue": "ten fits",
     "dvc queue": "ten fits",
     "dvc push": "test_publishing",
