@@ -249,7 +249,9 @@ def test_no_experiments_are_reported_with_advice(clone: Clone) -> None:
     clone.call("git", "commit", "-q", "--allow-empty", "-m", "Later")
     try:
         output = clone.call(*COMPARE, code=1)
-        assert output.startswith("compare: no experiments on this commit; run `make experiments`")
+        assert output.startswith(
+            "compare: no experiments on this commit (COMPARE=--all: on all commits); run"
+        )
         clone.call(*COMPARE, "--all")
         assert sum(int(row["runs"]) for row in table(clone)) == 5
         clone.call("dvc", "exp", "run", "--temp", "-n", "few", "-S", "model.pca_knn.components=2")
