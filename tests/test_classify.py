@@ -164,7 +164,7 @@ def test_missing_training_data_is_reported_in_one_line(
     write_model(Path("other.onnx"), name="other")
     call("mine", "--model", "other.onnx")
     printed = capsys.readouterr()
-    assert printed.err == "no warnings about unusual images: data/raw does not contain Tiny\n"
+    assert printed.err == "unusual images cannot be flagged: data/raw does not contain Tiny\n"
     assert "unusual" not in printed.out
 
 

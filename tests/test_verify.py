@@ -224,7 +224,7 @@ def test_running_dvc_is_reported(clone: Clone) -> None:
 def repair(clone: Clone) -> list[str]:
     """Run the commands that verify prints, verbatim, and return the faults that it printed."""
     report = clone.call("python", "-m", "tools.verify", code=1)
-    faults, _, commands = report.partition("To repair it:\n")
+    faults, _, commands = report.partition("To repair:\n")
     assert faults
     for command in commands.splitlines():
         clone.call("sh", "-c", command)

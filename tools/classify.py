@@ -201,7 +201,7 @@ def main() -> None:
     if not 1 <= args.top <= len(classes):
         raise StageError(f"--top: expected 1 to {len(classes)} classes, found {args.top}")
     if classifier.unusual(np.zeros((1, *classifier.model.image), np.uint8)) is None:
-        print(f"no warnings about unusual images: {RAW} does not contain {title}", file=sys.stderr)
+        print(f"unusual images cannot be flagged: {RAW} does not contain {title}", file=sys.stderr)
     if args.show and (args.show.suffix.lower() != ".png" or args.show.is_dir()):
         raise StageError(f"--show: expected the name of a PNG file, found {args.show}")
     files = find_files(args.paths, faults)

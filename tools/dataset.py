@@ -159,7 +159,7 @@ def track(path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = " ".join(done.stderr.split())
-        raise StageError(f"`dvc add` failed, nothing is changed: {reason}")
+        raise StageError(f"`dvc add` failed; nothing was changed: {reason}")
 
 
 @contextmanager
@@ -253,7 +253,7 @@ def main() -> None:
     add("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="resize (default: median)")
     add("--gray", action="store_true", help="convert colors to gray")
     add("--test", type=float, default=0.2, help="fraction of test images if PATH has no test split")
-    add("--seed", type=int, default=0, help="seed of the choice of test images")
+    add("--seed", type=int, default=0, help="random seed of the test split")
     add("--title", help="title in figures; default: NAME")
     add("--flip", action="store_true", default=None, help="horizontal flips preserve the class")
     add("--transposed", action="store_true", help="rows and columns are swapped, as in EMNIST")

@@ -101,7 +101,7 @@ def summarize(search: Search, commit: str) -> str:
         *values,
         f"{score}, for new images",
         f"The best of {trials} scores is optimistically biased; "
-        "--confirm K runs it with K new seeds.",
+        "--confirm K reruns the best trial with K new seeds.",
         f"apply it: dvc exp apply {name}",
         f'compare it with any others: make compare COMPARE="{name} REV"',
     ]

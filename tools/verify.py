@@ -180,7 +180,7 @@ def main() -> None:
         print(f"verify: the DVC cache and all outputs match {LOCK}")
         return
     commands = (f"    {command}" for command in found.commands())
-    print(*found.faults, "To repair it:", *commands, sep="\n")
+    print(*found.faults, "To repair:", *commands, sep="\n")
     sys.exit(1)
 
 

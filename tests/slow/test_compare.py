@@ -238,7 +238,7 @@ def test_reports_of_other_predictions_are_rejected(clone: Clone) -> None:
         output = clone.call(*COMPARE, "HEAD", code=1)
         assert (
             "HEAD: expected a finished run (dvc.lock, reports), found: "
-            "reports of other predictions; run dvc repro" in output
+            "reports that do not match the predictions; run dvc repro" in output
         )
     finally:
         clone.call("git", "reset", "-q", "--hard", "HEAD~1")

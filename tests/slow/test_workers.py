@@ -431,7 +431,7 @@ def test_lost_scheduler_ends_the_coordinator(place: Place) -> None:
             scheduler.kill()
             _, errors = coordinator.communicate()
         assert coordinator.returncode == 1
-        assert "lost the Dask scheduler; restart it" in errors.splitlines()[-1]
+        assert "lost the connection to the Dask scheduler; restart it" in errors.splitlines()[-1]
         place.open("train")
     place.assert_idle()
     with cluster(place) as (address, _):

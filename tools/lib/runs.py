@@ -155,7 +155,7 @@ def read_run(name: str, commit: str) -> Run:
         if measured[PREDICTIONS] != predictions or any(
             measured[path] != md5(content) for path, content in reports.items()
         ):
-            raise ValueError("reports of other predictions; run dvc repro")
+            raise ValueError("reports that do not match the predictions; run dvc repro")
         reported = json.loads(reports.get(MORE_SCORES, b"{}")) | json.loads(reports[METRICS])
         dataset = str(params.pop("dataset"))
         seed, split = params.pop("train.seed"), params.pop("normalize.seed")

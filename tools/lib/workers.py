@@ -109,7 +109,8 @@ def connect(workers: str) -> Iterator[Client]:
                 yield client
         except CancelledError as error:
             raise StageError(
-                "lost the Dask scheduler; restart it and run the same command again"
+                "lost the connection to the Dask scheduler; "
+                "restart it and run the same command again"
             ) from error
         return
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # for "python"
