@@ -348,18 +348,15 @@ def test_misconfigured_stages_are_found(tree: Tree) -> None:
     tree.dvc["stages"]["train"]["cmd"] = "python stages/train.py"
     tree.dvc["stages"]["train"]["deps"].append("data/normalized/scaling.json")
     tree.dvc["stages"]["fetch"] = tree.dvc["stages"].pop("fetch")
+    readers = [name for name in STAGES[3:] if "data/raw" in tree.dvc["stages"][name]["deps"]]
     assert stage_faults(tree) == [
         "dvc.yaml: publish is missing",
-        "dvc.yaml: stages in the order normalize, train, predict, evaluate, plot, extract_errors, "
-        "fetch",
+        f"dvc.yaml: stages in the order {', '.join([*STAGES[1:], 'fetch'])}",
         "normalize: data/raw is no whole output of an earlier stage",
         "train: cmd is python stages/train.py",
         "train: data/raw is no whole output of an earlier stage",
         "train: data/normalized/scaling.json is no whole output of an earlier stage",
-        "predict: data/raw is no whole output of an earlier stage",
-        "evaluate: data/raw is no whole output of an earlier stage",
-        "plot: data/raw is no whole output of an earlier stage",
-        "extract_errors: data/raw is no whole output of an earlier stage",
+        *(f"{name}: data/raw is no whole output of an earlier stage" for name in readers),
     ]
 
 
@@ -371,13 +368,11 @@ def test_missing_and_superfluous_code_deps_are_found(tree: Tree) -> None:
     tree.dvc["stages"]["fetch"]["deps"].remove("stages/lib/sources/kaggle.py")
     tree.dvc["stages"]["plot"]["deps"].append("stages/lib/models/networks.py")
     tree.modules["stages.lib.stage"] += "from .sources import formats"
-    assert code_faults(tree) == [
+    assert {*code_faults(tree)} == {
         "fetch: stages/lib/sources/kaggle.py is missing",
-        *(f"{name}: stages/lib/sources/formats.py is missing" for name in STAGES[1:5]),
-        "plot: stages/lib/sources/formats.py is missing",
         "plot: stages/lib/models/networks.py is too many",
-        "extract_errors: stages/lib/sources/formats.py is missing",
-    ]
+        *(f"{name}: stages/lib/sources/formats.py is missing" for name in STAGES[1:]),
+    }
 
 
 def test_data_deps_and_outs_match_path_constants(
