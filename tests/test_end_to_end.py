@@ -320,10 +320,9 @@ def test_unknown_model_kind_is_rejected_in_one_line(clone: Clone) -> None:
     printed = clone.call("dvc", "exp", "run", "-S", "model.kind=cnnn", code=255)
     assert "model.cnnn" in printed
     assert "Traceback" not in printed
-    assert clone.call("python", "-m", "stages.lib.params", code=1) == (
-        "params: params.yaml: model.kind: expected 'mlp', 'linear', 'pca_knn' or 'cnn', "
-        "found 'cnnn'\n"
-    )
+    printed = clone.call("python", "-m", "stages.lib.params", code=1)
+    expected = "params: params.yaml: model.kind: expected 'mlp', .*, found 'cnnn'\n"
+    assert re.fullmatch(expected, printed)
 
 
 def test_unknown_dataset_is_rejected_in_one_line(clone: Clone) -> None:
