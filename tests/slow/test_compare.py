@@ -250,7 +250,7 @@ def test_no_experiments_are_reported_with_advice(clone: Clone) -> None:
     try:
         output = clone.call(*COMPARE, code=1)
         assert output.startswith(
-            "compare: no experiments on this commit (COMPARE=--all: on all commits); run"
+            "compare: no experiments on this commit (COMPARE=--all includes other commits); run"
         )
         clone.call(*COMPARE, "--all")
         assert sum(int(row["runs"]) for row in table(clone)) == 5

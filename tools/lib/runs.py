@@ -287,7 +287,7 @@ def read_runs(names: Sequence[str], *, every: bool = False) -> list[Run]:
         if every or not names:
             commits = list_experiments(repo, every=every) | commits
     if not commits:
-        where = "" if every else " on this commit (COMPARE=--all: on all commits)"
+        where = "" if every else " on this commit (COMPARE=--all includes other commits)"
         raise StageError(f"no experiments{where}; run `make experiments` or pass revisions")
     runs: list[Run] = []
     missing: list[Run] = []
