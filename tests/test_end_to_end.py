@@ -399,7 +399,7 @@ def test_misspelled_key_stops_the_first_stage(clone: Clone) -> None:
     printed = clone.call("dvc", "repro", code=255)
     assert [line for line in printed.splitlines() if "epoch" in line] == [
         "normalize: params.yaml: train.epoch: expected one of seed, epochs, batch_size, "
-        "learning_rate, schedule, "
+        "learning_rate, schedule, label_smoothing, "
         "found a key with this name"
     ]
     assert "Traceback" not in printed

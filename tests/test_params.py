@@ -57,6 +57,7 @@ RANGES: dict[
     "train.epochs": ([1, 10_000], [0, 10_001]),
     "train.batch_size": ([1, 10**6], [0]),
     "train.learning_rate": ([1e-12, 10], [0, 10.001, float("inf"), float("nan")]),
+    "train.label_smoothing": ([0, 0.0, 0.999], [-0.001, 1]),
     "plot.seed": SEED,
     "plot.samples": COUNT,
     "plot.pairs": COUNT,

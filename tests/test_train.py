@@ -173,6 +173,32 @@ def test_loss_of_the_linear_model_includes_its_penalty(normalized: Path, edit: E
     )
 
 
+def test_label_smoothing_spreads_a_fraction_of_each_label_over_all_classes(
+    normalized: Path, edit: Edit
+) -> None:
+    edit("train.label_smoothing", 0.3)
+    edit("train.learning_rate", 1e-12)
+    edit("train.epochs", 1)
+    train.main()
+    images, labels = split("validation")
+    published = np.rint(images * 255).astype(np.uint8)
+    logarithms = np.log(read_model(train.MODEL)(published))
+    of_labels = logarithms[np.arange(len(labels)), labels]
+    history = pd.read_csv("data/history.csv")
+    assert history["val_loss"][0] == pytest.approx(
+        -(0.7 * of_labels + 0.3 * logarithms.mean(axis=1)).mean(), abs=2e-6
+    )
+    assert history["val_accuracy"][0] == pytest.approx(measured("validation")[1], abs=2e-6)
+
+
+def test_label_smoothing_changes_the_model(normalized: Path, edit: Edit) -> None:
+    models = set()
+    for smoothing in (0.0, 0, 0.1):
+        edit("train.label_smoothing", smoothing)
+        models.add(trained())
+    assert len(models) == 2
+
+
 def test_nonfinite_loss_keeps_the_previous_history(normalized: Path) -> None:
     Path("data/history.csv").write_text("of the run before")
     images = split("train")[0]
@@ -383,7 +409,14 @@ def test_cnn_is_exported_with_its_running_means(normalized: Path, edit: Edit) ->
 
 
 def with_schedule(schedule: Literal["constant", "one_cycle"]) -> TrainParams:
-    return TrainParams(seed=0, epochs=1, batch_size=1, learning_rate=0.006, schedule=schedule)
+    return TrainParams(
+        seed=0,
+        epochs=1,
+        batch_size=1,
+        learning_rate=0.006,
+        schedule=schedule,
+        label_smoothing=0,
+    )
 
 
 def rates(steps: int) -> np.ndarray:

@@ -93,6 +93,7 @@ class TrainParams(Section):
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0, le=10)
     schedule: Literal["constant", "one_cycle"]
+    label_smoothing: float = Field(ge=0, lt=1)
 
 
 class EvaluateParams(Section):

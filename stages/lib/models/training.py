@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,29 @@ def learning_rate(
     )
 
 
+def cross_entropy(
+    label_smoothing: float,
+) -> "str | Callable[[tensorflow.Tensor, tensorflow.Tensor], tensorflow.Tensor]":
+    """Create the loss: cross-entropy with labels from 0, optionally smoothed.
+
+    Args:
+        label_smoothing: The fraction of each label's probability that is spread evenly over all
+            classes (Szegedy et al. 2016, arXiv:1512.00567, section 7).
+    """
+    name = "sparse_categorical_crossentropy"
+    if not label_smoothing:
+        return name
+    keras = import_keras()
+
+    def smoothed(labels: "tensorflow.Tensor", probabilities: "tensorflow.Tensor") -> Any:  # noqa: ANN401
+        certain = keras.ops.one_hot(labels, probabilities.shape[-1])
+        return keras.losses.categorical_crossentropy(
+            certain, probabilities, label_smoothing=label_smoothing
+        )
+
+    return smoothed
+
+
 def loop_over_batches(model: "keras.Model") -> None:
     """Make a model train on groups of batches, in a loop that XLA compiles as a whole.
 
@@ -142,7 +165,7 @@ def callbacks(epochs: int, history: Path) -> list["keras.callbacks.Callback"]:
 def fit(
     model: "keras.Model", params: TrainParams, train: "Split", validation: "Split", history: Path
 ) -> None:
-    """Fit a model with Adam on sparse categorical cross-entropy.
+    """Fit a model with Adam on the cross-entropy.
 
     Args:
         model: Maps images to probabilities; trained in place.
@@ -169,7 +192,7 @@ def fit(
         steps_per_call = max(1, steps_per_call // sizes[1])
     model.compile(
         optimizer=keras.optimizers.Adam(learning_rate(params, total)),
-        loss="sparse_categorical_crossentropy",
+        loss=cross_entropy(params.label_smoothing),
         metrics=["accuracy"],
         jit_compile=compiled,
         steps_per_execution=steps_per_call,
