@@ -115,7 +115,7 @@ def test_other_files_in_a_folder_are_counted(
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 1 + 12
     skipped = [line for line in printed.err.splitlines() if "skipped" in line]
-    assert skipped == (["mine: skipped, not images: 2"] if others else [])
+    assert skipped == (["mine: skipped files that are not images: 2"] if others else [])
 
 
 def test_invalid_files_do_not_stop_the_others(

@@ -692,7 +692,7 @@ def test_command_line_import(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tools.dataset", "mine", str(DATA.absolute()), "--flip"]
     printed = clone.call(*command, "--title", "Mine")
     assert "\n    dvc exp run -n mine -S dataset=mine\n" in printed
-    assert "datasets/mine.yaml: changed:\n+title: Mine" in printed
+    assert "reports/data/mine.md: this report\ndatasets/mine.yaml: new:\n+title: Mine" in printed
     assert (clone.path / "data/own/mine.npz.dvc").exists()
     clone.call("git", "add", "-A")
     clone.call("git", "commit", "-qm", "Mine")
@@ -700,6 +700,9 @@ def test_command_line_import(tmp_path: Path) -> None:
     printed = clone.call(*command)
     assert "datasets/mine.yaml: unchanged" in printed
     assert clone.changed() == set()
+    printed = clone.call(*command, "--title", "Yours")
+    assert "datasets/mine.yaml: changed:\n-title: Mine\n+title: Yours" in printed
+    clone.call("git", "restore", ".")
     entry = read_entry(clone.path, "mine")
     assert (entry["title"], entry["flip"]) == ("Mine", True)
     refused = subprocess.run(

@@ -55,7 +55,7 @@ def find_files(paths: Sequence[Path], faults: list[str]) -> list[Path]:
         if not names:
             report(faults, path, f"no images ({', '.join(pictures.SUFFIXES)})")
         elif others := len(found) - len(names):
-            print(f"{path}: skipped, not images: {others:,}", file=sys.stderr)
+            print(f"{path}: skipped files that are not images: {others:,}", file=sys.stderr)
     return files
 
 

@@ -92,7 +92,8 @@ def main() -> None:
         write_figure(arguments.out / name, figure)
     with replacing(arguments.out / "comparison.md") as partial:
         partial.write_text(f"{HEADER}{text}", encoding="utf-8")
-    print(", ".join(str(arguments.out / name) for name in ("comparison.md", *files, *figures)))
+    written = (str(arguments.out / name) for name in ("comparison.md", *files, *figures))
+    print("written:", ", ".join(written))
 
 
 if __name__ == "__main__":

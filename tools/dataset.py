@@ -181,11 +181,13 @@ def restoring(npz: Path, scratch: Path) -> Iterator[None]:
         raise
 
 
-def print_next(name: str, changed: Sequence[str]) -> None:
-    """Print the changed lines of the dataset definition, and the next commands."""
+def print_next(name: str, changed: Sequence[str], *, new: bool) -> None:
+    """Print the written files, the changed lines of the definition, and the next commands."""
     npz = OWN / f"{name}.npz"
     print(f"{npz}: {npz.stat().st_size:,} bytes, tracked by DVC")
-    print(f"{file_of(name)}: {'changed:' if changed else 'unchanged'}", *changed, sep="\n")
+    print(f"{REPORTS / name}.md: this report")
+    state = "new:" if new else "changed:" if changed else "unchanged"
+    print(f"{file_of(name)}: {state}", *changed, sep="\n")
     print(
         "\nCommit it, and train on it:",
         f"    git add {file_of(name)} {npz}.dvc {REPORTS}",
@@ -262,9 +264,10 @@ def main() -> None:
     options = imports.Options(args.name, size, args.gray, args.test, args.seed, args.transposed)
     given = {"title": args.title, "flip": args.flip}
     chosen = {key: value for key, value in given.items() if value is not None}
+    new = not file_of(args.name).exists()
     report, changed = make(args.path, options, chosen, track)
     print(report)
-    print_next(args.name, changed)
+    print_next(args.name, changed, new=new)
 
 
 if __name__ == "__main__":
