@@ -311,9 +311,9 @@ def test_confusion_plot_shows_counts_and_shares(
         None
     }  # the catalog's order, not the alphabet's
     color, number = (layer["encoding"] for layer in spec["layer"])
-    assert color["color"]["field"] == "fraction of label"
+    assert color["color"]["field"] == "fraction"
     assert number["text"]["field"] == "images"
-    assert {"calculate": "toNumber(datum.share)", "as": "fraction of label"} in spec["transform"]
+    assert {"calculate": "toNumber(datum.share)", "as": "fraction"} in spec["transform"]
 
 
 def test_unknown_model_kind_is_rejected_in_one_line(clone: Clone) -> None:

@@ -85,7 +85,7 @@ def test_signal_ends_server_after_running_request(bars_file: Path, number: signa
         wait_until(server.refuses)
         connection.sendall(content[50:])
         assert b'"class":"horizontal"' in receive(connection)
-        name = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
+        name = "interrupted" if number == signal.SIGINT else "terminated by SIGTERM"
         assert server.output() == (128 + number, f"serve: {name}\n")
 
 
@@ -95,7 +95,7 @@ def test_shutdown_does_not_wait_for_slow_requests(bars_file: Path) -> None:
         assert not server.refuses()  # so it has read the part that was sent before
         start = time.monotonic()
         server.process.terminate()
-        assert server.output() == (143, "serve: ended by SIGTERM\n")
+        assert server.output() == (143, "serve: terminated by SIGTERM\n")
         assert 4 < time.monotonic() - start < 25  # stage.GRACE is 5, UPLOAD_SECONDS 30
 
 
@@ -193,4 +193,4 @@ def test_connections_are_limited(bars_file: Path) -> None:
 def test_shared_server_printed_nothing(server: Server) -> None:
     """This must be the last test of the shared server."""
     server.process.terminate()
-    assert server.output() == (143, "serve: ended by SIGTERM\n")
+    assert server.output() == (143, "serve: terminated by SIGTERM\n")

@@ -184,9 +184,9 @@ def main():
 @pytest.mark.parametrize(
     ("number", "line"),
     [
-        (signal.SIGHUP, "ended by SIGHUP"),
+        (signal.SIGHUP, "terminated by SIGHUP"),
         (signal.SIGINT, "interrupted"),
-        (signal.SIGTERM, "ended by SIGTERM"),
+        (signal.SIGTERM, "terminated by SIGTERM"),
     ],
 )
 @pytest.mark.parametrize("body", [WRITES, FREES_MEMORY, IGNORES_SIGNALS, CALCULATES])
@@ -218,7 +218,7 @@ def test_stage_ends_when_dvc_is_killed(tmp_path: Path, body: str, shell: list[st
     dvc.kill()
     assert dvc.communicate(timeout=4) == (
         "",
-        "bake: ended by SIGTERM\n",
+        "bake: terminated by SIGTERM\n",
     )  # the pipes close when the last one ends
     assert psutil.wait_procs(below, timeout=2)[1] == []
     assert [path.name for path in tmp_path.iterdir()] == ["bake.py"]
@@ -234,7 +234,7 @@ def test_stage_ends_if_dvc_exited_during_startup(tmp_path: Path) -> None:
         ready=False,
     )
     assert dvc.wait(timeout=4) == 0
-    assert dvc.communicate(timeout=4)[1] == "bake: ended by SIGTERM\n"
+    assert dvc.communicate(timeout=4)[1] == "bake: terminated by SIGTERM\n"
     assert not (tmp_path / "loaf").exists()
 
 
@@ -265,7 +265,7 @@ def test_signal_during_tensorflow_import_is_one_line(project: Path, number: int)
     while not any("tensorflow" in each.path for each in psutil.Process(train.pid).memory_maps()):
         time.sleep(0.02)
     train.send_signal(number)
-    line = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
+    line = "interrupted" if number == signal.SIGINT else "terminated by SIGTERM"
     assert train.communicate(timeout=8) == ("", f"train: {line}\n")
     assert train.returncode == 128 + number
 

@@ -72,14 +72,16 @@ def end_with_parent() -> None:
         PRCTL(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of prctl(2)
 
 
-def _ended_by(number: int) -> str:
-    return "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+def _terminated_by(number: int) -> str:
+    if number == signal.SIGINT:
+        return "interrupted"
+    return f"terminated by {signal.Signals(number).name}"
 
 
 def _line(error: BaseException) -> str:
     """Describe an error in one line; return "" for a bug, which needs its traceback."""
     if received or isinstance(error, KeyboardInterrupt):
-        return _ended_by(received[0] if received else signal.SIGINT)
+        return _terminated_by(received[0] if received else signal.SIGINT)
     if isinstance(error, FileNotFoundError):
         return f"{error.filename}: no such file; run dvc repro to create missing outputs"
     if isinstance(error, BrokenPipeError):
@@ -157,7 +159,7 @@ def _watch(signals: int) -> None:
     deadline = time.monotonic() + DVC_GRACE
     while dvc_children and time.monotonic() < deadline:
         time.sleep(0.1)
-    _exit(_ended_by(number), 128 + number)
+    _exit(_terminated_by(number), 128 + number)
 
 
 @cache

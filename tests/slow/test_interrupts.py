@@ -201,7 +201,7 @@ def run_case(clean: Clone, case: Case) -> None:
     if case.target == "dvc" and case.number != signal.SIGINT and time.monotonic() > start + 2:
         # the stage did not run to completion
         assert (
-            f"{case.stage}: ended by SIGTERM"
+            f"{case.stage}: terminated by SIGTERM"
             in clone.path.with_name(f"{path.name}.txt").read_text()
         )
     whole = content(clean)

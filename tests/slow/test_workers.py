@@ -324,7 +324,7 @@ def test_killed_task_is_reported_and_leaves_no_dvc(place: Place) -> None:
         output, _ = coordinator.communicate()
     left = [words for _, words in place.tasks()]
     place.open("train")
-    assert f"{name}  failed: ended by SIGKILL" in output
+    assert f"{name}  failed: terminated by SIGKILL" in output
     assert not [words for words in left if "-m dvc " in words]
     place.assert_idle()
 

@@ -119,7 +119,7 @@ def main(url: str, commit: str, project: str, base: str, tasks: str, *words: str
                 process.wait()
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
-        sys.exit(f"ended by {name}")
+        sys.exit(f"terminated by {name}")
     sys.exit(process.returncode)
 
 

@@ -61,7 +61,7 @@ def from_folder(source: Source, folder: Path) -> None:
     if not own.exists() and EXPERIMENTS in Path.cwd().as_posix():
         raise StageError(
             f"{own} does not exist here: experiments run with --temp or --queue have only files "
-            f"that Git or DVC tracks; run `dvc add {own}`, then `git add {own}.dvc` and commit"
+            f"that Git or DVC tracks; run `dvc add {own}`, the `git add` that it prints, and commit"
         )
     for key, name in source.files.items():
         shutil.copyfile(own / name, folder / key)
