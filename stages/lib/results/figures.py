@@ -366,8 +366,10 @@ def confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
     elif not few and widest > 1:
         axes.tick_params("x", labelrotation=90)
     axes.set_yticks(ticks, labels, fontsize=size, parse_math=False)
-    legend = "blue: correct    orange: misclassified    shade: fraction of the label's images"
-    note = f"prediction\n\n{legend}"
+    note = (
+        "prediction\n\nblue: correct    orange: misclassified\n"
+        "shade: fraction of the label's images"
+    )
     if len(ticks) < len(names):
         note += (
             f"\n{len(ticks)} of {len(names)} classes are labeled, those with the most errors first"
