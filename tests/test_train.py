@@ -46,12 +46,17 @@ def split(name: str) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def measured(name: str) -> tuple[float, float]:
-    """Loss and accuracy of the model file on a split, without the stage's own code."""
+def classified(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of a split, and the model file's probabilities."""
     scaling = read_json(Path("data/normalized/scaling.json"))
     images, labels = split(name)
     published = np.rint(images * scaling["divisor"] + scaling["offset"]).astype(np.uint8)
-    probabilities = read_model(train.MODEL)(published)
+    return labels, read_model(train.MODEL)(published)
+
+
+def measured(name: str) -> tuple[float, float]:
+    """Loss and accuracy of the model file on a split, without the stage's own code."""
+    labels, probabilities = classified(name)
     right = probabilities.argmax(axis=1) == labels
     return metrics.cross_entropy(labels, probabilities), float(right.mean())
 
@@ -173,30 +178,27 @@ def test_loss_of_the_linear_model_includes_its_penalty(normalized: Path, edit: E
     )
 
 
-def test_label_smoothing_spreads_a_fraction_of_each_label_over_all_classes(
-    normalized: Path, edit: Edit
-) -> None:
+def test_validation_loss_includes_label_smoothing(normalized: Path, edit: Edit) -> None:
+    """A fraction of each label's probability is spread evenly over all classes."""
     edit("train.label_smoothing", 0.3)
     edit("train.learning_rate", 1e-12)
     edit("train.epochs", 1)
     train.main()
-    images, labels = split("validation")
-    published = np.rint(images * 255).astype(np.uint8)
-    logarithms = np.log(read_model(train.MODEL)(published))
-    of_labels = logarithms[np.arange(len(labels)), labels]
+    labels, probabilities = classified("validation")
+    log_probabilities = np.log(probabilities)
+    of_labels = log_probabilities[np.arange(len(labels)), labels]
+    expected = -(0.7 * of_labels + 0.3 * log_probabilities.mean(axis=1)).mean()
     history = pd.read_csv("data/history.csv")
-    assert history["val_loss"][0] == pytest.approx(
-        -(0.7 * of_labels + 0.3 * logarithms.mean(axis=1)).mean(), abs=2e-6
-    )
+    assert history["val_loss"][0] == pytest.approx(expected, abs=2e-6)
     assert history["val_accuracy"][0] == pytest.approx(measured("validation")[1], abs=2e-6)
 
 
-def test_label_smoothing_changes_the_model(normalized: Path, edit: Edit) -> None:
-    models = set()
-    for smoothing in (0.0, 0, 0.1):
-        edit("train.label_smoothing", smoothing)
-        models.add(trained())
-    assert len(models) == 2
+def test_only_nonzero_label_smoothing_changes_the_model(normalized: Path, edit: Edit) -> None:
+    models = []
+    for label_smoothing in (0.0, 0, 0.1):
+        edit("train.label_smoothing", label_smoothing)
+        models.append(trained())
+    assert models[0] == models[1] != models[2]
 
 
 def test_nonfinite_loss_keeps_the_previous_history(normalized: Path) -> None:

@@ -96,11 +96,15 @@ def learning_rate(
 def cross_entropy(
     label_smoothing: float,
 ) -> "str | Callable[[tensorflow.Tensor, tensorflow.Tensor], tensorflow.Tensor]":
-    """Create the loss: cross-entropy with labels from 0, optionally smoothed.
+    """Create the cross-entropy loss for integer labels, with optional label smoothing.
 
     Args:
-        label_smoothing: The fraction of each label's probability that is spread evenly over all
-            classes (Szegedy et al. 2016, arXiv:1512.00567, section 7).
+        label_smoothing: Fraction of each label's probability that is spread evenly over all classes
+            (Szegedy et al. 2016, arXiv:1512.00567, section 7); 0 for none.
+
+    Returns:
+        The name of a Keras loss, or a function that maps labels, shape (n,), and probabilities,
+        float32, shape (n, classes), to losses in nats, float32, shape (n,).
     """
     name = "sparse_categorical_crossentropy"
     if not label_smoothing:
@@ -108,9 +112,9 @@ def cross_entropy(
     keras = import_keras()
 
     def smoothed(labels: "tensorflow.Tensor", probabilities: "tensorflow.Tensor") -> Any:  # noqa: ANN401
-        certain = keras.ops.one_hot(labels, probabilities.shape[-1])
+        one_hot = keras.ops.one_hot(labels, probabilities.shape[-1])
         return keras.losses.categorical_crossentropy(
-            certain, probabilities, label_smoothing=label_smoothing
+            one_hot, probabilities, label_smoothing=label_smoothing
         )
 
     return smoothed
@@ -165,7 +169,7 @@ def callbacks(epochs: int, history: Path) -> list["keras.callbacks.Callback"]:
 def fit(
     model: "keras.Model", params: TrainParams, train: "Split", validation: "Split", history: Path
 ) -> None:
-    """Fit a model with Adam on the cross-entropy.
+    """Fit a model with Adam, minimizing the loss of `cross_entropy`.
 
     Args:
         model: Maps images to probabilities; trained in place.
