@@ -80,7 +80,7 @@ def ended() -> int:
 
 OBJECT = r"\.dvc/cache/files/md5/\w\w/\w{30}"
 HEX = r"\w{32}"
-FLIPPED = rf"{OBJECT}(\.dir)?: corrupted, the MD5 of its content is {HEX}"
+FLIPPED = rf"{OBJECT}(\.dir)?: corrupted; the MD5 of its content is {HEX}"
 LOST = rf"{OBJECT}(\.dir)?: missing from the cache, part of data/\w+(\.csv)?"
 
 
@@ -119,7 +119,7 @@ LOST = rf"{OBJECT}(\.dir)?: missing from the cache, part of data/\w+(\.csv)?"
         ),
         pytest.param(
             lambda: cached(HISTORY).with_name("half").touch(),
-            r"\.dvc/cache/files/md5/\w\w/half: corrupted, the MD5 of its content is d41d\w{28}",
+            r"\.dvc/cache/files/md5/\w\w/half: corrupted; the MD5 of its content is d41d\w{28}",
             r"rm -rf \.dvc/cache/files/md5/\w\w/half",
             id="partial-object",
         ),

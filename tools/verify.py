@@ -94,7 +94,7 @@ def check_cache(found: Findings, cache: Path) -> None:
     """
     for path in sorted(cache.glob("??/*")):
         if (content := md5(path)) != path.parent.name + path.name.removesuffix(".dir"):
-            found.faults.append(f"{path}: corrupted, the MD5 of its content is {content}")
+            found.faults.append(f"{path}: corrupted; the MD5 of its content is {content}")
             found.remove.append(path)
 
 
