@@ -40,7 +40,7 @@ bench: $(INSTALLED) benchmarks/.venv/installed ## measure speed and memory again
 
 ### Use the model
 serve: $(INSTALLED) ## draw images and classify files at http://127.0.0.1:8000 (SERVE="--port 8001")
-	@python -m tools.serve $(SERVE) || [ $$? -gt 128 ] # stopped by a signal
+	@python -m tools.serve $(SERVE)
 
 report: $(INSTALLED) ## write reports/report.html, a single file (REPORT="REV REV"; default: workspace)
 	@python -m tools.report $(REPORT)

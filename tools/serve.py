@@ -5,6 +5,7 @@ import asyncio
 import ipaddress
 import logging
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -83,8 +84,9 @@ def main() -> None:
         server_header=False,
         headers=[*service.HEADERS.items()],
     )
-    print(f"http://{name}:{port} (Ctrl+C to stop)")
-    uvicorn.Server(config).run([listener])
+    with suppress(KeyboardInterrupt):  # a signal is the normal end of a service
+        print(f"http://{name}:{port} (Ctrl+C to stop)")
+        uvicorn.Server(config).run([listener])
 
 
 if __name__ == "__main__":

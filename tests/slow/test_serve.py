@@ -168,7 +168,7 @@ def test_soak_with_invalid_requests(tmp_path: Path) -> None:
         assert httpx.get(f"{server.address}/health").json()["status"] == "ok"
         late = memory().rss
         server.process.terminate()
-        assert server.output() == (143, "serve: terminated by SIGTERM\n")
+        assert server.output() == (0, "")
     print(dict(statuses), f"{early / 1e6:.0f} MB, then {late / 1e6:.0f} MB")
     expected = {("image", 200)} | {(kind, status) for kind, (_, status) in bad.items()}
     assert set(statuses) == expected
