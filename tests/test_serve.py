@@ -103,6 +103,7 @@ def test_signal_ends_make_serve_without_an_error(bars_file: Path, number: signal
     assert process.stdout is not None
     try:
         address = process.stdout.readline().split()[0]
+        httpx.get(f"{address}/health").raise_for_status()  # so it handles signals
         # A terminal sends SIGINT to all processes; a supervisor sends SIGTERM to the first one.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         _, errors = process.communicate(timeout=60)
