@@ -267,10 +267,10 @@ def check(kind: type[Kind], content: object, path: Path, *prefix: str) -> Kind:
         found = f"found {reprlib.repr(fault['input'])}"
         if fault["type"] == "extra_forbidden":
             names = ", ".join(_keys(kind, fault["loc"][:-1]))
-            expected, found = f"one of {names}", "found a key with this name"
-        elif fault["type"] == "missing":
-            expected, found = "a value", "found no such key"
-        elif fault["type"] == "model_type":
+            raise StageError(f"{path}: {key}: unknown key; expected one of {names}") from error
+        if fault["type"] == "missing":
+            raise StageError(f"{path}: {key}: missing") from error
+        if fault["type"] == "model_type":
             expected = "a section with keys"
         elif fault["type"] == "string_type":
             expected = "text"

@@ -149,7 +149,7 @@ class Space:
         """
         for key, choice in self.varied.items():
             if key not in params:
-                raise ValueError(f"{key}: expected a value, found no such key")
+                raise ValueError(f"{key}: missing")
             if params[key] not in choice:
                 raise ValueError(
                     f"{key}: expected a value in the search space, found {params[key]!r}"
@@ -180,7 +180,7 @@ def _check_keys(sections: Sections, known: Mapping[str, object], path: Path) -> 
                 wanted = "keys of params.yaml such as train.learning_rate"
                 raise StageError(f"{path}: {name}: expected {wanted}, found {key!r}")
     if "dataset" in sections.set:
-        raise StageError(f"{path}: set: expected no dataset, found one; use --dataset")
+        raise StageError(f"{path}: set: dataset is not allowed; use --dataset")
     for key in sections.vary:
         if key in NOT_VARIED:
             wanted = f"other keys than {', '.join(NOT_VARIED)}"

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -165,9 +166,10 @@ def _short(name: str, columns: int = 18) -> str:
 
 
 def _drawable_title(title: str) -> str:
-    """Remove characters that no installed font has."""
+    """Remove characters that no installed font has, and punctuation left before a colon."""
     missing = _undrawable(title)
-    return "".join(character for character in title if character not in missing).strip(" :")
+    kept = "".join(character for character in title if character not in missing)
+    return re.sub(r"[\s,]+:", ":", kept).strip(" :")
 
 
 def _wrappable_title(title: str) -> str:
