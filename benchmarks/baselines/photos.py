@@ -79,18 +79,18 @@ def _combine(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 VARIANTS: dict[str, Draw] = {
-    "as published": lambda image, rng: image,
-    "larger": lambda image, rng: enlarge(image),
+    "unchanged": lambda image, rng: image,
+    "enlarged 10 times": lambda image, rng: enlarge(image),
     "thicker strokes": lambda image, rng: thicken(image),
     "thinner strokes": lambda image, rng: thin(image),
     "dark on light": lambda image, rng: on_paper(enlarge(image)),
     "gradient lighting": lambda image, rng: light(on_paper(enlarge(image)), rng, 0.3),
     "noise": lambda image, rng: add_noise(on_paper(enlarge(image)), rng, 25),
-    "a third off center": lambda image, rng: move(on_paper(enlarge(image)), rng, 1 / 3),
+    "translated by a third": lambda image, rng: move(on_paper(enlarge(image)), rng, 1 / 3),
     "RGBA, transparent": lambda image, rng: enlarge(image),
     "JPEG, quality 50": lambda image, rng: on_paper(enlarge(image)),
     "EXIF rotation": lambda image, rng: on_paper(enlarge(image)),
-    "all, mildly": _combine,
+    "combined, each weaker": _combine,
 }
 
 
@@ -99,7 +99,7 @@ def _save(path: Path, variant: str, drawn: np.ndarray, rng: np.random.Generator)
     if variant == "RGBA, transparent":  # a dark pen on a transparent background
         pen = np.full_like(drawn, PEN)
         Image.fromarray(np.dstack([pen, pen, pen, drawn])).save(path := path.with_suffix(".png"))
-    elif variant in ("EXIF rotation", "all, mildly"):
+    elif variant in ("EXIF rotation", "combined, each weaker"):
         turns, orientation = ((1, 6), (2, 3), (3, 8))[rng.integers(3)]
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = orientation

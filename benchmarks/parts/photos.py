@@ -22,7 +22,7 @@ def measure(settings: Settings) -> Part:
     )
     files = settings.scratch / "photos-files"
     found = photos.accuracies(project, files, images[:count], labels[:count], environment())
-    published = found["as published"]
+    published = found["unchanged"]
     return Part(
         f"Photos and drawings: accuracy on the first {count:,} test images of MNIST",
         ["", "accuracy"],

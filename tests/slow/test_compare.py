@@ -206,7 +206,7 @@ def test_results_are_written_to_the_given_folder(clone: Clone, tmp_path: Path) -
             "missing: not an experiment, branch, tag or commit (",
         ),
         (["HEAD", ""], ": not an experiment, branch, tag or commit ("),
-        (["empty"], "empty: expected a finished run (dvc.lock, reports), found: "),
+        (["empty"], "empty: not a finished run (dvc.lock, reports): "),
     ],
 )
 def test_name_without_results_is_rejected_in_one_line(
@@ -237,7 +237,7 @@ def test_reports_of_other_predictions_are_rejected(clone: Clone) -> None:
     try:
         output = clone.call(*COMPARE, "HEAD", code=1)
         assert (
-            "HEAD: expected a finished run (dvc.lock, reports), found: "
+            "HEAD: not a finished run (dvc.lock, reports): "
             "reports that do not match the predictions; run dvc repro" in output
         )
     finally:

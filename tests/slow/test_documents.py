@@ -1,12 +1,18 @@
-"""The commands of README and docs print what is shown there, on the real datasets."""
+"""The commands of README and docs print what is shown there, on the real datasets.
 
+`SCREENSHOT=docs/images/report.png pytest -m slow tests/slow/test_documents.py -k selected` draws a
+figure of the docs.
+"""
+
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
@@ -22,14 +28,22 @@ from tests.helpers import (
     commit_all,
     copy_files,
     examples,
+    open_context,
     write_entry,
 )
 from tests.serving import Server, serving
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 Serve = Callable[[AbstractContextManager[Server]], Server]
 pytestmark = pytest.mark.slow
 
-PAGES = sorted(["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+PAGES = [
+    "CONTRIBUTING.md",
+    "README.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
 # Pages whose commands other tests run, with addresses and files of their own.
 ELSEWHERE = {
     "docs/many-machines.md": "test_workers",
@@ -40,7 +54,10 @@ ELSEWHERE = {
 NOT_RUN = {
     ". .venv/bin/activate": "the tests' environment is active",
     "make repro": ".ci/run runs it",
+    "make lint": ".ci/run runs it",
     "make test": ".ci/run runs it",
+    ".ci/run": "runs before every merge",
+    "git add dvc.lock reports": "nothing has changed",
     "make experiments": "takes hours; test_experiments and test_workers run smaller grids",
     "make search": "takes hours; test_search runs smaller searches",
     "make serve": "runs until Ctrl-C; test_serve",
@@ -67,6 +84,13 @@ PLACES = {
     },
     "docs/handing-over.md": {"classify photos": "classify photos 2>&1 || [ $? = 1 ]"},
     "docs/own-images.md": {"NAME PATH": "my_letters digits", "NAME": "my_letters"},
+}
+# Figures of the docs: the experiment on a page that draws each, and its path there.
+FIGURES = {
+    "README.md": {
+        "fashion_errors": ("fashion", "reports/figures/errors.png"),
+        "fashion_samples": ("fashion", "reports/figures/samples.png"),
+    },
 }
 
 
@@ -161,6 +185,47 @@ def test_commands_print_what_the_page_shows(
         command = command.replace("http://127.0.0.1:8000", address)
         printed = project.call("sh", "-c", command)
         assert missing(shown, printed, exact=exact) == [], printed
+    if exact:
+        for name, (experiment, path) in FIGURES.get(page, {}).items():
+            image = project.call("git", "hash-object", f"docs/images/{name}.png")
+            assert (
+                project.call("git", "rev-parse", f"{revision(project, experiment)}:{path}") == image
+            )
+
+
+def revision(project: Clone, experiment: str) -> str:
+    """The commit of an experiment."""
+    (row,) = (
+        line.split()
+        for line in project.call("git", "for-each-ref", "refs/exps").splitlines()
+        if line.endswith(f"/{experiment}")
+    )
+    return row[0]
+
+
+def test_report_shows_the_images_of_a_selected_cell(
+    project: Clone, exact: bool, browser: "Browser"
+) -> None:
+    project.call("git", "reset", "--quiet", "--hard", "start")
+    project.call("dvc", "repro", "--quiet")
+    project.call("make", "report")
+    page = open_context(browser, viewport={"width": 1280, "height": 590}).new_page()
+    page.goto((project.path / "reports/report.html").as_uri())
+    cell = page.locator('.matrix button[data-label="9"][data-predicted="4"]')
+    count = int(cell.inner_text())
+    cell.click()
+    status = page.locator("#status").inner_text()
+    assert status == f"{count} images: label 9, predicted as 4"
+    page.get_by_role("heading", name="Errors").evaluate(
+        "heading => window.scrollTo(0, heading.getBoundingClientRect().top + window.scrollY - 34)"
+    )
+    page.mouse.move(0, 0)
+    if "SCREENSHOT" in os.environ:
+        page.screenshot(path=ROOT / os.environ["SCREENSHOT"])
+    page.context.close()
+    table = pd.read_csv(project.path / "reports/confusion.csv")
+    (expected,) = table[(table["label"] == 9) & (table["predicted"] == 4)]["count"]
+    assert count == expected
 
 
 def write_letters(project: Clone) -> None:
@@ -186,7 +251,7 @@ def write_photos(project: Clone) -> None:
     images = np.load(project.path / "data/raw/test_images.npy")
     Image.fromarray(images[0]).save(project.path / "seven.png")
     names = {
-        "mnist.png": "as published",
+        "mnist.png": "unchanged",
         "noise.png": "noise",
         "shadow.png": "gradient lighting",
         "transparent.png": "RGBA, transparent",
