@@ -44,8 +44,8 @@ def commands(settings: Settings, folder: Path) -> list[Command]:
 
 
 def steady(runs: Runs, name: str) -> float:
-    """Return the median duration in seconds of epochs after the first, over all rounds."""
-    return float(median(seconds for result in runs[name] for seconds in result["epochs"][1:]))
+    """Return the median over rounds of the mean duration in seconds of epochs after the first."""
+    return float(median(mean(result["epochs"][1:]) for result in runs[name]))
 
 
 def share_of_rate(runs: Runs, work: float) -> Interval:
@@ -57,7 +57,7 @@ def share_of_rate(runs: Runs, work: float) -> Interval:
     """
     libraries = [name for name in runs if name.startswith("rate")]
     shares = [
-        100 * work / median(result["epochs"][1:]) / max(runs[name][i]["rate"] for name in libraries)
+        100 * work / mean(result["epochs"][1:]) / max(runs[name][i]["rate"] for name in libraries)
         for i, result in enumerate(runs[OURS])
     ]
     return mean_interval(shares)

@@ -13,7 +13,7 @@ from benchmarks.settings import Settings
 from benchmarks.workspace import ARRAYS, call, copy_project, write_synthetic
 
 STAGES = ("normalize", "train", "predict", "evaluate", "plot", "extract_errors")
-TOOLS = ("dataset", "label_errors", "classify", "report")
+TOOLS = ("dataset", "fetch", "label_errors", "classify", "report", "verify")
 FACTORS = (1, 4, 16)
 CLASSES = (10, 62, 256)
 FILES = 100  # that classify reads at 1x
@@ -39,7 +39,7 @@ def commands(settings: Settings, factor: int, classes: int) -> list[Command]:
     """Prepare a project with synthetic images, and return its stages and then its tools."""
     train, test, validation = (count * factor for count in sizes(settings))
     label = f"{factor}x, {classes}"
-    params = {"normalize.validation": validation, "train.epochs": 1}
+    params = {"dataset": "synthetic", "normalize.validation": validation, "train.epochs": 1}
     folder = copy_project(settings.scratch / f"scaling {label}", params)
     raw, own = folder / "data/raw", folder / "data/own"
     write_synthetic(raw, train, test, [f"class {number}" for number in range(classes)])
@@ -60,7 +60,8 @@ def commands(settings: Settings, factor: int, classes: int) -> list[Command]:
         "label_errors": ["--folds", "2"],
         "classify": [files],
     }
-    before = {"dataset": forget_import, "report": write_lock}
+    packages = {"fetch": "stages"}  # it reads the file that the tool dataset wrote
+    before = {"dataset": forget_import, "report": write_lock, "verify": write_lock}
     stages = [
         Command(f"{stage} {label}", [sys.executable, "-m", f"stages.{stage}"], folder)
         for stage in STAGES
@@ -68,7 +69,7 @@ def commands(settings: Settings, factor: int, classes: int) -> list[Command]:
     tools = [
         Command(
             f"{tool} {label}",
-            [sys.executable, "-m", f"tools.{tool}", *options.get(tool, [])],
+            [sys.executable, "-m", f"{packages.get(tool, 'tools')}.{tool}", *options.get(tool, [])],
             folder,
             before.get(tool),
         )
