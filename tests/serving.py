@@ -20,7 +20,7 @@ from PIL import Image
 
 from tests.helpers import ROOT
 
-BAR = np.zeros((14, 14), np.uint8)  # what bars_model takes for horizontal
+BAR = np.zeros((14, 14), np.uint8)  # bars_model classifies it as horizontal
 BAR[6:8, 2:12] = 255
 
 HEAD = (

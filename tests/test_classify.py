@@ -125,7 +125,7 @@ def test_invalid_files_do_not_stop_the_others(
     Path("mine/2.png").write_text("<html>")
     Path("mine/5.png").write_bytes(Path("mine/6.png").read_bytes()[:60])
     Path("empty").mkdir()
-    with pytest.raises(StageError, match="could not read 4 of the paths"):
+    with pytest.raises(StageError, match="unreadable paths: 4"):
         call("mine", "empty", "absent.png", "--csv")
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 1 + 10

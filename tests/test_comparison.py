@@ -105,13 +105,13 @@ def test_identical_predictions_count_once(bench: Bench) -> None:
 
 def test_conflicting_results_for_a_seed_are_rejected(bench: Bench) -> None:
     other = replace(bench.run(), name="again", predictions="others")
-    with pytest.raises(StageError, match=r"^again: its predictions are not those of tiny-mlp-0"):
+    with pytest.raises(StageError, match=r"^again and tiny-mlp-0 have different predictions"):
         comparison.group_by_configuration([bench.run(), other])
 
 
 def test_different_images_of_a_dataset_are_rejected(bench: Bench) -> None:
     other = replace(bench.run(seed=1), name="again", images="others")
-    with pytest.raises(StageError, match=r"^again: its tiny images are not those of tiny-mlp-0"):
+    with pytest.raises(StageError, match=r"^again and tiny-mlp-0 have different tiny images"):
         comparison.group_by_configuration([bench.run(), other])
 
 

@@ -714,7 +714,7 @@ def test_command_line_import(tmp_path: Path) -> None:
         check=False,
     )
     assert refused.returncode == 1
-    assert refused.stderr == "dataset: x: expected a folder or file, found none\n"
+    assert refused.stderr == "dataset: x: no such file or folder\n"
 
 
 def damaged(name: str, change: Callable[[bytes], bytes]) -> None:
@@ -773,8 +773,8 @@ INVALID: list[Any] = [  # one case a line
     ("257 classes", lambda: folders(NOISE[np.arange(257) % 40], range(257)), "found 257"),
     ("no train class", lambda: (folders(below="train/"), png("test/7/a.png")), "none of 7"),
     ("empty train class", lambda: (folders(below="train/"), png("val/x/a.png")), "none of x"),
-    ("one image a class", lambda: folders(NOISE[:2], [0, 1]), "too few different ones"),
-    ("all images identical", lambda: folders(NOISE[[0] * 9], [0, 1, 1] * 3), "too few different"),
+    ("one image a class", lambda: folders(NOISE[:2], [0, 1]), "too few distinct"),
+    ("all images identical", lambda: folders(NOISE[[0] * 9], [0, 1, 1] * 3), "too few distinct"),
     ("line feed in a class", lambda: folders(labels=["a\nb", "c"] * 20), "printable class names"),
     # Images
     ("empty", lambda: (folders(), write("0/x.png", "")), "0/x.png: cannot identify"),
@@ -940,7 +940,7 @@ INVALID: list[Any] = [  # one case a line
     (
         "npz train twice",
         lambda: npz(x_train=NOISE, train_images=NOISE, y_train=TWO),
-        "once, found them again",
+        "duplicate train images",
     ),
     (
         "npz with and without split",
@@ -978,7 +978,7 @@ INVALID: list[Any] = [  # one case a line
     (
         "zip in a folder",
         lambda: (png("0/a.png"), write("d.zip", zipped("0/a.png"))),
-        "d.zip: expected no zip inside the given path; unpack it first",
+        "d.zip: nested zip; unpack it first",
     ),
     ("CSV longer row", lambda: csv_with("\n1,", "\n1,1,"), "d.csv: expected a CSV, found"),
     (
@@ -1080,7 +1080,7 @@ def test_nested_zip_is_rejected() -> None:
     png("0/a.png")
     write("inner.zip", zipped("0/a.png"))
     write("outer.zip", zipped("inner.zip"))
-    expected = "inner.zip: expected no zip inside the given path; unpack it first"
+    expected = "inner.zip: nested zip; unpack it first"
     assert expected in fault(DATA / "outer.zip")
 
 

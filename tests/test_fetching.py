@@ -67,7 +67,7 @@ def csv(split: str) -> bytes:
 
 
 def content(key: str, name: str) -> bytes:
-    """What a source serves under a key of its entry in the catalog."""
+    """The file that a source serves under a key of its entry in the catalog."""
     if key == "npz":
         return npz(ARRAYS)
     if key.endswith("_csv"):

@@ -37,7 +37,7 @@ print(sorted(names - sys.stdlib_module_names))
 
 
 class Published(NamedTuple):
-    """A project with a published model, and what a reader has downloaded of it."""
+    """A project with a published model, and the files that a reader has downloaded."""
 
     project: Clone
     reader: Clone

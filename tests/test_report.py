@@ -239,9 +239,9 @@ def test_changed_and_missing_files_are_rejected(
 ) -> None:
     monkeypatch.chdir(clone.path)
     for name, line in {
-        "reports/classes.csv": "workspace: expected a finished run, found a reports/classes.csv",
-        "data/predictions.npz": "workspace: expected a finished run, found a data/predictions.npz",
-        "data/raw/test_images.npy": "workspace: expected a finished run, found a data/raw/test_im",
+        "reports/classes.csv": "workspace: not a finished run: reports/classes.csv",
+        "data/predictions.npz": "workspace: not a finished run: data/predictions.npz",
+        "data/raw/test_images.npy": "workspace: not a finished run: data/raw/test_im",
     }.items():
         path = clone.path / name
         content = path.read_bytes()

@@ -35,7 +35,7 @@ def test_missing_folder_is_not_created(one_stage: Clone, tmp_path: Path) -> None
 
 def test_address_with_credentials_is_rejected(one_stage: Clone) -> None:
     call("git", "remote", "set-url", "origin", "https://name:secret@host/project")
-    with pytest.raises(StageError, match="has credentials") as caught:
+    with pytest.raises(StageError, match="contains credentials") as caught:
         prepare(head())
     assert "secret" not in str(caught.value)
 

@@ -219,7 +219,7 @@ def main() -> None:
         draw(classes, args.show, first)
         print(f"{args.show}: {len(first):,} of {len(files):,} files", file=sys.stderr)
     if faults:
-        raise StageError(f"could not read {len(faults):,} of the paths; see above")
+        raise StageError(f"unreadable paths: {len(faults):,}; see above")
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def main() -> None:
     if failed:
         raise StageError(f"{len(failed)} of {len(todo)} experiments failed: {', '.join(failed)}")
     if not args.push:
-        print("compare them: make compare")
+        print("to compare them: make compare")
 
 
 if __name__ == "__main__":

@@ -102,8 +102,8 @@ def summarize(search: Search, commit: str) -> str:
         f"{score}, for new images",
         f"The best of {trials} scores is optimistically biased; "
         "--confirm K reruns the best trial with K new seeds.",
-        f"apply it: dvc exp apply {name}",
-        f'compare it with any others: make compare COMPARE="{name} REV"',
+        f"to apply it: dvc exp apply {name}",
+        f'to compare it: make compare COMPARE="{name} REV"',
     ]
     return "\n".join(lines)
 

@@ -1,1 +1,1 @@
-"""What the tools share."""
+"""Modules shared by the tools."""

@@ -287,7 +287,7 @@ def read_arrays(files: Sequence[Path], name: str, notes: list[str]) -> Arrays:
             if not kind:
                 notes.append(f"{file.name}: array {key!r} is ignored")
             elif (split, kind) in arrays:
-                raise StageError(f"{file.name}: expected {split} {kind} once, found them again")
+                raise StageError(f"{file.name}: duplicate {split} {kind}")
             else:
                 arrays[split, kind] = array
     return arrays

@@ -112,7 +112,7 @@ class Classifier:
             redrawn = ink.redraw(image, self.model.image, light=self.model.background < 128)
             if redrawn:
                 return Prepared(redrawn[0], (*steps, *redrawn[1]))
-            steps = (*steps, "not only strokes")
+            steps = (*steps, "strokes not isolated")
         height, width, *color = self.model.image
         if not color and self._is_inverted(image):
             image, steps = 255 - image, (*steps, "inverted")

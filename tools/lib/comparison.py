@@ -43,15 +43,15 @@ def group_by_configuration(runs: Sequence[Run]) -> list[list[Run]]:
         other = images.setdefault(each.dataset, each)
         if other.images != each.images:
             raise StageError(
-                f"{each.name}: its {each.dataset} images are not those of {other.name}; "
+                f"{each.name} and {other.name} have different {each.dataset} images; "
                 "compare runs on the same data"
             )
         group = groups.setdefault((each.dataset, each.configuration), {})
         other = group.setdefault(each.replicate, each)
         if other.predictions != each.predictions:
             raise StageError(
-                f"{each.name}: its predictions are not those of {other.name}, although parameters, "
-                "seeds, code and requirements.lock are equal (another machine?); pass one of them"
+                f"{each.name} and {other.name} have different predictions but equal parameters, "
+                "seeds, code and requirements.lock (different machines?); pass only one"
             )
     found = []
     for group in groups.values():

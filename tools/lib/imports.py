@@ -215,7 +215,7 @@ def read(path: Path, scratch: Path, options: Options) -> Published:
         StageError: The layout is not supported, or images were rejected; each one is printed.
     """
     if not path.exists():
-        raise StageError(f"{path}: expected a folder or file, found none")
+        raise StageError(f"{path}: no such file or folder")
     skipped: Counter[str] = Counter()
     root = path
     if path.is_file() and zipfile.is_zipfile(path) and path.suffix.lower() != ".npz":
@@ -230,7 +230,7 @@ def read(path: Path, scratch: Path, options: Options) -> Published:
     skipped["other files"] += len(files) - len(images) - len(tables)
     archives = [file for file in files if file.lower().endswith(".zip")]
     if archives and root != path.parent and not images and not tables:
-        raise StageError(f"{archives[0]}: expected no zip inside the given path; unpack it first")
+        raise StageError(f"{archives[0]}: nested zip; unpack it first")
     if not images and not tables:
         raise StageError(f"{path}: expected images, npz, CSV or IDX files, found none")
     if images and path.samefile(root / images[0]):
@@ -284,7 +284,7 @@ def split(published: Published, prints: np.ndarray, share: float) -> None:
                 count += copies
     splits[np.isin(prints, list(moved)) & (splits == "train")] = "test"
     published.splits = splits.tolist()
-    published.notes.append(f"test split: {share:.0%} of each class, random by seed and pixels")
+    published.notes.append(f"test split: {share:.0%} of each class, selected by seed and pixels")
 
 
 def check_classes(published: Published) -> list[str]:
@@ -304,7 +304,7 @@ def check_classes(published: Published) -> list[str]:
     if odd := [name for name in classes if not is_printable(name)]:
         faults.append(f"expected printable class names, found {odd!r}")
     if "test" not in published.splits:
-        faults.append("expected test images, found too few different ones to hold any out")
+        faults.append("too few distinct images to hold out a test split")
     if faults:
         raise StageError("; ".join(faults))
     return classes

@@ -115,7 +115,7 @@ class Record:
         content = self.content(path)
         folder = path.rpartition("/")[0]
         if folder not in self.digests and self.digests.get(path) != md5(content):
-            raise self._unfinished(f"a {path} that differs from dvc.lock")
+            raise self._unfinished(f"{path} differs from dvc.lock")
         return content
 
     def read_json(self, path: str) -> Any:  # noqa: ANN401  # an object of the pipeline
@@ -132,7 +132,7 @@ class Record:
         try:
             return np.load(io.BytesIO(content), allow_pickle=False)
         except DAMAGED as error:
-            raise self._unfinished(f"a damaged {path}") from error
+            raise self._unfinished(f"{path} is damaged") from error
 
     @cached_property
     def dataset(self) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class Record:
         """Read an array of data/raw, and verify its digest against dataset.json."""
         array = np.asarray(self.read_arrays(f"data/raw/{name}.npy"))
         if hashlib.sha256(array.tobytes()).hexdigest() != self.dataset["arrays"][name]["sha256"]:
-            raise self._unfinished(f"a data/raw/{name}.npy that differs from dataset.json")
+            raise self._unfinished(f"data/raw/{name}.npy differs from dataset.json")
         return array
 
     def reproduce(self) -> list[str]:
@@ -190,7 +190,7 @@ class Record:
         return [f"git checkout {self.base[:12]}", shlex.join(run)]
 
     def _unfinished(self, found: str) -> StageError:
-        return StageError(f"{self.name}: expected a finished run, found {found}; run dvc repro")
+        return StageError(f"{self.name}: not a finished run: {found}; run dvc repro")
 
 
 def read_records(names: Sequence[str]) -> list[Record]:

@@ -169,9 +169,7 @@ def read_run(name: str, commit: str) -> Run:
     except (StageError, OSError, DvcException, LookupError, TypeError, ValueError) as error:
         words = " ".join(str(error).split())
         words = f"no {words}" if isinstance(error, LookupError) else words or type(error).__name__
-        raise StageError(
-            f"{name}: expected a finished run (dvc.lock, reports), found: {words}"
-        ) from error
+        raise StageError(f"{name}: not a finished run (dvc.lock, reports): {words}") from error
     if not (0 <= scores["accuracy"] <= 1 and isinstance(seed, int) and isinstance(split, int)):
         raise StageError(
             f"{name}: expected an accuracy from 0 to 1 and integer seeds, "

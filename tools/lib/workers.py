@@ -52,8 +52,8 @@ def prepare(commit: str) -> str:
     url = call("git", "remote", "get-url", REMOTE).strip()
     if re.match("https?://[^/]*@", url):
         raise StageError(
-            f"Git remote {REMOTE}: its address has credentials, which process lists of workers "
-            "would show; configure a credential helper of Git instead"
+            f"Git remote {REMOTE}: its URL contains credentials, which the workers' process lists "
+            "would show; configure a Git credential helper instead"
         )
     if ":" not in url and not Path(url).is_absolute():
         raise StageError(
