@@ -91,10 +91,11 @@ def test_signal_ends_server_after_running_request(bars_file: Path, number: signa
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_make_serve_without_an_error(bars_file: Path, number: signal.Signals) -> None:
-    command = ["make", "--old-file", ".venv/installed", "serve"]
+    command = ["make", "--no-print-directory", "--old-file", ".venv/installed", "serve"]
     process = subprocess.Popen(
         [*command, f"SERVE=--port 0 --model {bars_file}"],
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
