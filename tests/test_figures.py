@@ -638,10 +638,17 @@ def test_font_without_a_bold_face_causes_no_warning(
 def test_title_drops_characters_without_a_font(install_font: InstallFont) -> None:
     figure = figures.pairs("패션: most confused", [("a", "b", 1)])
     assert figure.axes[0].get_title(loc="left") == "most confused"
-    figure = figures.pairs("Fashion, 패션: most confused", [("a", "b", 1)])
-    assert figure.axes[0].get_title(loc="left") == "Fashion: most confused"
+    for title in ("Fashion, 패션: most confused", "Fashion (패션): most confused"):
+        figure = figures.pairs(title, [("a", "b", 1)])
+        assert figure.axes[0].get_title(loc="left") == "Fashion: most confused"
+
     install_font("Some-Regular", "DejaVuSansMono")
     title = f"{OTHER_SCRIPT[0]}: most confused"
+    assert figures.pairs(title, [("a", "b", 1)]).axes[0].get_title(loc="left") == title
+
+
+def test_title_with_fonts_for_all_characters_is_unchanged() -> None:
+    title = "Données , (): erreurs"
     assert figures.pairs(title, [("a", "b", 1)]).axes[0].get_title(loc="left") == title
 
 

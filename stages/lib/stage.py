@@ -180,8 +180,8 @@ def run(main: Callable[[], object]) -> None:
     """Run the `main` of a stage or tool.
 
     An error that a user can fix ends the process with one line, no traceback and exit code 1. A
-    signal ends it with exit code 128 plus the signal number; death of the parent DVC counts as
-    SIGTERM.
+    signal raises KeyboardInterrupt in `main`, and ends the process with exit code 128 plus the
+    signal number; death of the parent DVC counts as SIGTERM.
 
     Args:
         main: May raise `StageError`, or `OSError` for disk and permission errors.

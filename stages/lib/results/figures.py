@@ -166,10 +166,12 @@ def _short(name: str, columns: int = 18) -> str:
 
 
 def _drawable_title(title: str) -> str:
-    """Remove characters that no installed font has, and punctuation left before a colon."""
+    """Remove characters that no installed font has, and what they leave before a colon."""
     missing = _undrawable(title)
+    if not missing:
+        return title
     kept = "".join(character for character in title if character not in missing)
-    return re.sub(r"[\s,]+:", ":", kept).strip(" :")
+    return re.sub(r"(\(\s*\)|[\s,])+:", ":", kept).strip(" :")
 
 
 def _wrappable_title(title: str) -> str:
