@@ -20,7 +20,7 @@ DATASETS = ("mnist", "fashion_mnist")
 MEASURED = (
     *("benchmarks/*.py", "stages", "tools/lib"),
     *("tools/classify.py", "tools/dataset.py", "tools/experiments.py", "tools/label_errors.py"),
-    *("tools/report.py", "tools/serve.py"),
+    *("tools/report.py", "tools/serve.py", "tools/verify.py"),
     *("datasets", "dvc.yaml", "params.yaml"),
 )
 SETTINGS = (
@@ -170,7 +170,6 @@ def write_synthetic(raw: Path, train: int, test: int, classes: list[str]) -> Non
         wrong = rng.random(count) < 0.02
         labels[wrong] = (labels[wrong].astype(int) + 1) % len(classes)
         written |= write_arrays(raw, {f"{split}_labels": labels})
-    # The tools require the dataset of params.yaml.
-    about = {"name": "mnist", "title": "Synthetic", "classes": classes, "flip": False}
+    about = {"name": "synthetic", "title": "Synthetic", "classes": classes, "flip": False}
     gray = {"levels": [0, 254], "background": 127}
     write_json(raw / "dataset.json", {**about, **gray, "arrays": written})

@@ -45,6 +45,8 @@ def commands(settings: Settings, factor: int, classes: int) -> list[Command]:
     write_synthetic(raw, train, test, [f"class {number}" for number in range(classes)])
     npz = folder.with_name(f"{folder.name}.npz")
     np.savez(npz, **{short: np.load(raw / f"{name}.npy") for short, name in ARRAYS.items()})
+    call("python", "-m", "tools.dataset", "synthetic", str(npz), cwd=folder)
+    call("python", "-m", "stages.fetch", cwd=folder)
     files = write_files(folder, folder.with_name(f"{folder.name} files"), FILES * factor)
 
     def forget_import(_: int) -> None:
@@ -52,8 +54,7 @@ def commands(settings: Settings, factor: int, classes: int) -> list[Command]:
         (folder / "datasets/synthetic.yaml").unlink(missing_ok=True)
 
     def write_lock(_: int) -> None:
-        if not (folder / "dvc.lock").exists():
-            call("dvc", "commit", "--quiet", "--force", cwd=folder)
+        call("dvc", "commit", "--quiet", "--force", cwd=folder)
 
     options: dict[str, list[str | Path]] = {
         "dataset": ["synthetic", npz],
