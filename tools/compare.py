@@ -11,9 +11,9 @@ from tools.lib.significance import MIN_RUNS
 
 SCORES = f"""\
 Accuracy is measured on the test split: mean ± standard deviation over the runs. Its 95% confidence
-interval generalizes to new test images and new runs; with fewer than {MIN_RUNS} runs, to new images
-only. Loss is in nats. ECE is the expected calibration error; a perfectly calibrated model stays
-below "if calibrated" in 95% of cases. Multiply-adds are per image.
+interval accounts for the sampling of test images and runs; with fewer than {MIN_RUNS} runs, of test
+images only. Loss is in nats. ECE is the expected calibration error; a perfectly calibrated model
+stays below "if calibrated" in 95% of cases. Multiply-adds are per image.
 """
 PAIRS = f"""\
 "Better" means that the first is more accurate with p < .05. The verdict generalizes to new test
@@ -21,7 +21,7 @@ images and, for configurations with at least {MIN_RUNS} runs, to new runs with o
 seeds listed above. Configurations with fewer runs are treated as fixed models. p is Holm-corrected
 over all pairs of a dataset; intervals are not. "p (fixed images)" generalizes to new runs on these
 test images only. The last two columns are the runs per configuration and the test images needed to
-detect a true difference of {{:g}} with 80% power, changing only that number. Datasets are not
+detect a true difference of {{:g}} with 80% power, each with the other unchanged. Datasets are not
 compared with each other. docs/experiments.md explains the method.
 """
 HEADER = """# Comparison

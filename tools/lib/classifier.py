@@ -26,7 +26,7 @@ SCORES = Path("reports/scores.json")
 RAW = Path("data/raw")
 COMPONENTS, SAMPLE = 100, 1000  # principal components; training images that they are fitted to
 FLAGGED = 0.05  # share of training images that count as unusual
-BORDER = 0.9  # share of an inverted image's border pixels that are closer to the inverse background
+BORDER = 0.9  # share of an inverted image's border pixels that differ much from the background
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Classifier:
         return best, ("transparent pixels filled",)
 
     def _is_inverted(self, image: np.ndarray) -> bool:
-        """Return whether nearly all border pixels are closer to the inverse background.
+        """Return whether nearly all border pixels are more than 127 levels from the background.
 
         Not all, because training images may have bright borders, too: of the 70,000 images of
         Fashion-MNIST (background 0), two have more than 50%, and none has 80% bright border pixels.
