@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, Clone, clone_env, code_blocks, copy_files
+from tests.helpers import ROOT, Clone, clone_env, copy_files
 
 COMMANDS = {"mypy", "pytest-xdist", "ruff", "uv"}  # dev dependencies that nothing imports
 PLUGINS = {"dvc-ssh", "dvc-webdav"}  # dev dependencies that DVC imports, for remotes in tests
@@ -164,12 +164,3 @@ def test_stage_reports_python_and_missing_packages(tmp_path: Path) -> None:
     missing = "PIL, keras, matplotlib, onnx, onnxruntime, sklearn, tensorflow, wcwidth"
     line = run(PATH=str(tmp_path), PYTHONPATH=str(site))
     assert line == f"fetch: {bare} has no {missing}{advice}"
-
-
-def test_readme_has_at_most_1500_words() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1500
-
-
-def test_readme_has_the_code_of_the_docs() -> None:
-    """The tests of publishing run it."""
-    assert code_blocks("README.md", "python") == code_blocks("docs/handing-over.md", "python")
