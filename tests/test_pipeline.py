@@ -331,7 +331,10 @@ def name_faults(tree: Tree) -> list[str]:
     modules = {name.rpartition(".")[2] for name in tree.modules} | {
         path.stem for path in (ROOT / "tools").rglob("*.py")
     }
-    others = {"benchmarks", "end_to_end", "layouts", "page", "pipeline", "project", "publishing"}
+    others = {
+        *("benchmarks", "end_to_end", "layouts", "page", "pipeline", "project", "publishing"),
+        "readme",
+    }
     allowed = {f"test_{name}" for name in modules | others}
     return differences(
         "tests", {f"test_{name}" for name in STAGES} | (tree.tests & allowed), tree.tests
