@@ -26,7 +26,7 @@ SCORES = Path("reports/scores.json")
 RAW = Path("data/raw")
 COMPONENTS, SAMPLE = 100, 1000  # principal components; training images that they are fitted to
 FLAGGED = 0.05  # share of training images that count as unusual
-BORDER = 0.9  # share of an inverted image's border pixels that differ much from the background
+BORDER = 0.9  # share of border pixels far from the background in an inverted image
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def _short(name: str, columns: int = 18) -> str:
 
 
 def _drawable_title(title: str) -> str:
-    """Remove characters that no installed font has, and what they leave before a colon."""
+    """Remove characters that no installed font has, and punctuation left before a colon."""
     missing = _undrawable(title)
     if not missing:
         return title
